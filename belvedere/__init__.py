@@ -1,0 +1,42 @@
+"""Belvedere makes pictures, 3D views and small files.
+
+The public names below are imported when they are first used, so ``import belvedere`` itself loads nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "DiMR": "belvedere.generation.dimr",
+    "DiMRPipeline": "belvedere.generation.pipelines",
+    "InputError": "belvedere.errors",
+    "Toybox": "belvedere.data.toybox",
+    "ToyClassifier": "belvedere.data.toybox.classifier",
+    "load": "belvedere.checkpoints.store",
+    "load_official": "belvedere.checkpoints.official",
+}
+
+__all__ = ["DiMR", "DiMRPipeline", "InputError", "ToyClassifier", "Toybox", "load", "load_official"]
+
+if TYPE_CHECKING:
+    from belvedere.checkpoints.official import load_official
+    from belvedere.checkpoints.store import load
+    from belvedere.data.toybox import Toybox
+    from belvedere.data.toybox.classifier import ToyClassifier
+    from belvedere.errors import InputError
+    from belvedere.generation.dimr import DiMR
+    from belvedere.generation.pipelines import DiMRPipeline
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'belvedere' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

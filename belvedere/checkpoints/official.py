@@ -1,0 +1,152 @@
+"""The published weights: official names and configs -> ours, tensor for tensor, and back."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from belvedere.errors import InputError
+from belvedere.generation.dimr import DiMR
+from belvedere.generation.dimr_config import VARIANTS
+
+_DIMR_NAMES = (
+    (r"(stages\.\d+)\.input_layer\.1\.", r"\1.embed."),
+    (r"(stages\.\d+)\.input_layer\.3\.position_embeddings\.", r"\1.position."),
+    (r"(stages\.\d+)\.class_embeds\.", r"\1.class_embed."),
+    (r"(stages\.\d+)\.skip_denses\.", r"\1.skips."),
+    (r"(stages\.\d+)\.upsample\.0\.", r"\1.upsample.norm."),
+    (r"(stages\.\d+)\.upsample\.1\.kernel\.", r"\1.upsample.linear."),
+    (r"(stages\.\d+)\.upsample\.2\.", r"\1.upsample.out_norm."),
+    (r"(stages\.\d+)\.output_layer\.0\.", r"\1.head_norm."),
+    (r"(stages\.\d+)\.output_layer\.2\.", r"\1.head."),
+    (r"\.block1\.query_key_value\.", r".attention.qkv."),
+    (r"\.block1\.dense\.", r".attention.out."),
+    (r"\.block1\.norm\.", r".attention.norm."),
+    (r"\.block1\.pos_emb\.", r".attention.rope."),
+    (r"\.block1\.qk_norm\.", r".attention.rope."),
+    (r"\.block1\.1\.", r".conv."),
+    (r"\.block2\.norm\.", r".mlp.norm."),
+    (r"\.block2\.w2\.", r".mlp.project_out."),
+)
+_DIMR_GATE = re.compile(r"\.block2\.w0\.(weight|bias)$")
+_DIMR_UNUSED = re.compile(r"stages\.\d+\.pos_emb\.freqs_[hw]$")
+
+_DIMR_STAGE_FIELDS = {
+    "dim": "dim",
+    "hidden_dim": "hidden",
+    "num_attention_heads": "heads",
+    "num_blocks": "blocks",
+    "kernel_size": "kernel",
+    "max_height": "height",
+    "max_width": "width",
+    "image_input_ratio": "pool",
+    "input_feature_ratio": "patch",
+    "final_kernel_size": "head_kernel",
+}
+_DIMR_KINDS = {"TransformerBlock": "transformer", "ConvNeXtBlock": "convnext"}
+_DIMR_FIELDS = {
+    "channels": "channels",
+    "num_classes": "num_classes",
+    "norm_type": "norm",
+    "pe_type": "position",
+    "block_grad_to_lowres": "detach_lowres",
+}
+
+
+def dimr_names(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an official DiMR state dict (or gradients by the same names) under our names.
+
+    The two halves of each gated MLP, ``w0`` and ``w1``, become one ``project_in``; the stage-level rotary
+    frequencies, which the official network stores and never reads, are dropped.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in official.items():
+        if _DIMR_UNUSED.match(name) or re.search(r"\.block2\.w1\.(weight|bias)$", name):
+            continue
+        if gate := _DIMR_GATE.search(name):
+            value = official.get(name[: gate.start()] + f".block2.w1.{gate[1]}")
+            if value is None:
+                raise InputError(f"official weights have {name} but not its w1 half: the file is incomplete")
+            ours[name[: gate.start()] + f".mlp.project_in.{gate[1]}"] = torch.cat((tensor, value))
+            continue
+        for pattern, replacement in _DIMR_NAMES:
+            name = re.sub(pattern, replacement, name)
+        ours[name] = tensor
+    return ours
+
+
+def dimr_config(official: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our config from the official fields (as in the published config files); unknown fields are errors."""
+    config: dict[str, Any] = {"norm": "LN"}
+    for key, value in official.items():
+        if key == "stage_configs":
+            config["stage_configs"] = [_dimr_stage(stage) for stage in value]
+        elif key in _DIMR_FIELDS:
+            config[_DIMR_FIELDS[key]] = value
+        else:
+            raise InputError(f"unknown official DiMR field {key!r}: known are {', '.join(_DIMR_FIELDS)}")
+    return config
+
+
+def _dimr_stage(official: Mapping[str, Any]) -> dict[str, Any]:
+    stage: dict[str, Any] = {}
+    for key, value in official.items():
+        if key == "block_type":
+            if value not in _DIMR_KINDS:
+                raise InputError(f"official block_type {value!r}: known are {', '.join(_DIMR_KINDS)}")
+            stage["kind"] = _DIMR_KINDS[value]
+        elif key in _DIMR_STAGE_FIELDS:
+            stage[_DIMR_STAGE_FIELDS[key]] = value
+        elif key != "dropout_prob":
+            raise InputError(f"unknown official stage field {key!r}: known are {', '.join(_DIMR_STAGE_FIELDS)}")
+        elif value != 0:
+            raise InputError(f"dropout_prob {value}: the published networks use 0, and so does this one")
+    return stage
+
+
+def _infer_dimr(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    table = weights.get("stages.0.class_embeds.weight")
+    for name in ("XL/2R-256", "G/2R-256"):
+        if table is not None and table.shape[1] == VARIANTS[name]["stage_configs"][0]["dim"]:
+            return VARIANTS[name]
+    raise InputError("these are not the published DiMR-XL/2R or G/2R weights: pass config=, the official fields")
+
+
+def load_official(
+    system: str, weights: Mapping[str, Tensor] | str | Path, config: Mapping[str, Any] | None = None
+) -> DiMR:
+    """Return our network with the numbers of a published state dict.
+
+    ``system``: "dimr". ``weights``: a state dict, or a ``.pth`` (read without unpickling anything but tensors)
+    or ``.safetensors`` file. ``config``: the official config fields; inferred for the published sizes.
+    Raises ``InputError`` when names or shapes do not fit the config.
+    """
+    if system != "dimr":
+        raise InputError(f"no importer for {system!r}: choose from dimr")
+    if isinstance(weights, str | Path):
+        from belvedere.checkpoints.tensors import read_state_dict
+
+        weights = read_state_dict(Path(weights))
+    model_config = dimr_config(config) if config is not None else _infer_dimr(weights)
+    ours = dimr_names(weights)
+    with torch.device("meta"):
+        model = DiMR(**model_config)
+    check_fit(model, ours)
+    model.load_state_dict({name: tensor.clone() for name, tensor in ours.items()}, assign=True)
+    return model.eval()
+
+
+def check_fit(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise ``InputError`` naming what is missing, unexpected or of another shape than ``model`` expects."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    problems = [f"missing {name}" for name in wanted.keys() - weights.keys()]
+    problems += [f"unexpected {name}" for name in weights.keys() - wanted.keys()]
+    for name in wanted.keys() & weights.keys():
+        if wanted[name] != weights[name].shape:
+            problems.append(f"{name} is {tuple(weights[name].shape)}, not {tuple(wanted[name])}")
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise InputError(f"weights do not fit the config, {len(problems)} differences: {shown}")

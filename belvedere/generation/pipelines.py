@@ -1,0 +1,258 @@
+"""The networks as diffusers pipelines: from class labels to pictures."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from belvedere.errors import InputError
+from belvedere.generation.dimr import DiMR
+from belvedere.generation.guidance import cosine_power_weight, guide
+from belvedere.generation.samplers import (
+    dpm_solver_multistep,
+    dpm_solver_singlestep,
+    from_clean,
+    single_step_nodes,
+    to_clean,
+)
+from belvedere.generation.schedules import Flow, Schedule, make_schedule, time_grid
+
+Solver = Literal["multistep", "published"]
+StepCallback = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]]
+
+CELLS_PER_CALL = 1024
+"""Positions of the last stage in one network call on a CPU: enough to fill two cores, few enough to start soon."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sample, the same for every image of a call."""
+
+    steps: int
+    guidance: float
+    guidance_power: float | None
+    solver: Solver
+    shift: float
+    callback: StepCallback | None
+
+
+class _TimeRows:
+    """The network's time-dependent parameters at given times, evaluated a block of steps at once."""
+
+    BLOCK = 32
+
+    def __init__(self, network: DiMR, times: Sequence[float]):
+        self.network, self.times = network, list(times)
+        self.index = {t: i for i, t in enumerate(self.times)}
+        self.block, self.rows = -1, torch.empty(0)
+
+    def __call__(self, t: float) -> Tensor:
+        """Return the parameters at ``t``: (1, total)."""
+        block, row = divmod(self.index[t], self.BLOCK)
+        if block != self.block:
+            times = torch.tensor(self.times[block * self.BLOCK : (block + 1) * self.BLOCK], device=self.network.device)
+            self.block, self.rows = block, self.network.evaluate_time(8 * times - 4)
+        return self.rows[row : row + 1]
+
+
+class DiMRPipeline(DiffusionPipeline):
+    """Class-conditional pictures from DiMR.
+
+    ``network``: the model. ``vae``: the KL autoencoder of its latents; None for a network of pixels.
+    ``scheduler``: a diffusers scheduler that replaces the built-in solvers; None for those.
+    ``id2label``: class names by id. ``default_steps``, ``default_guidance``, ``default_shift``: what a call uses
+    when it does not say; the shift moves the times of the grid towards noise.
+    """
+
+    model_cpu_offload_seq = "network->vae"
+    _optional_components = ("vae", "scheduler")
+
+    def __init__(
+        self,
+        network: DiMR,
+        vae: AutoencoderKL | None = None,
+        scheduler: Any = None,
+        id2label: dict[int, str] | None = None,
+        default_steps: int = 25,
+        default_guidance: float = 1.4,
+        default_shift: float = 1.0,
+    ):
+        super().__init__()
+        if network.sizes[-1].ratio != network.sizes[-1].head_patch:
+            raise InputError("the network's last stage does not predict at the resolution of its input")
+        self.register_modules(network=network, vae=vae, scheduler=scheduler)
+        names = {str(i): name for i, name in (id2label or {}).items()}
+        self.register_to_config(
+            id2label=names,
+            default_steps=default_steps,
+            default_guidance=default_guidance,
+            default_shift=default_shift,
+        )
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class ids by name."""
+        return {name: int(i) for i, name in self.config.id2label.items()}
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Shape of one sample: (channels, height, width) of the latent or of the picture."""
+        last = self.network.sizes[-1]
+        return self.network.config.channels, last.height * last.ratio, last.width * last.ratio
+
+    @property
+    def micro_batch(self) -> int:
+        """Images in one network call, the last call padded, so that no picture depends on how many are asked for."""
+        last = self.network.sizes[-1]
+        cells = CELLS_PER_CALL if self.network.device.type == "cpu" else 32 * CELLS_PER_CALL
+        return max(1, cells // (last.height * last.width))
+
+    def class_ids(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
+        """Return the ids of classes given by id or name; an unknown one raises ``InputError``."""
+        if isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        count = self.network.null_class
+        if count is None:
+            raise InputError("this network is unconditional: class_labels has nothing to choose from")
+        ids = []
+        for label in class_labels:
+            index = self.labels.get(label) if isinstance(label, str) else int(label)
+            if index is None or not 0 <= index < count:
+                known = ", ".join(self.labels) or f"0 to {count - 1}"
+                raise InputError(f"unknown class {label!r}: this model knows {known}")
+            ids.append(index)
+        return ids
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_power: float | None = None,
+        solver: Solver = "multistep",
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Make one picture for each of ``class_labels`` (ids or names).
+
+        ``guidance_scale`` w: uncond + w (cond - uncond); 1 turns guidance off; the published eval setting 0.4 is
+        w = 1.4. ``guidance_power`` raises w over time by the cosine-power rule. ``solver``: "multistep" is
+        DPM-Solver++(2M), "published" the single-step third-order solver of the paper (250 steps there).
+        ``generator``: one per image, or one for all, from which the images draw in order. Image i depends on its
+        own noise alone, bit for bit on a CPU. ``output_type``: pil, np (b, h, w, 3), pt (b, 3, h, w) or latent.
+        ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` runs for every step of every micro-batch.
+        """
+        ids = self.class_ids(class_labels)
+        config = self.config
+        plan = Plan(
+            steps=config.default_steps if num_inference_steps is None else num_inference_steps,
+            guidance=config.default_guidance if guidance_scale is None else guidance_scale,
+            guidance_power=guidance_power,
+            solver=solver,
+            shift=config.default_shift,
+            callback=callback_on_step_end,
+        )
+        noise = self._noise(len(ids), generator)
+        parts = [
+            self._micro_batch(noise[i : i + self.micro_batch], ids[i : i + self.micro_batch], plan, generator, i)
+            for i in range(0, len(ids), self.micro_batch)
+        ]
+        samples = torch.cat(parts) if parts else noise
+        images = samples if output_type == "latent" else self._decode(samples, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+        if isinstance(generator, Sequence) and len(generator) != count:
+            raise InputError(f"{len(generator)} generators for {count} images: pass one each, or one for all")
+        sources = generator if isinstance(generator, Sequence) else [generator] * count
+        rows = [torch.randn(self.sample_shape, generator=g, device=g.device if g else "cpu").cpu() for g in sources]
+        return torch.stack(rows) if rows else torch.empty(0, *self.sample_shape)
+
+    def _micro_batch(self, noise: Tensor, ids: list[int], plan: Plan, generator: Any, first: int) -> Tensor:
+        """Sample up to ``micro_batch`` images, padded to exactly that many: (b, c, h, w), float32."""
+        padding = self.micro_batch - len(ids)
+        x = torch.cat((noise, noise.new_zeros(padding, *noise.shape[1:]))).to(self.network.device)
+        labels = torch.tensor(ids + [self.network.null_class] * padding, device=self.network.device)
+        if self.scheduler is not None:
+            if isinstance(generator, Sequence):
+                spare = [torch.Generator().manual_seed(0) for _ in range(padding)]
+                generator = [*generator[first : first + len(ids)], *spare]
+            return self._run_scheduler(x, labels, plan, generator)[: len(ids)]
+        return self._run_solver(x, labels, plan)[: len(ids)]
+
+    def _denoiser(self, labels: Tensor, plan: Plan, schedule: Schedule, rows: _TimeRows) -> Callable:
+        config, null = self.network.config, self.network.null_class
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            weight = plan.guidance
+            if plan.guidance_power is not None:
+                weight = cosine_power_weight(t, plan.guidance, plan.guidance_power)
+
+            def predict(x: Tensor, y: Tensor) -> Tensor:
+                return self.network(x.to(self.network.dtype), y=y, time=rows(t))[-1].float()
+
+            return to_clean(guide(predict, x, labels, null, weight), x, t, schedule, config.prediction)
+
+        return denoise
+
+    def _run_solver(self, x: Tensor, labels: Tensor, plan: Plan) -> Tensor:
+        schedule = make_schedule(self.network.config.schedule)
+        end = schedule.end if plan.solver == "multistep" else max(schedule.end, 0.001)
+        start = schedule.start if plan.solver == "multistep" else min(schedule.start, float(schedule.sigma(1.0)))
+        times = time_grid(schedule, plan.steps, shift=plan.shift, start=start, end=end)
+        seen = times[:-1].tolist()
+        if plan.solver == "published":
+            seen = [t for nodes in single_step_nodes(times, schedule) for t in nodes[:-1]]
+        elif plan.solver != "multistep":
+            raise InputError(f"unknown solver {plan.solver!r}: choose multistep or published")
+        denoise = self._denoiser(labels, plan, schedule, _TimeRows(self.network, seen))
+        run = dpm_solver_multistep if plan.solver == "multistep" else dpm_solver_singlestep
+
+        def report(step: int, t: float, x: Tensor, clean: Tensor) -> None:
+            if plan.callback:
+                plan.callback(self, step, t, {"latents": x, "clean": clean})
+
+        return run(denoise, x, times, schedule, callback=report)
+
+    def _run_scheduler(self, x: Tensor, labels: Tensor, plan: Plan, generator: Any) -> Tensor:
+        """Sample with the diffusers scheduler; it is given the prediction it was configured for."""
+        scheduler, schedule = self.scheduler, make_schedule(self.network.config.schedule)
+        scheduler.set_timesteps(plan.steps)
+        flow = isinstance(schedule, Flow)
+        times = [float(n) / 1000 if flow else (float(n) + 1) / 1000 for n in scheduler.timesteps]
+        denoise = self._denoiser(labels, plan, schedule, _TimeRows(self.network, times))
+        kind = "velocity" if flow else scheduler.config.prediction_type.replace("v_prediction", "velocity")
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        extra = {"generator": generator} if takes_generator else {}
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+        for i, (n, t) in enumerate(zip(scheduler.timesteps, times, strict=True)):
+            scaled = scheduler.scale_model_input(x, n) if hasattr(scheduler, "scale_model_input") else x
+            clean = denoise(scaled, t)
+            output = from_clean(clean, scaled, t, schedule, kind)
+            x = scheduler.step(output, n, x, return_dict=False, **extra)[0]
+            if plan.callback:
+                plan.callback(self, i, t, {"latents": x, "clean": clean})
+        return x
+
+    def _decode(self, samples: Tensor, output_type: str) -> Any:
+        if self.vae is None:
+            pixels = samples
+        else:
+            latents = (samples / self.vae.config.scaling_factor).to(self.vae.dtype)
+            pixels = torch.cat([self.vae.decode(z[None]).sample for z in latents])
+        return self.image_processor.postprocess(pixels.float(), output_type=output_type)
+
+
+# DiffusionPipeline.from_pretrained looks up the class named by model_index.json in diffusers itself.
+diffusers.DiMRPipeline = DiMRPipeline

@@ -1,0 +1,24 @@
+"""The backbone: one public function per op; models call these and never ask for a device or a library."""
+
+from belvedere.kernels.attention import attend
+from belvedere.kernels.concat import Accumulated, concat_add, concat_begin, concat_end
+from belvedere.kernels.gates import geglu
+from belvedere.kernels.norms import rms_norm, rms_norm_inside, time_layer_norm
+from belvedere.kernels.packed import Packed
+from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
+
+__all__ = [
+    "Accumulated",
+    "Packed",
+    "attend",
+    "cell_centres",
+    "concat_add",
+    "concat_begin",
+    "concat_end",
+    "geglu",
+    "qk_norm_rope",
+    "rms_norm",
+    "rms_norm_inside",
+    "rotate_pairs",
+    "time_layer_norm",
+]

@@ -1,0 +1,86 @@
+"""Layer norm and a linear map over the concatenation of many activations that is never made.
+
+    y = W LN(cat(x_1 ... x_k)) + c          LN with weight g and bias b over all channels
+
+With mean m and deviation s over all channels of a row this is
+
+    y = (sum_i W_i (g_i x_i) - m W g) / s + W b + c
+
+so each activation can be folded in when it appears and then forgotten.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Accumulated(NamedTuple):
+    """What is known of the rows after some of the activations; all float32."""
+
+    product: Tensor
+    """sum of W_i (g_i x_i): (b, n, o)."""
+    shift: Tensor
+    """sum of W_i [g_i; b_i]: (2, b', o)."""
+    mean: Tensor
+    """mean of the channels seen so far: (b, n, 1)."""
+    square: Tensor
+    """sum of their squared distances from that mean: (b, n, 1)."""
+    count: int
+    """how many channels were seen."""
+
+
+class _ScaledLinear(torch.autograd.Function):
+    """``(x * g) @ W.T``, keeping x (which its producer keeps anyway) and not the product x * g."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gain, weight)
+        y = F.linear(x * gain, weight)
+        ctx.dtype = y.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, weight = (saved.to(ctx.dtype) for saved in ctx.saved_tensors)  # autocast chose it in forward
+        inner = grad @ weight  # (b, n, c)
+        grad_gain = (inner * x).sum_to_size(gain.shape) if ctx.needs_input_grad[1] else None
+        grad_weight = grad.flatten(0, -2).T @ (x * gain).flatten(0, -2) if ctx.needs_input_grad[2] else None
+        return inner * gain, grad_gain, grad_weight
+
+
+def concat_begin(gain: Tensor, x: Tensor, outputs: int) -> Accumulated:
+    """Return the empty accumulator for rows like ``x`` (b, n, c), a norm's ``gain`` (b', k c) and ``outputs``."""
+    rows = (*x.shape[:2], 1)
+    zeros = x.new_zeros(rows, dtype=torch.float32)
+    product = x.new_zeros((*x.shape[:2], outputs), dtype=torch.float32)
+    return Accumulated(product, x.new_zeros((2, len(gain), outputs), dtype=torch.float32), zeros, zeros, 0)
+
+
+def concat_add(seen: Accumulated, x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor) -> Accumulated:
+    """Fold the next activation in: ``x`` (b, n, c), norm ``gain``, ``bias`` (b', c), ``weight`` (o, c)."""
+    channels = x.shape[-1]
+    wide = x.float()
+    mean = wide.mean(-1, keepdim=True)
+    square = (wide - mean).square().sum(-1, keepdim=True)
+    # Chan et al. 1979: joining the moments of two sets without cancellation.
+    count = seen.count + channels
+    delta = mean - seen.mean
+    gain, bias = gain.to(x.dtype), bias.to(x.dtype)
+    return Accumulated(
+        seen.product + _ScaledLinear.apply(x, gain[:, None], weight).float(),
+        seen.shift + F.linear(torch.stack((gain, bias)), weight).float(),
+        seen.mean + delta * (channels / count),
+        seen.square + square + delta.square() * (seen.count * channels / count),
+        count,
+    )
+
+
+def concat_end(seen: Accumulated, linear_bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return ``W LN(cat) + c`` (b, n, o), float32, from the accumulator of all activations."""
+    inverse = torch.rsqrt(seen.square / seen.count + eps)
+    gain, bias = seen.shift[:, :, None]  # (b', 1, o) each
+    return (seen.product - seen.mean * gain) * inverse + bias + linear_bias.float()

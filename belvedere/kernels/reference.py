@@ -1,0 +1,86 @@
+"""The plain twin of every op: slow, obvious, in the precision of its inputs; tests compare values and gradients."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    activation: str = "softmax",
+) -> Tensor:
+    """Twin of ``belvedere.kernels.attend``; also its backend for what no faster one can do."""
+    if offsets is not None:
+        bounds = offsets.tolist()
+        pairs = itertools.pairwise(bounds)
+        rows = [attend(q[None, i:j], k[None, i:j], v[None, i:j], None, bias, scale, activation)[0] for i, j in pairs]
+        return torch.cat(rows) if rows else torch.empty_like(v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    logits = torch.einsum("bnhd,bmhd->bhnm", q, k) * scale
+    if bias is not None:
+        logits = logits + bias
+    if activation == "sigmoid":
+        weights = torch.sigmoid(logits - torch.log(torch.tensor(float(max(k.shape[1], 1)))))
+    else:
+        weights = logits.softmax(-1)
+    return torch.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def time_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Twin of ``belvedere.kernels.time_layer_norm``."""
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).square().mean(-1, keepdim=True)
+    shape = (len(weight), *[1] * (x.ndim - 2), x.shape[-1])
+    return (x - mean) / torch.sqrt(variance + eps) * weight.reshape(shape) + bias.reshape(shape)
+
+
+def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-8) -> Tensor:
+    """Twin of ``belvedere.kernels.rms_norm``."""
+    shape = (len(scale), *[1] * (x.ndim - 2), x.shape[-1])
+    return x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * scale.reshape(shape)
+
+
+def rms_norm_inside(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """Twin of ``belvedere.kernels.rms_norm_inside``."""
+    return x * scale / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Twin of ``belvedere.kernels.rotate_pairs``, one pair at a time as a complex number."""
+    value = torch.complex(x[..., 0::2], x[..., 1::2])
+    cos, sin = torch.broadcast_tensors(cos, sin)
+    turned = value * torch.complex(cos[..., 0::2], sin[..., 0::2])
+    return torch.view_as_real(turned).flatten(-2)
+
+
+def qk_norm_rope(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Twin of ``belvedere.kernels.qk_norm_rope``."""
+    normal = [x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * gain[:, None] for x in (q, k)]
+    return rotate_pairs(normal[0], cos, sin), rotate_pairs(normal[1], cos, sin)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """Twin of ``belvedere.kernels.geglu``."""
+    gate, value = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+    return gate * 0.5 * (1 + torch.erf(gate / 2**0.5)) * value
+
+
+def concat_norm_linear(
+    parts: Sequence[Tensor],
+    gain: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    linear_bias: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Twin of ``concat_begin``, ``concat_add`` and ``concat_end``: the concatenation is made, normalised, projected."""
+    return time_layer_norm(torch.cat(list(parts), -1), gain, bias, eps) @ weight.T + linear_bias

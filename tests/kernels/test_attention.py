@@ -1,0 +1,93 @@
+"""Attention, dense and packed, against its plain twin; the backend table."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from belvedere.kernels import Packed, attend, reference
+from belvedere.kernels.backends import BACKENDS, Request, choose, explain
+from tests.kernels.test_ops import DTYPES, EPS, agree, random
+
+fewer = settings(max_examples=20, deadline=None)
+HEAD_DIMS = st.sampled_from([4, 32, 60, 72])
+
+
+@fewer
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), HEAD_DIMS, DTYPES)
+def test_dense(b: int, n: int, m: int, h: int, d: int, dtype: torch.dtype) -> None:
+    q, k, v = random(b, n, h, d, dtype=dtype), random(b, m, h, d, dtype=dtype), random(b, m, h, d, dtype=dtype, seed=5)
+    agree(attend, reference.attend, q, k, v)
+
+
+@fewer
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=5), st.integers(1, 3), DTYPES, st.booleans())
+def test_packed_equals_one_by_one(lengths: list[int], h: int, dtype: torch.dtype, sigmoid: bool) -> None:
+    activation = "sigmoid" if sigmoid else "softmax"
+    sequences = [random(n, h, 8, dtype=dtype).detach() for n in lengths]
+    tokens, offsets = Packed.pack(sequences)
+    got = attend(tokens, tokens, tokens, offsets=offsets, activation=activation)
+    for (start, stop), one in zip(pairwise(offsets.tolist()), sequences, strict=True):
+        alone = reference.attend(*[one.double()[None]] * 3, activation=activation)[0]
+        assert got[start:stop].shape == alone.shape
+        assert torch.allclose(got[start:stop].double(), alone, atol=EPS[dtype], rtol=EPS[dtype])
+
+
+def test_packed_gradients() -> None:
+    offsets = torch.tensor([0, 3, 3, 4, 9], dtype=torch.int32)
+    q, k, v = random(9, 2, 8), random(9, 2, 8, seed=1), random(9, 2, 8, seed=2)
+    agree(lambda *x: attend(*x, offsets=offsets), lambda *x: reference.attend(*x, offsets), q, k, v)
+
+
+def test_bias_and_scale() -> None:
+    q, k, v, bias = random(2, 3, 2, 8), random(2, 5, 2, 8, seed=1), random(2, 5, 2, 8, seed=2), random(1, 2, 3, 5)
+    agree(
+        lambda q, k, v, bias: attend(q, k, v, bias=bias, scale=0.3),
+        lambda q, k, v, bias: reference.attend(q, k, v, bias=bias, scale=0.3),
+        q, k, v, bias,
+    )  # fmt: skip
+
+
+def test_strided_inputs_are_the_same_attention() -> None:
+    qkv = torch.randn(2, 6, 3, 2, 8)
+    q, k, v = qkv.unbind(2)
+    assert torch.allclose(attend(q, k, v), attend(q.contiguous(), k.contiguous(), v.contiguous()), atol=1e-6)
+
+
+def test_sigmoid_of_equal_logits_is_worked_by_hand() -> None:
+    # q = 0: every logit is -log(m) with m = 3 keys, sigmoid(-log 3) = 1 / (1 + 3) = 0.25; three values of 1 give 0.75.
+    q, ones = torch.zeros(1, 1, 1, 4), torch.ones(1, 3, 1, 4)
+    assert torch.allclose(attend(q, ones, ones, activation="sigmoid"), torch.full((1, 1, 1, 4), 0.75))
+
+
+@pytest.mark.parametrize("offsets", [[0, 5, 4, 9], [1, 9], [0, 8], [0.0, 9.0], [[0, 9]]])
+def test_bad_offsets_are_refused(offsets: list) -> None:
+    x = torch.randn(9, 1, 4)
+    values = torch.tensor(offsets)
+    with pytest.raises(ValueError, match="offsets"):
+        attend(x, x, x, offsets=values.int() if values.dtype == torch.int64 else values)
+
+
+def test_backends_are_chosen_refused_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    softmax = Request("cpu", "softmax", packed=False, bias=False)
+    sigmoid = Request("cpu", "sigmoid", packed=False, bias=False)
+    assert choose(softmax).name == "sdpa"
+    assert choose(sigmoid).name == "reference"
+    with pytest.raises(ValueError, match="sigmoid"):
+        choose(sigmoid, "sdpa")
+    with pytest.raises(ValueError, match="choose from"):
+        choose(softmax, "cublas")
+    monkeypatch.setenv("BELVEDERE_ATTENTION", "reference")
+    assert choose(softmax).name == "reference"
+    rows = explain(sigmoid)
+    assert [name for name, _, _ in rows] == [backend.name for backend in BACKENDS]
+    assert rows[0][1] is False and "sigmoid" in rows[0][2]
+
+
+def test_packed_round_trip() -> None:
+    sequences = [torch.randn(n, 3) for n in (2, 0, 5)]
+    packed = Packed.pack(sequences)
+    assert all(torch.equal(a, b) for a, b in zip(packed.unpack(), sequences, strict=True))
+    assert packed.sequence_ids().tolist() == [0, 0, 2, 2, 2, 2, 2]
