@@ -22,78 +22,10 @@ from belvedere import kernels
 from belvedere.errors import InputError
 from belvedere.generation.denoising import loss_weight, multiscale_targets, training_times
 from belvedere.generation.dimr_config import VARIANTS, StageConfig, check_config
+from belvedere.generation.dimr_norms import AdaptiveRMSNorm, TimeLayerNorm, TimeParameter, make_norm
 from belvedere.generation.samplers import add_noise, prediction_target
 from belvedere.generation.schedules import make_schedule
 from belvedere.seeds import BatchRng
-
-
-class TimeParameter(nn.Module):
-    """A parameter that slides between a clean and a noisy value with time (section 3.2, equation 4).
-
-    ``value(tau) = clean + sigmoid(nodecay_bias + tau (nodecay_weight + 1)) (noisy - clean)``, elementwise, with
-    noisy = ``param0`` and clean = ``param1``. All of a model's are evaluated at once by ``DiMR.evaluate_time``;
-    ``read`` cuts this one's part out.
-    """
-
-    def __init__(self, size: int, fill: float):
-        super().__init__()
-        self.param0 = nn.Parameter(torch.full((size,), fill))
-        self.param1 = nn.Parameter(torch.full((size,), fill))
-        self.nodecay_weight = nn.Parameter(torch.zeros(size))
-        self.nodecay_bias = nn.Parameter(torch.zeros(size))
-        self.start = 0
-
-    def read(self, time: Tensor) -> Tensor:
-        """Return this parameter's values (b', size) from those of the whole model (b', total)."""
-        return time[:, self.start : self.start + len(self.param0)]
-
-
-class TimeLayerNorm(nn.Module):
-    """TD-LN: layer norm whose weight and bias depend on time."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight, self.bias = TimeParameter(dim, 1.0), TimeParameter(dim, 0.0)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.time_layer_norm(x, self.weight.read(time), self.bias.read(time))
-
-
-class TimeRMSNorm(nn.Module):
-    """TD-RMSN, the published norm: root-mean-square norm whose scale depends on time."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.scale = TimeParameter(dim, 1.0)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.scale.read(time))
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm, blind to time."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.scale[None])
-
-
-class AdaptiveRMSNorm(nn.Module):
-    """Root-mean-square norm scaled by a linear map of the first position: the class token, or the first image row."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.linear = nn.Linear(dim, dim, bias=False)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.rms_norm_inside(x, (1 + self.linear(x[:, 0])).unsqueeze(1))  # (b, 1, [w,] c)
-
-
-def _make_norm(kind: str, dim: int) -> nn.Module:
-    return {"LN": TimeLayerNorm, "RMSN": RMSNorm, "TDRMSN": TimeRMSNorm, "ADARMSN": AdaptiveRMSNorm}[kind](dim)
 
 
 class GatedMLP(nn.Module):
@@ -101,7 +33,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int, norm: str):
         super().__init__()
-        self.norm = _make_norm(norm, dim)
+        self.norm = make_norm(norm, dim)
         self.project_in = nn.Linear(dim, 2 * hidden)
         self.project_out = nn.Linear(hidden, dim)
 
@@ -137,7 +69,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, norm: str, rotary: bool):
         super().__init__()
         self.heads = heads
-        self.norm = _make_norm(norm, dim)
+        self.norm = make_norm(norm, dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
         self.rope = AxialRoPE(heads, dim // heads) if rotary else None

@@ -208,21 +208,22 @@ class DiMRPipeline(DiffusionPipeline):
 
     def _run_solver(self, x: Tensor, labels: Tensor, plan: Plan) -> Tensor:
         schedule = make_schedule(self.network.config.schedule)
-        end = schedule.end if plan.solver == "multistep" else max(schedule.end, 0.001)
-        start = schedule.start if plan.solver == "multistep" else min(schedule.start, float(schedule.sigma(1.0)))
-        times = time_grid(schedule, plan.steps, shift=plan.shift, start=start, end=end)
-        seen = times[:-1].tolist()
-        if plan.solver == "published":
-            seen = [t for nodes in single_step_nodes(times, schedule) for t in nodes[:-1]]
-        elif plan.solver != "multistep":
+        published = plan.solver == "published"
+        if plan.solver not in ("multistep", "published"):
             raise InputError(f"unknown solver {plan.solver!r}: choose multistep or published")
-        denoise = self._denoiser(labels, plan, schedule, _TimeRows(self.network, seen))
-        run = dpm_solver_multistep if plan.solver == "multistep" else dpm_solver_singlestep
+        if published and isinstance(schedule, Flow):
+            raise InputError("solver 'published' needs a network of the scaled_linear schedule: use multistep")
+        times = time_grid(schedule, plan.steps, shift=plan.shift, end=schedule.end if published else 0.0)
+        visited = times[:-1].tolist()
+        if published:
+            visited = [t for nodes in single_step_nodes(times, schedule) for t in nodes[:-1]]
+        denoise = self._denoiser(labels, plan, schedule, _TimeRows(self.network, visited))
 
         def report(step: int, t: float, x: Tensor, clean: Tensor) -> None:
             if plan.callback:
                 plan.callback(self, step, t, {"latents": x, "clean": clean})
 
+        run = dpm_solver_singlestep if published else dpm_solver_multistep
         return run(denoise, x, times, schedule, callback=report)
 
     def _run_scheduler(self, x: Tensor, labels: Tensor, plan: Plan, generator: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Attention: one entry for dense and packed batches, softmax and sigmoid; the backend is found in ``backends``."""
 
+import torch
 from torch import Tensor
 
 from belvedere.kernels.backends import Request, choose
@@ -35,5 +36,13 @@ def attend(
         raise ValueError(f"q has {q.ndim} axes: (b, n, h, d) without offsets, (n, h, d) with them")
     if offsets is not None:
         check_offsets(offsets, len(q))
-    request = Request(q.device.type, activation, packed=offsets is not None, bias=bias is not None)
+    request = Request(
+        q.device.type,
+        activation,
+        packed=offsets is not None,
+        bias=bias is not None,
+        dtype=q.dtype,
+        keys=k.shape[-3],
+        grad=torch.is_grad_enabled() and q.requires_grad,
+    )
     return choose(request, backend).run(q, k, v, offsets, bias, scale, activation)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from belvedere.kernels import reference, sdpa
+from belvedere.kernels import matmul, reference, sdpa
+
+
+MATMUL_KEYS = 1024
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,9 @@ class Request:
     activation: str
     packed: bool
     bias: bool
+    dtype: torch.dtype = torch.float32
+    keys: int = 0
+    grad: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,18 @@ def _refuse_sdpa(request: Request) -> str | None:
     return None
 
 
+def _refuse_matmul(request: Request) -> str | None:
+    if request.packed or request.activation != "softmax":
+        return "only for dense softmax"
+    if not (request.device == "cpu" and request.dtype == torch.bfloat16 and request.grad):
+        return "only faster than sdpa when training in bfloat16 on a CPU"
+    if request.keys > MATMUL_KEYS:
+        return f"keeps all attention weights: only up to {MATMUL_KEYS} keys"
+    return None
+
+
 BACKENDS = (
+    Backend("matmul", _refuse_matmul, matmul.attend),
     Backend("sdpa", _refuse_sdpa, sdpa.attend),
     Backend("reference", lambda request: None, reference.attend),
 )

@@ -36,6 +36,7 @@ def qk_norm_rope(
     """
     out = []
     for x in (q, k):
-        inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
-        out.append(rotate_pairs(x * (gain[:, None] * inverse).to(x.dtype), cos, sin))
+        wide = x.float()
+        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        out.append(rotate_pairs(wide * (gain[:, None] * inverse), cos, sin).to(x.dtype))
     return out[0], out[1]

@@ -83,7 +83,7 @@ def test_backends_are_chosen_refused_and_explained(monkeypatch: pytest.MonkeyPat
     assert choose(softmax).name == "reference"
     rows = explain(sigmoid)
     assert [name for name, _, _ in rows] == [backend.name for backend in BACKENDS]
-    assert rows[0][1] is False and "sigmoid" in rows[0][2]
+    assert rows[0][1] is False and "softmax" in rows[0][2]
 
 
 def test_packed_round_trip() -> None:

@@ -29,9 +29,9 @@ def agree(op: Callable[..., Tensor], twin: Callable[..., Tensor], *inputs: Tenso
     wide = [x.detach().double().requires_grad_() for x in inputs]
     got, want = op(*inputs), twin(*wide)
     assert got.shape == want.shape
-    direction = torch.randn(want.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    got_grads = torch.autograd.grad(got, inputs, direction.to(got.dtype))
-    want_grads = torch.autograd.grad(want, wide, direction)
+    direction = torch.randn(want.shape, generator=torch.Generator().manual_seed(9)).to(got.dtype)
+    got_grads = torch.autograd.grad(got, inputs, direction)
+    want_grads = torch.autograd.grad(want, wide, direction.double())
     for ours, theirs in zip((got, *got_grads), (want, *want_grads), strict=True):
         scale = max(1.0, theirs.abs().max().item()) if theirs.numel() else 1.0
         assert (ours.double() - theirs).abs().max().item() <= EPS[dtype] * scale if ours.numel() else True

@@ -1,0 +1,79 @@
+"""DiMR's norms: their parameters depend on time, not on a time token (arXiv 2406.09416, section 3.2).
+
+All take ``x`` (b, ..., d) and ``time`` (b or 1, total), the values of every ``TimeParameter`` of the model.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from belvedere import kernels
+
+
+class TimeParameter(nn.Module):
+    """A parameter that slides between a clean and a noisy value with time (section 3.2, equation 4).
+
+    ``value(tau) = clean + sigmoid(nodecay_bias + tau (nodecay_weight + 1)) (noisy - clean)``, elementwise, with
+    noisy = ``param0`` and clean = ``param1``. All of a model's are evaluated at once by ``DiMR.evaluate_time``;
+    ``read`` cuts this one's part out.
+    """
+
+    def __init__(self, size: int, fill: float):
+        super().__init__()
+        self.param0 = nn.Parameter(torch.full((size,), fill))
+        self.param1 = nn.Parameter(torch.full((size,), fill))
+        self.nodecay_weight = nn.Parameter(torch.zeros(size))
+        self.nodecay_bias = nn.Parameter(torch.zeros(size))
+        self.start = 0
+
+    def read(self, time: Tensor) -> Tensor:
+        """Return this parameter's values (b', size) from those of the whole model (b', total)."""
+        return time[:, self.start : self.start + len(self.param0)]
+
+
+class TimeLayerNorm(nn.Module):
+    """TD-LN: layer norm whose weight and bias depend on time."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight, self.bias = TimeParameter(dim, 1.0), TimeParameter(dim, 0.0)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return kernels.time_layer_norm(x, self.weight.read(time), self.bias.read(time))
+
+
+class TimeRMSNorm(nn.Module):
+    """TD-RMSN, the published norm: root-mean-square norm whose scale depends on time."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.scale = TimeParameter(dim, 1.0)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.scale.read(time))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, blind to time."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.scale[None])
+
+
+class AdaptiveRMSNorm(nn.Module):
+    """Root-mean-square norm scaled by a linear map of the first position: the class token, or the first image row."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return kernels.rms_norm_inside(x, (1 + self.linear(x[:, 0])).unsqueeze(1))  # (b, 1, [w,] c)
+
+
+def make_norm(kind: str, dim: int) -> nn.Module:
+    """Return the norm called LN (time-dependent), RMSN, TDRMSN or ADARMSN; its forward takes ``x`` and ``time``."""
+    return {"LN": TimeLayerNorm, "RMSN": RMSNorm, "TDRMSN": TimeRMSNorm, "ADARMSN": AdaptiveRMSNorm}[kind](dim)
