@@ -1,0 +1,141 @@
+"""Pictures on disk as datasets: a folder of image files, or a parquet file of encoded images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from belvedere.data.images import centre_crop, open_image, to_tensor
+from belvedere.errors import InputError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+class _Pictures:
+    """A ``belvedere.data.Dataset`` over encoded pictures, which are decoded when asked for."""
+
+    classes: tuple[str, ...]
+
+    def __init__(self, size: int, flip: bool, labels: Tensor):
+        if size < 1:
+            raise InputError(f"pictures need a size of at least 1 pixel, not {size}")
+        self.size, self.flip, self.labels = size, flip, labels
+
+    def _open(self, picture: int) -> Tensor:
+        """Return picture number ``picture``, cut to size, uint8 (3, size, size)."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels) * (2 if self.flip else 1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return ``image`` float32 (3, size, size) in [-1, 1] and ``label``; with ``flip`` odd items are mirrored."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        picture, mirrored = divmod(index, 2) if self.flip else (index, 0)
+        image = self._open(picture).float() / 127.5 - 1
+        return {"image": image.flip(2) if mirrored else image, "label": int(self.labels[picture])}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return ``image`` float32 (b, 3, size, size) in [-1, 1] and ``label`` int64 (b,)."""
+        items = [self[i] for i in indices]
+        labels = torch.tensor([item["label"] for item in items], dtype=torch.int64)
+        return {"image": torch.stack([item["image"] for item in items]), "label": labels}
+
+
+class ImageFolder(_Pictures):
+    """PNG, JPEG and WebP files below ``path``: one class per subfolder, in the order of their names.
+
+    Without subfolders the data has no classes and every label is 0. Pictures are cropped to ``size`` x ``size``
+    (``centre_crop``); ``flip`` doubles the length, item 2 i + 1 being the mirror image of item 2 i. A missing or
+    empty folder raises ``InputError`` at once, an unreadable file when its item is asked for.
+    """
+
+    def __init__(self, path: Path | str, size: int, flip: bool = False):
+        root = Path(path)
+        if not root.is_dir():
+            raise InputError(f"no folder {root}: give a folder of PNG, JPEG or WebP files")
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.classes = tuple(p.name for p in folders)
+        found = [(p, i) for i, folder in enumerate(folders or [root]) for p in _image_files(folder)]
+        if not found:
+            raise InputError(f"no PNG, JPEG or WebP files in {root}: give a folder that has some")
+        self.paths = [p for p, _ in found]
+        super().__init__(size, flip, torch.tensor([label for _, label in found]))
+
+    def _open(self, picture: int) -> Tensor:
+        return to_tensor(centre_crop(open_image(self.paths[picture]), self.size))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+class Parquet(_Pictures):
+    """A parquet file, or a folder of its shards in the order of their names, as written by Hugging Face datasets.
+
+    Column ``image`` is a struct with the encoded picture in ``bytes``; column ``label``, if there is one, an
+    integer. Class names come from the file's metadata, ``classes`` (comma-separated) or Hugging Face's own; without
+    them classes are called by their numbers, and without labels there are none and every label is 0. ``size`` and
+    ``flip`` as in ``ImageFolder``. The encoded pictures are held in memory. A file of another form raises
+    ``InputError`` at once, an unreadable picture when its item is asked for.
+    """
+
+    def __init__(self, path: Path | str, size: int, flip: bool = False):
+        self.path = Path(path)
+        table = _read(self.path)
+        self._images = table.column("image")
+        self.classes, labels = _classes(self.path, table)
+        super().__init__(size, flip, labels)
+
+    def _open(self, picture: int) -> Tensor:
+        name = f"{self.path}, row {picture}"
+        encoded = self._images[picture].as_py()
+        if encoded is None or encoded["bytes"] is None:
+            raise InputError(f"{name} has no image: fill it or remove the row")
+        return to_tensor(centre_crop(open_image(encoded["bytes"], name=name), self.size))
+
+
+def _read(path: Path) -> Any:
+    """Return the arrow table of ``image`` and, where there is one, ``label``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    try:
+        schema = pq.read_schema(files[0])
+        columns = [name for name in ("image", "label") if name in schema.names]
+        table = pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    except (IndexError, OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read parquet data from {path}: give a parquet file or a folder of them") from error
+    image = table.schema.field("image").type if "image" in columns else None
+    if not (image and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 and len(table)):
+        raise InputError(f"{path} holds no pictures: it needs rows with a struct 'image' that has 'bytes'")
+    if "label" in columns and not pa.types.is_integer(table.schema.field("label").type):
+        raise InputError(f"column 'label' of {path} is not of integers: write class numbers")
+    return table
+
+
+def _classes(path: Path, table: Any) -> tuple[tuple[str, ...], Tensor]:
+    """Return the class names and the labels (n,), int64."""
+    if "label" not in table.column_names:
+        return (), torch.zeros(len(table), dtype=torch.int64)
+    numbers = table.column("label").to_pylist()
+    if any(n is None or n < 0 for n in numbers):
+        raise InputError(f"{path} has rows without a label of 0 or more: fill or remove them")
+    names = _names(table.schema.metadata or {}) or tuple(str(i) for i in range(max(numbers) + 1))
+    if max(numbers) >= len(names):
+        raise InputError(f"{path} has label {max(numbers)} but names only {len(names)} classes: name them all")
+    return names, torch.tensor(numbers)
+
+
+def _names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
+    if b"classes" in metadata:
+        return tuple(metadata[b"classes"].decode().split(","))
+    try:
+        return tuple(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()

@@ -1,0 +1,148 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from belvedere.data import Dataset
+from belvedere.data.folders import ImageFolder, Parquet
+from belvedere.errors import InputError
+
+
+def png(*colours: int, size: tuple[int, int] = (8, 8)) -> bytes:
+    """A picture with vertical bars of these grey values."""
+    image = Image.new("L", (len(colours), 1))
+    image.putdata(colours)
+    stream = io.BytesIO()
+    image.resize(size, Image.Resampling.NEAREST).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for kind, grey in (("tulip", 255), ("daisy", 0)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "a.png").write_bytes(png(grey))
+        (tmp_path / kind / "b.PNG").write_bytes(png(0, 255))
+        (tmp_path / kind / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def write(path: Path, pictures: list[Any], labels: list[Any] | None, metadata: dict[str, str] | None = None) -> Path:
+    table = {"image": [None if p is None else {"bytes": p, "path": "x.png"} for p in pictures]}
+    columns = pa.table(table | ({} if labels is None else {"label": labels}))
+    pq.write_table(columns.replace_schema_metadata(metadata), path, row_group_size=2)
+    return path
+
+
+def test_folder_classes_are_the_sorted_subfolders(folder: Path) -> None:
+    data: Dataset = ImageFolder(folder, 8)
+    assert data.classes == ("daisy", "tulip") and len(data) == 4
+    batch = data.batch([0, 2])
+    assert batch["image"].shape == (2, 3, 8, 8) and batch["image"].dtype == torch.float32
+    assert batch["label"].tolist() == [0, 1] and batch["label"].dtype == torch.int64
+    assert batch["image"][0].unique().tolist() == [-1] and batch["image"][1].unique().tolist() == [1]
+
+
+def test_flat_folder_has_no_classes(folder: Path) -> None:
+    data = ImageFolder(folder / "tulip", 4)
+    assert data.classes == () and len(data) == 2 and data.batch([0, 1])["label"].tolist() == [0, 0]
+
+
+def test_flip_doubles_and_mirrors_the_odd_items(folder: Path) -> None:
+    plain, flipped = ImageFolder(folder, 8), ImageFolder(folder, 8, flip=True)
+    assert len(flipped) == 8
+    for i in range(4):
+        assert torch.equal(flipped[2 * i]["image"], plain[i]["image"])
+        assert torch.equal(flipped[2 * i + 1]["image"], plain[i]["image"].flip(-1))
+        assert flipped[2 * i + 1]["label"] == plain[i]["label"]
+    assert not torch.equal(flipped[2]["image"], flipped[3]["image"])
+
+
+def test_item_equals_its_row_of_a_batch(folder: Path) -> None:
+    data = ImageFolder(folder, 8)
+    assert torch.equal(data.batch([3, 1])["image"][1], data[1]["image"])
+    with pytest.raises(IndexError):
+        data[4]
+
+
+def test_a_corrupt_file_is_named_when_it_is_asked_for(folder: Path) -> None:
+    (folder / "daisy" / "a.png").write_bytes(png(0)[:40])
+    data = ImageFolder(folder, 8)
+    assert data[1]["label"] == 0
+    with pytest.raises(InputError, match=r"daisy/a\.png is not a whole"):
+        data.batch([1, 0])
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no PNG"):
+        ImageFolder(tmp_path, 8)
+    with pytest.raises(InputError, match="no folder"):
+        ImageFolder(tmp_path / "missing", 8)
+    with pytest.raises(InputError, match="not 0"):
+        Parquet(write(tmp_path / "a.parquet", [png(1)], [0]), 0)
+
+
+HUGGING_FACE = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "classes"),
+    [
+        ({"classes": "daisy,rose"}, ("daisy", "rose")),
+        ({"huggingface": json.dumps(HUGGING_FACE)}, ("no", "yes")),
+        ({"huggingface": "{}"}, ("0", "1")),
+        (None, ("0", "1")),
+    ],
+)
+def test_parquet_class_names(tmp_path: Path, metadata: dict[str, str] | None, classes: tuple[str, ...]) -> None:
+    data: Dataset = Parquet(write(tmp_path / "a.parquet", [png(0), png(255), png(0)], [0, 1, 0], metadata), 4)
+    assert data.classes == classes and len(data) == 3
+    batch = data.batch([1, 2])
+    assert batch["label"].tolist() == [1, 0] and batch["image"][:, 0, 0, 0].tolist() == [1, -1]
+
+
+def test_parquet_without_labels_and_with_flip(tmp_path: Path) -> None:
+    data = Parquet(write(tmp_path / "a.parquet", [png(0, 255)], None), 8, flip=True)
+    assert data.classes == () and len(data) == 2 and data[1]["label"] == 0
+    assert torch.equal(data[1]["image"], data[0]["image"].flip(-1))
+
+
+def test_parquet_shards_follow_one_another(tmp_path: Path) -> None:
+    for i, grey in enumerate((10, 20, 30)):
+        write(tmp_path / f"train-{i}.parquet", [png(grey)], [i])
+    data = Parquet(tmp_path, 4)
+    assert data.batch(range(3))["label"].tolist() == [0, 1, 2]
+    torch.testing.assert_close(data.batch(range(3))["image"][:, 0, 0, 0], torch.tensor([10, 20, 30]) / 127.5 - 1)
+
+
+def test_parquet_names_the_broken_row(tmp_path: Path) -> None:
+    data = Parquet(write(tmp_path / "a.parquet", [png(0), b"junk", None], [0, 0, 0]), 4)
+    assert data[0]["image"].shape == (3, 4, 4)
+    with pytest.raises(InputError, match=r"a\.parquet, row 1 is not a whole"):
+        data[1]
+    with pytest.raises(InputError, match=r"a\.parquet, row 2 has no image"):
+        data[2]
+
+
+def test_parquet_of_another_form_is_refused(tmp_path: Path) -> None:
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            Parquet(tmp_path / "a.parquet", 4)
+
+    refused("cannot read parquet")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1junk")
+    refused("cannot read parquet")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    refused("holds no pictures")
+    write(tmp_path / "a.parquet", [png(0)], ["rose"])
+    refused("not of integers")
+    write(tmp_path / "a.parquet", [png(0)], [-1])
+    refused("without a label")
+    write(tmp_path / "a.parquet", [png(0)], [5], {"classes": "a,b"})
+    refused("label 5 but names only 2")

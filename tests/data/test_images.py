@@ -1,0 +1,126 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from belvedere.data.images import centre_crop, open_image, to_tensor
+from belvedere.errors import InputError
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_the_three_formats_open_from_path_and_bytes(form: str, tmp_path: Path) -> None:
+    data = encoded(Image.new("RGB", (7, 5), (200, 40, 90)), form)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    for source in (data, path, str(path)):
+        image = open_image(source)
+        assert image.mode == "RGB" and image.size == (7, 5)
+        np.testing.assert_allclose(np.asarray(image)[2, 3], (200, 40, 90), atol=6)
+
+
+@pytest.mark.parametrize(
+    ("image", "want"),
+    [
+        (Image.new("L", (2, 2), 120), (120, 120, 120)),
+        (Image.new("1", (2, 2), 1), (255, 255, 255)),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 255)), (10, 20, 30)),
+        (Image.new("LA", (2, 2), (50, 255)), (50, 50, 50)),
+        (Image.new("RGB", (2, 2), (9, 99, 199)).convert("P", palette=Image.Palette.ADAPTIVE), (9, 99, 199)),
+        (Image.fromarray(np.full((2, 2), 0x8040, np.uint16)), (128, 128, 128)),
+    ],
+    ids=lambda v: getattr(v, "mode", ""),
+)
+def test_any_mode_becomes_rgb(image: Image.Image, want: tuple[int, int, int]) -> None:
+    assert open_image(encoded(image)).getpixel((1, 1)) == want
+
+
+def test_cmyk_becomes_rgb() -> None:
+    pixel = open_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")).getpixel((4, 4))
+    assert isinstance(pixel, tuple) and pixel[0] > 200 and max(pixel[1:]) < 60
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (4, 2), "black")
+    image.putpixel((0, 0), (255, 255, 255))
+    upright = open_image(encoded(image, exif=exif))
+    assert upright.size == (2, 4) and upright.getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_the_pixel_limit_is_known_before_decoding() -> None:
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    with pytest.raises(InputError, match=r"^huge\.png"):
+        open_image(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT", name="huge.png")
+    with pytest.raises(InputError, match="has 3 x 4 pixels: at most 11"):
+        open_image(encoded(Image.new("RGB", (3, 4))), max_pixels=11)
+
+
+@pytest.mark.parametrize("keep", [0, 8, 20, 60, -60])
+def test_broken_bytes_are_named(keep: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    for form in ("PNG", "JPEG", "WEBP"):
+        with pytest.raises(InputError, match="row 3 is not a whole PNG"):
+            open_image(encoded(Image.fromarray(noise), form)[:keep], name="row 3")
+
+
+def test_other_formats_and_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a whole PNG"):
+        open_image(encoded(Image.new("RGB", (4, 4)), "BMP"))
+    with pytest.raises(InputError, match=r"cannot read .*none\.png: No such file"):
+        open_image(tmp_path / "none.png")
+
+
+def test_centre_crop_takes_the_middle_of_the_longer_side() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    crop = np.asarray(centre_crop(Image.fromarray(ramp), 16))
+    assert crop.shape == (16, 16, 3)
+    np.testing.assert_allclose(crop[8, :, 0], 96 + 4 * np.arange(16) + 1.5, atol=1)
+
+
+def test_centre_crop_is_the_crop_of_adm() -> None:
+    """Two box halvings of 4 x 4 cells, then a bicubic step of scale 1, by hand."""
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    halved = pixels.reshape(16, 2, 16, 2, 3).mean((1, 3)).round()
+    want = halved.reshape(8, 2, 8, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(np.asarray(centre_crop(Image.fromarray(pixels), 8)), want, atol=2)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (64, 33), (200, 31), (8, 8)])
+def test_centre_crop_has_the_size_asked_for(shape: tuple[int, int]) -> None:
+    assert centre_crop(Image.new("RGB", shape), 8).size == (8, 8)
+
+
+def test_to_tensor_puts_colours_first() -> None:
+    image = Image.new("RGB", (3, 2), (1, 2, 3))
+    assert to_tensor(image).shape == (3, 2, 3) and to_tensor(image)[:, 0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_bytes_open_or_raise_input_error() -> None:
+    rng = np.random.default_rng(3)
+    picture = Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera"
+    refused = 0
+    for i in range(600):
+        data = bytearray(encoded(picture, ("PNG", "JPEG", "WEBP")[i % 3], exif=exif))
+        for place in rng.integers(0, min(len(data), 200), 4):
+            data[place] = rng.integers(0, 256)
+        try:
+            assert open_image(bytes(data)).mode == "RGB"
+        except InputError:
+            refused += 1
+    assert 100 < refused < 600
