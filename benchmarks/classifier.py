@@ -14,7 +14,6 @@ from belvedere.apps.evaluate import CLASSIFIER, load_classifier
 from belvedere.checkpoints import store
 from belvedere.data.toybox import Toybox
 from belvedere.data.toybox.damage import blur, bury, melt, recolour, shuffle, smear
-from belvedere.files import atomic_write
 from belvedere.seeds import BatchRng
 
 SEED = 4242
@@ -53,10 +52,7 @@ def main() -> None:
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps({"count": options.count, "seed": SEED, "shares": shares}, indent=1) + "\n")
     if options.card:
-        path = store.EMBEDDED / CLASSIFIER / "card.json"
-        card = json.loads(path.read_text()) | {"quality": shares | {"renders": options.count}}
-        with atomic_write(path) as file:
-            file.write(json.dumps(card, indent=2).encode() + b"\n")
+        store.amend_card(store.EMBEDDED / CLASSIFIER, {"quality": shares | {"renders": options.count}})
 
 
 if __name__ == "__main__":

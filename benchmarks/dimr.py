@@ -29,7 +29,7 @@ GEMM_SHAPES = ((512, 960, 3840), (2048, 1920, 960), (2048, 2048, 2048), (4096, 4
 class Parts(list):
     """What the plain twin keeps where the fast one keeps moments: every activation."""
 
-    count = 0
+    channels = 0
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def plain_ops() -> Iterator[None]:
 
     def add(seen: Parts, x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor) -> Parts:
         seen.append((x, gain, bias, weight))
-        seen.count += x.shape[-1]
+        seen.channels += x.shape[-1]
         return seen
 
     def end(seen: Parts, linear_bias: Tensor) -> Tensor:

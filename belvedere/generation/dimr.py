@@ -125,7 +125,7 @@ class Upsample(nn.Module):
         return kernels.concat_begin(self.norm.weight.read(time), x, self.linear.out_features)
 
     def add(self, seen: kernels.Accumulated, x: Tensor, time: Tensor) -> kernels.Accumulated:
-        part = slice(seen.count, seen.count + self.low_dim)
+        part = slice(seen.channels, seen.channels + self.low_dim)
         gain, bias = self.norm.weight.read(time)[:, part], self.norm.bias.read(time)[:, part]
         return kernels.concat_add(seen, x, gain, bias, self.linear.weight[:, part])
 
@@ -202,7 +202,7 @@ class Stage(nn.Module):
         stack: list[Tensor] = []
         half = len(self.blocks) // 2
         for i in range(len(self.blocks) + 1):
-            if up and seen:
+            if up is not None and seen is not None:
                 cells = self._cells(x)
                 seen = up.add(seen, cells.detach() if detach else cells, time)
             if i == len(self.blocks):
@@ -321,7 +321,7 @@ class DiMR(ModelMixin, ConfigMixin):
         self._check_input(x, y)
         predictions, low, seen = [], None, None
         for i, stage in enumerate(self.stages):
-            if stage.upsample is not None and seen is not None:
+            if isinstance(stage.upsample, Upsample) and seen is not None:
                 below = self.sizes[i - 1].ratio
                 low = stage.upsample.end(seen, (x.shape[2] // below, x.shape[3] // below), time)
             up = self.stages[i + 1].upsample if i + 1 < len(self.stages) else None

@@ -8,6 +8,8 @@ from belvedere.errors import InputError
 
 NORMS = ("LN", "RMSN", "TDRMSN", "ADARMSN")
 POSITIONS = ("APE", "Axial_RoPE")
+LARGEST = {"blocks": 1000, "height": 4096, "width": 4096, "kernel": 255, "head_kernel": 255}
+"""Bounds of a stage's sizes, so that no config can ask for endless work; 65536 for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,9 @@ class StageConfig:
             raise InputError(f"stage dim {self.dim} is not a multiple of its {self.heads} heads")
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"stage {field.name} {value!r}: must be an integer of at least 1")
+            if not isinstance(value, int) or not 1 <= value <= LARGEST.get(field.name, 65536):
+                top = LARGEST.get(field.name, 65536)
+                raise InputError(f"stage {field.name} {value!r}: must be an integer from 1 to {top}")
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> "StageConfig":

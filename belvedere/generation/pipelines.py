@@ -15,6 +15,8 @@ from belvedere.errors import InputError
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.guidance import cosine_power_weight, guide
 from belvedere.generation.samplers import (
+    Denoiser,
+    PredictionType,
     dpm_solver_multistep,
     dpm_solver_singlestep,
     from_clean,
@@ -40,6 +42,9 @@ class Plan:
     solver: Solver
     shift: float
     callback: StepCallback | None
+
+
+_PREDICTIONS: dict[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "velocity", "sample": "sample"}
 
 
 class _TimeRows:
@@ -72,6 +77,9 @@ class DiMRPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "network->vae"
     _optional_components = ("vae", "scheduler")
+    network: DiMR
+    vae: AutoencoderKL | None
+    scheduler: Any
 
     def __init__(
         self,
@@ -153,8 +161,7 @@ class DiMRPipeline(DiffusionPipeline):
         own noise alone, bit for bit on a CPU. ``output_type``: pil, np (b, h, w, 3), pt (b, 3, h, w) or latent.
         ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` runs for every step of every micro-batch.
         """
-        ids = self.class_ids(class_labels)
-        config = self.config
+        ids, config = self.class_ids(class_labels), self.config
         plan = Plan(
             steps=config.default_steps if num_inference_steps is None else num_inference_steps,
             guidance=config.default_guidance if guidance_scale is None else guidance_scale,
@@ -191,8 +198,8 @@ class DiMRPipeline(DiffusionPipeline):
             return self._run_scheduler(x, labels, plan, generator)[: len(ids)]
         return self._run_solver(x, labels, plan)[: len(ids)]
 
-    def _denoiser(self, labels: Tensor, plan: Plan, schedule: Schedule, rows: _TimeRows) -> Callable:
-        config, null = self.network.config, self.network.null_class
+    def _denoiser(self, labels: Tensor, plan: Plan, schedule: Schedule, rows: _TimeRows) -> Denoiser:
+        config, null = self.network.config, self.network.config.num_classes - 1
 
         def denoise(x: Tensor, t: float) -> Tensor:
             weight = plan.guidance
@@ -233,7 +240,7 @@ class DiMRPipeline(DiffusionPipeline):
         flow = isinstance(schedule, Flow)
         times = [float(n) / 1000 if flow else (float(n) + 1) / 1000 for n in scheduler.timesteps]
         denoise = self._denoiser(labels, plan, schedule, _TimeRows(self.network, times))
-        kind = "velocity" if flow else scheduler.config.prediction_type.replace("v_prediction", "velocity")
+        kind: PredictionType = "velocity" if flow else _PREDICTIONS[scheduler.config.prediction_type]
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
         x = x * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -256,4 +263,4 @@ class DiMRPipeline(DiffusionPipeline):
 
 
 # DiffusionPipeline.from_pretrained looks up the class named by model_index.json in diffusers itself.
-diffusers.DiMRPipeline = DiMRPipeline
+setattr(diffusers, "DiMRPipeline", DiMRPipeline)  # noqa: B010

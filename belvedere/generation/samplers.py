@@ -165,7 +165,7 @@ def single_step_nodes(
         ends = torch.tensor([0, *_fast_orders(len(grid) - 1, order)]).cumsum(0).tolist()
         return [grid[i : j + 1].tolist() for i, j in pairwise(ends)]
     lam = schedule.log_snr_half(grid)
-    share = torch.arange(1, order) / order
+    share = torch.arange(1, order, dtype=torch.float64) / order
     inner = schedule.inverse_lambda(lam[:-1, None] + share * lam.diff()[:, None])  # (steps, order - 1)
     return torch.cat([grid[:-1, None], inner, grid[1:, None]], dim=1).tolist()  # (steps, order + 1)
 
@@ -198,6 +198,10 @@ def dpm_solver_singlestep(
     what ``method`` does. ``final_denoise`` adds an evaluation at ``times[-1]`` and returns the clean data it
     predicts. The grid must stay strictly between pure noise and clean data.
     """
+    if solver not in ("dpm_solver", "taylor") or predict not in ("data", "noise"):
+        raise InputError(
+            f"DPM-Solver has solver dpm_solver or taylor and predicts data or noise, not {solver} {predict}"
+        )
     nodes = single_step_nodes(times, schedule, order=order, method=method)
     updates = [_prepare(n, schedule, predict) for n in nodes]
     seen: list[Tensor] = []

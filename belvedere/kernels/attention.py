@@ -1,6 +1,5 @@
 """Attention: one entry for dense and packed batches, softmax and sigmoid; the backend is found in ``backends``."""
 
-import torch
 from torch import Tensor
 
 from belvedere.kernels.backends import Request, choose
@@ -43,6 +42,5 @@ def attend(
         bias=bias is not None,
         dtype=q.dtype,
         keys=k.shape[-3],
-        grad=torch.is_grad_enabled() and q.requires_grad,
     )
     return choose(request, backend).run(q, k, v, offsets, bias, scale, activation)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from belvedere.kernels import matmul, reference, sdpa
 
-
 MATMUL_KEYS = 1024
 
 
@@ -23,7 +22,6 @@ class Request:
     bias: bool
     dtype: torch.dtype = torch.float32
     keys: int = 0
-    grad: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def _refuse_sdpa(request: Request) -> str | None:
 def _refuse_matmul(request: Request) -> str | None:
     if request.packed or request.activation != "softmax":
         return "only for dense softmax"
-    if not (request.device == "cpu" and request.dtype == torch.bfloat16 and request.grad):
-        return "only faster than sdpa when training in bfloat16 on a CPU"
+    if request.device != "cpu" or request.dtype != torch.bfloat16:
+        return "only faster than sdpa in bfloat16 on a CPU"
     if request.keys > MATMUL_KEYS:
         return f"keeps all attention weights: only up to {MATMUL_KEYS} keys"
     return None

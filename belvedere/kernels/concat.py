@@ -28,8 +28,8 @@ class Accumulated(NamedTuple):
     """mean of the channels seen so far: (b, n, 1)."""
     square: Tensor
     """sum of their squared distances from that mean: (b, n, 1)."""
-    count: int
-    """how many channels were seen."""
+    channels: int
+    """how many of them there were."""
 
 
 class _ScaledLinear(torch.autograd.Function):
@@ -67,20 +67,20 @@ def concat_add(seen: Accumulated, x: Tensor, gain: Tensor, bias: Tensor, weight:
     mean = wide.mean(-1, keepdim=True)
     square = (wide - mean).square().sum(-1, keepdim=True)
     # Chan et al. 1979: joining the moments of two sets without cancellation.
-    count = seen.count + channels
+    count = seen.channels + channels
     delta = mean - seen.mean
     gain, bias = gain.to(x.dtype), bias.to(x.dtype)
     return Accumulated(
         seen.product + _ScaledLinear.apply(x, gain[:, None], weight).float(),
         seen.shift + F.linear(torch.stack((gain, bias)), weight).float(),
         seen.mean + delta * (channels / count),
-        seen.square + square + delta.square() * (seen.count * channels / count),
+        seen.square + square + delta.square() * (seen.channels * channels / count),
         count,
     )
 
 
 def concat_end(seen: Accumulated, linear_bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Return ``W LN(cat) + c`` (b, n, o), float32, from the accumulator of all activations."""
-    inverse = torch.rsqrt(seen.square / seen.count + eps)
+    inverse = torch.rsqrt(seen.square / seen.channels + eps)
     gain, bias = seen.shift[:, :, None]  # (b', 1, o) each
     return (seen.product - seen.mean * gain) * inverse + bias + linear_bias.float()

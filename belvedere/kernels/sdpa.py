@@ -16,11 +16,11 @@ def attend(
 ) -> Tensor:
     """See ``belvedere.kernels.attend``; softmax only, and no bias with ``offsets``."""
     if offsets is None:
-        heads_first = [x.transpose(-2, -3) for x in (q, k, v)]  # (b, h, n, d)
-        return F.scaled_dot_product_attention(*heads_first, attn_mask=bias, scale=scale).transpose(-2, -3)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (b, h, n, d)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
     # One call per sequence: on a CPU 3x faster than padding with a mask, 10x faster than a block-diagonal mask.
     rows = []
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        one = [x[start:stop].transpose(0, 1)[None] for x in (q, k, v)]  # (1, h, n, d)
-        rows.append(F.scaled_dot_product_attention(*one, scale=scale)[0].transpose(0, 1))  # (n, h, d)
+        one_q, one_k, one_v = (x[start:stop].transpose(0, 1)[None] for x in (q, k, v))  # (1, h, n, d)
+        rows.append(F.scaled_dot_product_attention(one_q, one_k, one_v, scale=scale)[0].transpose(0, 1))  # (n, h, d)
     return torch.cat(rows) if rows else torch.empty_like(v)

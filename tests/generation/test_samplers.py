@@ -162,5 +162,7 @@ def test_bad_input_is_named() -> None:
         dpm_solver_singlestep(denoise, x, time_grid(schedule, 6), schedule)
     with pytest.raises(InputError, match="not 4 fast"):
         dpm_solver_singlestep(denoise, x, time_grid(schedule, 6), schedule, order=4)
+    with pytest.raises(InputError, match="not euler data"):
+        dpm_solver_singlestep(denoise, x, [0.9, 0.5], schedule, solver="euler")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'eps'"):
         to_clean(x, x, 0.5, schedule, "eps")  # type: ignore[arg-type]

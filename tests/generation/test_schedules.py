@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -37,6 +37,7 @@ def test_zero_is_clean_data() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["scaled_linear", "flow"])
+@settings(deadline=None)
 @given(t=st.floats(1e-3, 0.999))
 def test_inverse_lambda_undoes_lambda(schedule: Schedule, t: float) -> None:
     lam = schedule.log_snr_half(t)

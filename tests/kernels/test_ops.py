@@ -125,7 +125,7 @@ def test_concat_keeps_precision_far_from_zero() -> None:
         seen = kernels.concat_add(seen, x, gain[:, part], bias[:, part], weight[:, part])
     wide = [x.double() for x in (gain, bias, weight, linear_bias)]
     want = reference.concat_norm_linear([x.double() for x in parts], *wide)
-    deviation = (seen.square / seen.count).sqrt().double()
+    deviation = (seen.square / seen.channels).sqrt().double()
     assert torch.allclose(deviation, torch.cat(parts, -1).double().std(-1, correction=0, keepdim=True), rtol=1e-3)
     assert (kernels.concat_end(seen, linear_bias) - want).abs().max() < 0.05 * want.abs().max()
 

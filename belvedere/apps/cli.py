@@ -1,0 +1,292 @@
+"""The ``belvedere`` command: one function a verb. Nothing heavy is imported before a verb runs.
+
+Exit codes: 0 done, 1 done but not as hoped (a picture that differs, a failed check), 2 bad input, 130 interrupted.
+"""
+
+import errno
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest
+from belvedere.errors import InputError
+
+if TYPE_CHECKING:
+    from belvedere.apps.work import Progress
+
+app = typer.Typer(
+    help="Makes pictures, 3D views and small files.",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+evaluate_app = typer.Typer(rich_markup_mode="rich")
+app.add_typer(models_app, name="models")
+app.add_typer(evaluate_app, name="evaluate", help="Measure what a model makes.")
+
+Model = Annotated[str, typer.Option(help="Embedded name, folder, or hub id OWNER/NAME or OWNER/NAME@REVISION.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from belvedere import __version__
+
+        print(f"belvedere {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Makes pictures, 3D views and small files."""
+
+
+@app.command()
+def generate(
+    model: Model = DEFAULT_MODEL,
+    classes: Annotated[
+        str, typer.Option(help="Names or ids, separated by commas; picture i has the i-th, in turn. Default: all.")
+    ] = "",
+    count: Annotated[int, typer.Option("-n", "--count", help="How many pictures.")] = 12,
+    seed: Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps. Default: the model's own.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strongly to push towards the class; 1 = not. Default: the model's own.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also put all on one sheet.")] = None,
+    kind: Annotated[str, typer.Option("--format", help="png, jpeg or webp.")] = "png",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make pictures of classes.
+
+    Every picture carries the record of what made it; [bold]belvedere regenerate[/bold] makes it again.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere generate --grid toys.png
+      belvedere generate --classes car,boat -n 8 --seed 7 --out toys
+      belvedere generate --model ./runs/mine/model --steps 50 --guidance 2 --format webp
+    """
+    from belvedere.apps import output, work
+
+    wanted = tuple(item.strip() for item in classes.split(",") if item.strip())
+    request = GenerateRequest(model, wanted, count, seed, steps, guidance, dtype, device)
+    if kind not in output.FORMATS:
+        raise InputError(f"--format must be one of {', '.join(output.FORMATS)}, not {kind!r}")
+    output.check_folder(out)
+    if grid:
+        output.check_sheet(grid, count)
+    began = time.monotonic()
+    with _progress(f"loading {model}", f"{count} pictures") as progress:
+        job = work.prepare(request)
+        made = output.write_pictures(job, out, kind, grid, progress)
+    result = {"model": model, "seed": seed, "seconds": round(time.monotonic() - began, 1), "pictures": made}
+    if as_json:
+        print(json.dumps({**result, "grid": str(grid) if grid else None}))
+    else:
+        place = f"{out}" + (f", all on {grid}" if grid else "")
+        print(f"{count} picture{'s' * (count > 1)} in {place} ({model}, seed {seed}, {result['seconds']} s)")
+
+
+@app.command()
+def regenerate(
+    image: Annotated[Path, typer.Argument(help="A picture that 'belvedere generate' made.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write the new picture to. Default: none.")] = None,
+    model: Annotated[str | None, typer.Option(help="Use this model instead of the recorded one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a picture again from its own record and say whether every bit is the same.
+
+    Exit code 0: bit-identical; 1: something differs, and it says what.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere regenerate pictures/dimr-toybox-0-00003.png
+      belvedere regenerate old.png --model ./moved/model --out again
+    """
+    from belvedere.apps import output, work
+
+    target = None
+    if out:
+        output.check_folder(out)
+        target = out / image.name
+        output.kind_of(target)
+        if target.exists():
+            raise InputError(f"{target} exists; choose another --out, or move it away")
+    with _progress(f"loading the model of {image.name}", "1 picture") as progress:
+        done = work.regenerate(image, model=model, progress=progress)
+    if target:
+        output.save(done.picture.image, target, done.picture.record.to_json())
+    asked = done.origin.request
+    if as_json:
+        result = {"identical": not done.differences, "differences": done.differences, "file": target and str(target)}
+        print(json.dumps(result))
+    else:
+        what = f"{done.origin.kind}, picture {done.origin.index} of seed {asked.seed} by {asked.model}"
+        print("\n".join([f"differs: {what}", *done.differences]) if done.differences else f"bit-identical: {what}")
+    raise typer.Exit(1 if done.differences else 0)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A packaged config's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Replace values of the config.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.")] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint or run folder.")] = "auto",
+    check: Annotated[bool, typer.Option("--check", help="Only overfit one batch, in seconds.")] = False,
+) -> None:
+    """Train a model; stopped, it continues when the same command is given again.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere train dimr-toybox --check
+      belvedere train dimr-toybox --out runs/toys steps=20000
+      accelerate launch -m belvedere.apps.train --config dimr-toybox
+    """
+    from belvedere.apps.train import train as run
+
+    raise typer.Exit(run(name, resume=resume, check=check, overrides=overrides or (), out=out))
+
+
+@evaluate_app.command("generation")
+def evaluate_generation(
+    model: Model = DEFAULT_MODEL,
+    count: Annotated[int, typer.Option("-n", "--count", help="How many pictures; a multiple of the kinds.")] = 240,
+    seed: Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")] = 0,
+    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="Default: the model's own.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    card: Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make toys and measure them: the share recognised as the kind asked for, and their distance from fresh renders.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere evaluate generation
+      belvedere evaluate generation --model runs/toys/model -n 1200 --json
+    """
+    from belvedere.apps.evaluate import evaluate_generation as run
+
+    with _progress(f"loading {model}", f"{count} pictures") as progress:
+        found = run(
+            model, count=count, seed=seed, steps=steps, guidance=guidance, dtype=dtype, device=device, progress=progress
+        )
+    if card:
+        from belvedere.checkpoints import store
+
+        store.amend_card(store.resolve(model), {"quality": found})
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{key:20} {value}" for key, value in found.items()))
+
+
+@models_app.callback()
+def models(context: typer.Context, as_json: Json = False) -> None:
+    """List the embedded models with their measured quality.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere models
+      belvedere models show dimr-toybox
+    """
+    if context.invoked_subcommand is None:
+        from belvedere.apps import models as shelf
+
+        rows = shelf.listing()
+        print(json.dumps(rows)) if as_json else shelf.print_listing(rows)
+
+
+@models_app.command("show")
+def models_show(
+    name: Annotated[str, typer.Argument(help="Embedded name, folder or hub id.")], as_json: Json = False
+) -> None:
+    """Show one model's card: how it was made, what it reaches, and whether its files are intact."""
+    from belvedere.apps import models as shelf
+
+    row = shelf.facts(name)
+    print(json.dumps(row)) if as_json else shelf.print_facts(row)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine has, which attention runs and why, what is missing and how to get it."""
+    from belvedere.apps import doctor as checks
+
+    found = checks.report()
+    print(json.dumps(found)) if as_json else checks.print_report(found)
+    raise typer.Exit(1 if checks.faults(found) else 0)
+
+
+@contextmanager
+def _progress(loading: str, working: str) -> "Iterator[Progress | None]":
+    """Show a bar on stderr when it is a terminal; yield the function that moves it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(loading, total=None)
+        yield lambda done, total: bar.update(task, description=working, completed=done, total=total)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"belvedere: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on stderr and an exit code (BELVEDERE_DEBUG=1: a traceback)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="belvedere", standalone_mode=False))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("BELVEDERE_DEBUG") == "1":
+            raise
+        if isinstance(error, InputError):
+            _fail(str(error), 2)
+        if hasattr(error, "format_message"):  # of the command line's parser
+            _fail(f"{error.format_message()} (belvedere VERB --help lists what there is)", 2)
+        if isinstance(error, OSError):
+            where = f" ({error.filename})" if error.filename else ""
+            room = "; make room or choose another place" if error.errno == errno.ENOSPC else ""
+            _fail(f"{error.strerror or error}{where}{room}", 2)
+        if _out_of_memory(error):
+            _fail("out of memory: use a smaller model, --dtype bfloat16 or --device cpu", 2)
+        _fail(f"unexpected {type(error).__name__}: {error} (BELVEDERE_DEBUG=1 shows where; please report it)", 1)
+    finally:
+        gc.freeze()  # nothing is left to collect: without this, leaving takes a second

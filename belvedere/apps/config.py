@@ -1,0 +1,212 @@
+"""The config of a training run: YAML or a packaged name -> frozen dataclasses. An unknown key is an error."""
+
+import dataclasses
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from belvedere.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate: a linear warm-up, constant, then an optional decay over the last steps."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_steps: int = 0
+    """Length of the decay to zero, which ends at the last step."""
+    clip: float | None = None
+    """Largest gradient norm; null: no clipping."""
+    max_bad_steps: int = 10
+    """Steps in a row whose loss or gradient is not finite before the run stops; each is skipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Moving average of the weights; ``warmup`` bounds the decay by (1 + step) / (10 + step)."""
+
+    decay: float = 0.9999
+    warmup: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """``--check``: fit ``batch`` fixed samples for ``steps`` steps; the loss must fall by ``factor``."""
+
+    steps: int = 60
+    batch: int = 8
+    factor: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What the model folder made at the end holds."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    default_steps: int = 25
+    default_guidance: float = 2.0
+    default_shift: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run. ``model``, ``data`` and ``loss`` are read by the task."""
+
+    task: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    optimizer: OptimizerConfig
+    steps: int
+    batch: int
+    """Samples a step, over all processes."""
+    seed: int = 0
+    loss: dict[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    """Parts a process splits its share of the batch into."""
+    precision: Literal["bf16", "no"] = "bf16"
+    ema: EmaConfig = EmaConfig()
+    workers: int = 1
+    """Processes that make batches; 0: the training process itself."""
+    log_every: int = 20
+    sheet_every: int = 0
+    """Steps between sample sheets; 0: none but the last."""
+    save_every: int = 500
+    keep: int = 2
+    """Checkpoints kept."""
+    check: CheckConfig = CheckConfig()
+    export: ExportConfig = ExportConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"config {name}: {getattr(self, name)} must be at least 1")
+        if self.workers < 0:
+            raise InputError(f"config workers: {self.workers} must be at least 0")
+        if self.optimizer.decay != "none" and not 0 < self.optimizer.decay_steps <= self.steps:
+            raise InputError(f"config optimizer.decay_steps: must lie in 1..{self.steps} when decay is not none")
+
+
+def config_names() -> list[str]:
+    """Return the names of the packaged configs."""
+    return sorted(Path(entry.name).stem for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+    """Return the config of a packaged name or a YAML file, with ``key.path=value`` overrides applied.
+
+    A missing file, bad YAML, an unknown key or a value of the wrong type raises ``InputError``.
+    """
+    values = _read(name_or_path)
+    for override in overrides:
+        _override(values, override)
+    return parse(TrainConfig, values)
+
+
+def parse(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Return the dataclass ``kind`` made from a mapping; ``where`` is the path of keys that led here."""
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    check_keys(values, known, where)
+    parsed = {key: _convert(value, hints[key], f"{where}{key}") for key, value in values.items()}
+    required = [name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in parsed]:
+        raise InputError(f"config needs the key {where + missing[0]!r}")
+    return kind(**parsed)
+
+
+def call(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
+    """Call ``function`` with the config section ``where``; a key that is not one of its parameters is an error."""
+    parameters = inspect.signature(function).parameters
+    check_keys(values, parameters, f"{where}.")
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    if missing := [name for name in required if name not in values]:
+        raise InputError(f"config needs the key {f'{where}.{missing[0]}'!r}")
+    return function(**values)
+
+
+def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str = "") -> None:
+    """Raise ``InputError`` that names the first unknown key and the nearest known one."""
+    known = list(known)
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1, 0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            raise InputError(f"unknown config key {f'{where}{key}'!r}: {hint}")
+
+
+def _folder() -> Any:
+    return resources.files("belvedere") / "configs"
+
+
+def _read(name_or_path: str | Path) -> dict[str, Any]:
+    packaged = _folder() / f"{name_or_path}.yaml"
+    source = packaged if packaged.is_file() else Path(name_or_path)
+    if not source.is_file():
+        raise InputError(f"no config {str(name_or_path)!r}: give a YAML file or one of {', '.join(config_names())}")
+    try:
+        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {name_or_path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"config {name_or_path}: must be a mapping of keys")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"override {override!r}: write key.path=value")
+    *parents, key = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {override!r}: {parent!r} has no keys below it")
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: the value is not YAML") from None
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Return ``value`` as the type ``hint``, or raise ``InputError``."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return parse(hint, value, f"{where}.")
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(value, arguments[0], where)
+    if origin is Literal:
+        value = {False: "no"}.get(value, value) if isinstance(value, bool) else value  # YAML reads a bare no as false
+        if value in arguments:
+            return value
+        raise InputError(f"config {where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+        return tuple(_convert(v, a, where) for v, a in zip(value, arguments, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return value
+    return _convert_plain(value, origin or hint, where)
+
+
+def _convert_plain(value: Any, kind: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            pass
+    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    raise InputError(f"config {where}: {value!r} is not of type {name}")

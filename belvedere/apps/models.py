@@ -1,0 +1,88 @@
+"""``belvedere models``: what is at hand, with the facts of each model's card. Nothing heavy is imported."""
+
+from pathlib import Path
+from typing import Any
+
+from belvedere.checkpoints import store
+
+_STATES = {True: "verified", False: "does not match the card: damaged or changed", None: "no card to compare with"}
+
+
+def facts(name_or_path: str) -> dict[str, Any]:
+    """Return what is known of a model: name, system, classes, default steps and guidance, bytes, digest, card.
+
+    ``intact`` is whether the files match the digest in the card; None without a card. Raises ``InputError`` when
+    there is no such model.
+    """
+    folder = store.resolve(name_or_path)
+    index = store.read_json(folder / "model_index.json")
+    labels, card, digest = index.get("id2label"), store.card(folder), store.digest(folder)
+    return {
+        "name": name_or_path,
+        "system": str(index.get("_class_name", "?")).removesuffix("Pipeline"),
+        "classes": list(labels.values()) if isinstance(labels, dict) else [],
+        "steps": index.get("default_steps"),
+        "guidance": index.get("default_guidance"),
+        "bytes": size(folder),
+        "digest": digest,
+        "intact": card["digest"] == digest if "digest" in card else None,
+        "card": card,
+    }
+
+
+def size(folder: Path) -> int:
+    """Return the bytes of a model's weights."""
+    return sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+
+
+def listing() -> list[dict[str, Any]]:
+    """Return the facts of every embedded model."""
+    return [facts(name) for name in store.embedded()]
+
+
+def quality(card: dict[str, Any]) -> str:
+    """Return the measured figures of a card in one line."""
+    figures = card.get("quality")
+    if not isinstance(figures, dict):
+        return "not measured"
+    measured = {name: value for name, value in figures.items() if isinstance(value, float) and name != "guidance"}
+    return ", ".join(f"{name} {value:.3g}" for name, value in measured.items())
+
+
+def print_listing(rows: list[dict[str, Any]]) -> None:
+    """Print a table of models on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        print("no models are embedded in this build; train one, or give --model a folder or a hub id")
+        return
+    table = Table("name", "system", "classes", "size", "quality", "digest", box=None)
+    for row in rows:
+        megabytes = f"{row['bytes'] / 1e6:.1f} MB"
+        classes = str(len(row["classes"]))
+        digest = "damaged" if row["intact"] is False else row["digest"][:12]
+        table.add_row(row["name"], row["system"], classes, megabytes, quality(row["card"]), digest)
+    Console(markup=False).print(table)
+
+
+def print_facts(row: dict[str, Any]) -> None:
+    """Print one model's facts and card on stdout."""
+    lines = {
+        "name": row["name"],
+        "system": row["system"],
+        "classes": ", ".join(row["classes"][:40]) + (", ..." if len(row["classes"]) > 40 else ""),
+        "defaults": f"{row['steps']} steps, guidance {row['guidance']}",
+        "size": f"{row['bytes'] / 1e6:.1f} MB",
+        "digest": f"{row['digest']} ({_STATES[row['intact']]})",
+        **{key: _flat(value) for key, value in row["card"].items() if key not in ("digest", "classes")},
+    }
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        print(f"{key:{width}}  {value}")
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
+    return ", ".join(map(_flat, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,102 @@
+"""What can be asked for: frozen requests, built alike by the command line, the batch runner and the web page.
+
+A request is checked when it is made, so one that exists is within its limits.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from belvedere.checkpoints.store import DTYPES
+from belvedere.errors import InputError
+
+DEFAULT_MODEL = "dimr-toybox"
+MAX_COUNT = 1_000_000
+MAX_STEPS = 1000
+MAX_SEED = 2**63 - 1
+MAX_GUIDANCE = 100.0
+MAX_TEXT = 1000
+MAX_JSON = 32 << 10
+"""Bytes of a request as JSON: it has to fit into the pictures it makes."""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Pictures of classes by a generator. Image i has class ``classes[i % len(classes)]`` and depends on (seed, i).
+
+    ``model``: embedded name, folder or hub id. ``classes``: names or ids; empty = all classes in turn. ``count``:
+    pictures, 1 to 1,000,000. ``seed``: 0 to 2^63 - 1. ``steps``: of the sampler, 1 to 1000, and ``guidance``:
+    0 to 100; None = the model's own. ``dtype``: auto, float32, bfloat16 or float16. ``device``: auto, cpu, cuda or
+    cuda:N. A value outside these raises ``InputError``.
+    """
+
+    model: str = DEFAULT_MODEL
+    classes: tuple[str | int, ...] = ()
+    count: int = 1
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _text("model", self.model)
+        if not isinstance(self.classes, tuple):
+            raise InputError("classes must be a list of names or ids, like ['car', 3]")
+        for item in self.classes:
+            _whole("classes", item, 0, 10**6) if isinstance(item, int) else _text("classes", item)
+        _whole("count", self.count, 1, MAX_COUNT)
+        _whole("seed", self.seed, 0, MAX_SEED)
+        if self.steps is not None:
+            _whole("steps", self.steps, 1, MAX_STEPS)
+        if self.guidance is not None:
+            _number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", self.device):
+            raise InputError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
+        if len(self.to_json()) > MAX_JSON:
+            raise InputError(f"classes: {len(self.classes)} are too many for one request; split it")
+
+    def to_json(self) -> str:
+        """Return the request as one line of ASCII JSON; ``from_json`` is its inverse."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "GenerateRequest":
+        """Return the request in ``text``; unknown keys and wrong values raise ``InputError``."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"request is not valid JSON: {error}") from error
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "GenerateRequest":
+        """Return the request with these fields; missing ones take their defaults, unknown ones raise ``InputError``."""
+        if not isinstance(values, dict):
+            raise InputError('a request must be a JSON object, like {"classes": ["car"]}')
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise InputError(f"request has no field {str(unknown[0])[:80]!r}; its fields are {', '.join(known)}")
+        classes = values.get("classes", ())
+        return cls(**{**values, "classes": tuple(classes) if isinstance(classes, list) else classes})
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT or not value.isprintable():
+        raise InputError(f"{name} must be plain text of 1 to {MAX_TEXT} characters, not {str(value)[:80]!r}")
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InputError(f"{name} must be a whole number from {low} to {high}, not {str(value)[:80]}")
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not low <= value <= high:  # type: ignore[operator]
+        raise InputError(f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:80]}")

@@ -1,0 +1,196 @@
+"""What each system gives the training loop: a model, data, a loss, parameter groups, how to show and keep it."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.apps.config import ExportConfig, TrainConfig, call, check_keys
+from belvedere.apps.training_state import atomic_directory
+from belvedere.data import Dataset
+from belvedere.errors import InputError
+from belvedere.files import atomic_write
+from belvedere.seeds import BatchRng, generator
+
+Loss = Callable[[Any, dict[str, Tensor], BatchRng], tuple[Tensor, dict[str, float]]]
+Groups = Callable[[Any, float], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to train. The loop knows nothing else about a system."""
+
+    model: nn.Module
+    dataset: Dataset
+    loss: Loss
+    """``loss(model, batch, rng)`` -> (scalar, numbers to log)."""
+    groups: Groups
+    """``groups(model, weight_decay)`` -> the optimizer's parameter groups."""
+    export: Callable[[nn.Module, Path, dict[str, Any]], str]
+    """``export(model, folder, facts)`` writes the model folder and its card; returns the digest of the weights."""
+    sheet: Callable[[nn.Module, Path], None] | None = None
+    """``sheet(model, path)`` writes a picture that shows what the model can do."""
+
+
+def make_task(config: TrainConfig) -> Task:
+    """Return the task a config asks for; raises ``InputError`` for an unknown one, bad keys or missing data."""
+    if config.task not in TASKS:
+        raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
+    return TASKS[config.task](config)
+
+
+DATASETS = {
+    "toybox": ("belvedere.data.toybox", "Toybox"),
+    "parquet": ("belvedere.data.folders", "Parquet"),
+    "folder": ("belvedere.data.folders", "ImageFolder"),
+    "latents": ("belvedere.data.latents", "Latents"),
+}
+"""Every dataset by the name that a config's ``data.kind`` gives."""
+
+
+def make_dataset(data: Mapping[str, Any]) -> Dataset:
+    """Return the dataset of a config's ``data`` section: ``kind`` and the keywords of that kind."""
+    kind = data.get("kind")
+    if kind not in DATASETS:
+        raise InputError(f"config data.kind {kind!r}: choose from {', '.join(DATASETS)}")
+    module, name = DATASETS[kind]
+    return call(getattr(import_module(module), name), {k: v for k, v in data.items() if k != "kind"}, "data")
+
+
+def dimr_task(config: TrainConfig) -> Task:
+    """DiMR: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config; ``loss`` has
+    ``class_dropout``."""
+    from belvedere.generation import dimr
+
+    dataset = make_dataset(config.data)
+    model = _make_dimr(config.model)
+    if model.null_class is not None and model.null_class != len(dataset.classes):
+        raise InputError(
+            f"config model.num_classes: {len(dataset.classes)} classes in the data need "
+            f"{len(dataset.classes) + 1} (one is for no class), not {model.config.num_classes}"
+        )
+    check_keys(config.loss, ("class_dropout",), "loss.")
+    export, loss = config.export, partial(dimr.loss, **config.loss)
+    return Task(
+        model=model,
+        dataset=dataset,
+        loss=_of_latents(loss) if config.data["kind"] == "latents" else loss,
+        groups=dimr.parameter_groups,
+        export=lambda network, folder, facts: _export_dimr(network, dataset.classes, export, folder, facts),
+        sheet=lambda network, path: _dimr_sheet(_dimr_pipeline(network, dataset.classes, export), path),
+    )
+
+
+def _make_dimr(values: Mapping[str, Any]) -> Any:
+    from belvedere.generation.dimr import DiMR
+    from belvedere.generation.dimr_config import VARIANTS
+
+    fields = dict(values)
+    variant = fields.pop("variant", None)
+    if variant is not None and variant not in VARIANTS:
+        raise InputError(f"config model.variant {variant!r}: choose from {', '.join(VARIANTS)}")
+    return call(DiMR, VARIANTS.get(variant, {}) | fields, "model")
+
+
+def _of_latents(loss: Loss) -> Loss:
+    """Return ``loss`` on latents drawn from ``moments``, anew at every visit."""
+    from belvedere.data.latents import sample_latents
+
+    def of_moments(model: Any, batch: dict[str, Tensor], rng: BatchRng) -> tuple[Tensor, dict[str, float]]:
+        moments = batch["moments"]
+        channels, *size = moments.shape[1:]
+        noise = rng.normal("latent", (channels // 2, *size))
+        return loss(model, {"image": sample_latents(moments, noise), "label": batch["label"]}, rng)
+
+    return of_moments
+
+
+def _dimr_pipeline(network: Any, classes: tuple[str, ...], export: ExportConfig) -> Any:
+    from belvedere.generation.pipelines import DiMRPipeline
+
+    return DiMRPipeline(
+        network,
+        id2label=dict(enumerate(classes)),
+        default_steps=export.default_steps,
+        default_guidance=export.default_guidance,
+        default_shift=export.default_shift,
+    )
+
+
+def _dimr_sheet(pipeline: Any, path: Path, rows: int = 4, columns: int = 12) -> None:
+    """Write a sheet of pictures, one class a column, with fixed seeds; nothing for latents without their decoder."""
+    if pipeline.network.config.channels != 3:
+        return
+    columns = min(columns, pipeline.network.null_class)
+    labels = [i % columns for i in range(rows * columns)]
+    generators = [generator("sheet", i) for i in range(len(labels))]
+    device = pipeline.network.device.type
+    with torch.autocast(device, torch.bfloat16):
+        images = pipeline(labels, generator=generators, output_type="pt").images
+    save_grid(images, columns, path)
+
+
+def save_grid(images: Tensor, columns: int, path: Path) -> None:
+    """Write pictures (n, 3, h, w) in [0, 1] as one PNG, ``columns`` side by side; makes the folder of ``path``."""
+    from PIL import Image
+
+    count, _, height, width = images.shape
+    sheet = torch.ones(3, -(-count // columns) * height, min(columns, count) * width)
+    for i, image in enumerate(images.float().cpu()):
+        top, left = i // columns * height, i % columns * width
+        sheet[:, top : top + height, left : left + width] = image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)  # (h, w, 3)
+    with atomic_write(path) as stream:
+        Image.fromarray(pixels.numpy()).save(stream, "PNG")
+
+
+def _export_dimr(
+    network: nn.Module, classes: tuple[str, ...], export: ExportConfig, folder: Path, facts: dict[str, Any]
+) -> str:
+    from belvedere.checkpoints import store
+
+    network = _cast(network, export.dtype)
+    return store.save(_dimr_pipeline(network, classes, export), folder, facts)
+
+
+def toybox_classifier_task(config: TrainConfig) -> Task:
+    """The classifier that measures generated toys: ``model`` is {width, size}."""
+    from belvedere.data.toybox.classifier import ToyClassifier, loss, parameter_groups
+
+    dataset = make_dataset(config.data)
+    check_keys(config.loss, (), "loss.")
+    model = call(ToyClassifier, {"classes": dataset.classes} | config.model, "model")
+    return Task(
+        model=model,
+        dataset=dataset,
+        loss=loss,
+        groups=parameter_groups,
+        export=lambda network, folder, facts: _export_network(network, config.export.dtype, folder, facts),
+    )
+
+
+def _cast(network: nn.Module, dtype: str) -> Any:
+    """Return a copy on the CPU in another number format."""
+    return nn.Module.to(copy.deepcopy(network), "cpu", getattr(torch, dtype))  # past diffusers' warning
+
+
+def _export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
+    from belvedere.checkpoints import store
+
+    with atomic_directory(folder) as temporary:
+        _cast(network, dtype).save_pretrained(temporary, safe_serialization=True)
+        sha256 = store.digest(temporary)
+        (temporary / "card.json").write_text(json.dumps(facts | {"digest": sha256}, indent=2) + "\n")
+    return sha256
+
+
+TASKS: dict[str, Callable[[TrainConfig], Task]] = {"dimr": dimr_task, "toybox-classifier": toybox_classifier_task}
+"""Every task by the name that a config's ``task`` gives."""

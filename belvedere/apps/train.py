@@ -1,0 +1,375 @@
+"""The one training loop: `belvedere train NAME`, or `accelerate launch -m belvedere.apps.train --config NAME`.
+
+    order(seed, epoch) ─► dataset.batch(indices) ─► loss(model, batch, rng(seed, step, sample)) ─► AdamW ─► EMA
+                                        every so often: log, sample sheet, checkpoint; at the end: the model
+
+It knows a ``Task`` and nothing else about a system. Every random number is a function of (seed, step, sample), so a
+resumed run continues bit for bit and another number of processes sees the same batches and the same noise.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import belvedere
+from belvedere.apps import training_state
+from belvedere.apps.config import OptimizerConfig, TrainConfig, load_config
+from belvedere.apps.order import Order, make_loader
+from belvedere.apps.tasks import Task, make_task
+from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name
+from belvedere.apps.training_state import Ema, Progress, RunState
+from belvedere.errors import InputError
+from belvedere.seeds import BatchRng, derive
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Objective(nn.Module):
+    """A task's loss as a module, so that a wrapper of the model (DDP) sees its forward; bf16 by autocast."""
+
+    def __init__(self, task: Task, bf16: bool):
+        super().__init__()
+        self.model, self.loss, self.bf16 = task.model, task.loss, bf16
+
+    def forward(self, batch: dict[str, Tensor], rng: BatchRng) -> tuple[Tensor, dict[str, float]]:
+        """Return the mean loss of a batch, float32, and what to log."""
+        with torch.autocast(torch.device(rng.device).type, torch.bfloat16, enabled=self.bf16):
+            value, logs = self.loss(self.model, batch, rng)
+        return value.float(), logs
+
+
+class StopRequest:
+    """Remembers that SIGTERM, SIGUSR1 or SIGINT came; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
+    """Return the learning rate of ``step`` (from 0) of ``steps``: warm-up, constant, decay to zero at the end."""
+    rate = config.lr * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else config.lr
+    if config.decay == "none":
+        return rate
+    left = min(1.0, (steps - step) / config.decay_steps)
+    return rate * (left if config.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return AdamW over the task's parameter groups, in one fused kernel a tensor."""
+    groups = task.groups(task.model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+class Trainer:
+    """One run in folder ``out``: ``checkpoints/``, ``sheets/``, ``log.jsonl`` and, at the end, ``model/``."""
+
+    def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator, out: Path, command: str):
+        self.config, self.task, self.accelerator, self.out, self.command = config, task, accelerator, out, command
+        self.device, self.world = accelerator.device, accelerator.num_processes
+        self.order = Order(len(task.dataset), config.seed, config.batch, self.world * config.accumulate)
+        self.parts = range(accelerator.process_index, self.order.parts, self.world)
+        self.log = TrainingLog(out if accelerator.is_main_process else None, config.steps)
+        ema = Ema(task.model.to(self.device), config.ema.decay, config.ema.warmup)
+        self.state = RunState(task.model, ema, make_optimizer(task, config.optimizer), Progress())
+        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self.objective: nn.Module = accelerator.prepare(Objective(task, config.precision == "bf16"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints of this run are."""
+        return self.out / "checkpoints"
+
+    def resume(self, start: Path | None) -> None:
+        """Take up the state in a checkpoint; None: begin."""
+        if start is not None:
+            self.state.load(start)
+        step = self._saved = self.state.progress.step
+        if self.accelerator.is_main_process:
+            training_state.set_aside(self.checkpoints, step)
+            self.log.rewind(step)
+            self.log.event(step, f"resumed from {start}" if start else "began")
+        self.accelerator.wait_for_everyone()
+
+    def run(self, stop: StopRequest) -> int:
+        """Train to the last step or until asked to stop; return the exit code."""
+        progress = self.state.progress
+        steps = range(progress.step, self.config.steps)
+        pin = self.device.type == "cuda" and self.config.workers > 0
+        batches = iter(make_loader(self.task.dataset, self.order, steps, self.parts, self.config.workers, pin))
+        window = Window(self.config, self.device)
+        self.task.model.train()
+        for step in steps:
+            began = time.perf_counter()
+            result = self.step(step, batches, window, stop)
+            progress.add(result.loss, result.bad, time.perf_counter() - began)
+            window.add(result, time.perf_counter() - began)
+            if result.bad and self._too_many_bad(result):
+                return 1
+            if self._due(self.config.log_every) or result.stop:
+                self.log.step(window.close(progress.step))
+            if result.stop:
+                return self._stopped(stop)
+            if self._due(self.config.sheet_every):
+                self.sheet()
+            if self._due(self.config.save_every):
+                self.save(final=False)
+        self._finish()
+        return 0
+
+    def step(self, step: int, batches: Iterator[dict[str, Tensor]], window: Window, stop: StopRequest) -> StepResult:
+        """Do one optimizer step, or skip it when the loss or the gradient is not finite."""
+        torch.manual_seed(derive(self.config.seed, "step", step, self.accelerator.process_index))
+        total = torch.zeros((), device=self.device)
+        for part in self.parts:
+            batch = window.wait(batches)
+            batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+            share, logs = self._backward(step, part, batch)
+            total += share
+        loss, stopping = self._agree(total, stop)
+        rate = learning_rate(self.config.optimizer, self.config.steps, step)
+        result = StepResult(loss, self._gradient_norm(), rate, stopping, logs)
+        if not result.bad:
+            self._apply(step, result)
+        self.state.optimizer.zero_grad()
+        return result
+
+    def _backward(self, step: int, part: int, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Add one part's gradient; return its share of the loss and what the task logs."""
+        rng = BatchRng(self.config.seed, step, self.order.positions(part), self.device)
+        last = part == self.parts[-1]
+        with nullcontext() if last else self.accelerator.no_sync(self.objective):
+            value, logs = self.objective(batch, rng)
+            share = value / len(self.parts)
+            share.backward()
+        return share.detach(), logs
+
+    def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[float, bool]:
+        """Return the mean loss over all processes and whether any was asked to stop."""
+        if self.world == 1:
+            return loss.item(), bool(stop.signal)
+        both = torch.stack((loss / self.world, torch.full_like(loss, float(stop.signal > 0))))
+        mean, asked = self.accelerator.reduce(both).tolist()
+        return mean, asked > 0
+
+    def _gradient_norm(self) -> float:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients, foreach=True).item()
+
+    def _apply(self, step: int, result: StepResult) -> None:
+        clip = self.config.optimizer.clip
+        if clip is not None and result.grad_norm > clip:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, clip / result.grad_norm)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = result.lr
+        self.state.optimizer.step()
+        self.state.ema.update(step)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.state.progress.step % every == 0
+
+    def _too_many_bad(self, result: StepResult) -> bool:
+        progress = self.state.progress
+        self.log.event(progress.step, f"skipped: loss {result.loss}, gradient norm {result.grad_norm}")
+        if progress.bad_steps < self.config.optimizer.max_bad_steps:
+            return False
+        self.log.event(progress.step, f"stopped: {progress.bad_steps} steps in a row were not finite")
+        return True
+
+    def save(self, final: bool) -> None:
+        """Write a checkpoint, unless this step has one, and drop old ones."""
+        self._write("checkpoint", self._save, final)
+
+    def _save(self) -> None:
+        if self._saved != self.state.progress.step:
+            self.state.save(self.checkpoints, dataclasses.asdict(self.config))
+            self._saved = self.state.progress.step
+            training_state.prune(self.checkpoints, self.config.keep)
+
+    def sheet(self) -> None:
+        """Write a sample sheet of the averaged weights."""
+        if self.task.sheet is not None:
+            path = self.out / "sheets" / f"step-{self.state.progress.step:08d}.png"
+            show = partial(self.task.sheet, self.state.ema.model, path)
+            self._write("sample sheet", show, final=False)
+
+    def _write(self, what: str, write: Callable[[], object], final: bool) -> None:
+        """Let the main process write; a failure is fatal only when there will be no next time."""
+        if self.accelerator.is_main_process:
+            try:
+                write()
+            except (OSError, SafetensorError) as error:
+                self.log.event(self.state.progress.step, f"{what} not written: {error}")
+                if final:
+                    raise InputError(f"cannot write the {what} in {self.out}: {error}; make room") from None
+        self.accelerator.wait_for_everyone()
+
+    def _stopped(self, stop: StopRequest) -> int:
+        self.save(final=True)
+        self.log.event(self.state.progress.step, "stopped by a signal; the same command continues")
+        return 130 if stop.signal == signal.SIGINT else 0
+
+    def _finish(self) -> None:
+        self.save(final=True)
+        if not self._due(self.config.sheet_every):
+            self.sheet()
+        export = partial(self.task.export, self.state.ema.model, self.out / "model", self._card())
+        self._write("model", export, final=True)
+        self.log.event(self.state.progress.step, f"model written to {self.out / 'model'}")
+
+    def _card(self) -> dict[str, Any]:
+        progress = self.state.progress
+        return {
+            "config": dataclasses.asdict(self.config),
+            "samples": len(self.task.dataset),
+            "classes": list(self.task.dataset.classes),
+            "steps": progress.step,
+            "train_loss": progress.loss,
+            "seconds": round(progress.seconds, 1),
+            "processes": self.world,
+            "device": device_name(self.device),
+            "command": self.command,
+            "versions": {"belvedere": belvedere.__version__, "torch": torch.__version__},
+        }
+
+
+def run_check(config: TrainConfig, task: Task, device: torch.device) -> int:
+    """Fit one fixed batch with fixed noise; return 0 when the loss fell by the config's factor, else 1."""
+    settings = config.check
+    objective = Objective(task, config.precision == "bf16").to(device)
+    optimizer = make_optimizer(task, config.optimizer)
+    indices = Order(len(task.dataset), config.seed, settings.batch, 1).indices(0, 0)
+    batch = {key: value.to(device) for key, value in task.dataset.batch(indices).items()}
+    losses, began = [], time.perf_counter()
+    for _ in range(settings.steps):
+        value, _ = objective(batch, BatchRng(config.seed, 0, range(settings.batch), device))
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(task.model.parameters(), config.optimizer.clip or math.inf, foreach=True)
+        optimizer.step()
+        losses.append(value.item())
+    fell = losses[0] / losses[-1]
+    passed = fell >= settings.factor  # false for NaN
+    print(
+        f"check {'passed' if passed else 'FAILED'}: loss {losses[0]:.4f} -> {losses[-1]:.4f} "
+        f"({fell:.1f}x, at least {settings.factor:g}x asked) in {settings.steps} steps on {settings.batch} samples, "
+        f"{time.perf_counter() - began:.1f} s"
+    )
+    return 0 if passed else 1
+
+
+def train(
+    name_or_path: str | Path,
+    *,
+    resume: str | Path = "auto",
+    check: bool = False,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> int:
+    """Train a packaged config or a YAML file in folder ``out`` (default ``runs/NAME``); return the exit code.
+
+    ``resume``: "auto" continues from the newest good checkpoint of ``out`` if there is one, "never" refuses a folder
+    that has some, a path names a checkpoint or another run. ``check`` only overfits one batch. ``overrides`` are
+    ``key.path=value``. Exit code 0: finished, or stopped by SIGTERM or SIGUSR1 after saving; 130: stopped by Ctrl-C
+    after saving; 1: too many steps in a row were not finite, or the check failed. What can be known to be wrong
+    before the first step raises ``InputError``.
+    """
+    config = load_config(name_or_path, overrides)
+    command = " ".join(["belvedere train", str(name_or_path), *overrides])
+    folder = Path(out or Path("runs") / Path(name_or_path).stem)
+    accelerator = Accelerator()
+    with StopRequest() as stop:
+        _require_equal(accelerator, derive(repr(config)), "were started with different configs")
+        _require_division(config, accelerator.num_processes)
+        torch.manual_seed(derive(config.seed, "initial weights"))
+        task = make_task(config)
+        if check:
+            return run_check(config, task, accelerator.device)
+        training_state.prepare_folder(folder, task.model, config.keep)
+        with training_state.only_run(folder) if accelerator.is_main_process else nullcontext():
+            start = _find_start(accelerator, folder, resume, config)
+            trainer = Trainer(config, task, accelerator, folder, command)
+            trainer.resume(start)
+            code = trainer.run(stop)
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+    return code
+
+
+def _find_start(accelerator: Accelerator, folder: Path, resume: str | Path, config: TrainConfig) -> Path | None:
+    """Return the checkpoint to start from, None for the beginning."""
+    report = print if accelerator.is_main_process else (lambda line: None)
+    start = training_state.find_start(folder, resume, dataclasses.asdict(config), report)
+    _require_equal(accelerator, training_state.step_of(start) if start else -1, "found different checkpoints")
+    return start
+
+
+def _require_equal(accelerator: Accelerator, number: int, otherwise: str) -> None:
+    """Raise ``InputError`` on every process unless ``number`` is the same on all."""
+    if accelerator.num_processes > 1:
+        numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
+        if numbers.unique().numel() > 1:
+            raise InputError(f"the processes {otherwise}: start all with the same command and folder")
+
+
+def _require_division(config: TrainConfig, processes: int) -> None:
+    parts = processes * config.accumulate
+    if config.batch % parts:
+        raise InputError(
+            f"config batch: {config.batch} samples do not divide into {parts} parts (processes x accumulate)"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``train`` from the command line; return the exit code: 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m belvedere.apps.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, help="a packaged name or a YAML file")
+    parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--resume", default="auto", help="auto, never, a checkpoint or a run's folder")
+    parser.add_argument("--check", action="store_true", help="only overfit one batch")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the config")
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        return train(given.config, resume=given.resume, check=given.check, overrides=given.overrides, out=given.out)
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""The state of a run and its checkpoints: atomic directories with digests, read without unpickling.
+
+    checkpoints/step-00001000/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
+
+A checkpoint is written under a temporary name, flushed and renamed; ``manifest.json`` holds the SHA-256 of every
+file, so a reader takes the newest directory that verifies.
+"""
+
+import copy
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from belvedere.errors import InputError
+
+_MANIFEST = "manifest.json"
+_FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
+
+
+class Ema:
+    """A float32 moving average of a model's parameters, kept as a second model (Polyak averaging).
+
+    ``model`` can be called, saved and exported like the first. Buffers are copied, not averaged.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool):
+        self.model = copy.deepcopy(model).requires_grad_(False).float().eval()
+        self.decay, self.warmup = decay, warmup
+        self._averages: list[Tensor] = list(self.model.parameters())
+        self._sources: list[Tensor] = list(model.parameters())
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Fold in the weights after ``step`` (from 0): average += (1 - decay) (weights - average)."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
+        for mine, theirs in self._buffers:
+            mine.copy_(theirs)
+
+
+@dataclass
+class Progress:
+    """How far a run is: what ``state.json`` holds besides the config."""
+
+    step: int = 0
+    """Steps done."""
+    bad_steps: int = 0
+    """Skipped steps in a row, up to now."""
+    seconds: float = 0.0
+    """Time in steps, over all resumes."""
+    loss: float | None = None
+    """Loss, averaged over about the last 100 steps."""
+
+    def add(self, loss: float, bad: bool, seconds: float) -> None:
+        """Count one step."""
+        self.step += 1
+        self.seconds += seconds
+        self.bad_steps = self.bad_steps + 1 if bad else 0
+        if not bad:
+            share = 1.0 if self.loss is None else max(0.01, 1 / self.step)
+            self.loss = share * loss + (1 - share) * (self.loss or 0.0)
+
+
+@dataclass
+class RunState:
+    """Everything that a resumed run needs to continue bit for bit."""
+
+    model: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+    def save(self, folder: Path, config: Mapping[str, Any]) -> Path:
+        """Write a checkpoint of this state below ``folder`` and return its directory."""
+        state = {"config": config, "versions": {"torch": torch.__version__}} | dataclasses.asdict(self.progress)
+        with atomic_directory(folder / f"step-{self.progress.step:08d}") as directory:
+            save_file(_contiguous(self.model.state_dict()), directory / "model.safetensors")
+            save_file(_contiguous(self.ema.model.state_dict()), directory / "ema.safetensors")
+            save_file(self._optimizer_tensors(), directory / "optimizer.safetensors")
+            (directory / "state.json").write_text(json.dumps(state, indent=1))
+            seal(directory)
+        return folder / f"step-{self.progress.step:08d}"
+
+    def load(self, directory: Path) -> None:
+        """Read a checkpoint into this state. One of another model raises ``InputError``."""
+        for module, name in ((self.model, "model"), (self.ema.model, "ema")):
+            _fill(module, _read_tensors(directory / f"{name}.safetensors"))
+        self._fill_optimizer(_read_tensors(directory / "optimizer.safetensors"))
+        state = read_state(directory)
+        for entry in dataclasses.fields(Progress):
+            setattr(self.progress, entry.name, state[entry.name])
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        named = self.model.named_parameters()
+        states = ((name, self.optimizer.state.get(parameter, {})) for name, parameter in named)
+        return _contiguous({f"{name}/{key}": value for name, state in states for key, value in state.items()})
+
+    def _fill_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        self.optimizer.state.clear()
+        for key, value in tensors.items():
+            name, _, slot = key.partition("/")
+            if name not in parameters or (slot != "step" and value.shape != parameters[name].shape):
+                raise InputError(f"checkpoint: optimizer state {key!r} does not belong to this model")
+            self.optimizer.state[parameters[name]][slot] = value.to(parameters[name].device, copy=True)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Fill a temporary directory beside ``target``; flush it and rename it when the block succeeds, else remove it.
+
+    An existing ``target`` is replaced.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    old = temporary.with_suffix(".old.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(directory: Path) -> None:
+    """Write ``manifest.json``: size and SHA-256 of every other file of ``directory``."""
+    entries = {
+        path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(directory.iterdir())
+    }
+    (directory / _MANIFEST).write_text(json.dumps(entries, indent=1))
+
+
+def verify(directory: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None when every file is as its manifest says."""
+    try:
+        entries = json.loads((directory / _MANIFEST).read_text())
+        if missing := _FILES - entries.keys():
+            return f"its manifest lacks {min(missing)}"
+        for name, entry in entries.items():
+            if Path(name).name != name or not (directory / name).is_file():
+                return f"{name} is missing"
+            if (directory / name).stat().st_size != entry["bytes"] or digest(directory / name) != entry["sha256"]:
+                return f"{name} does not match its digest"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    return None
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def step_of(directory: Path) -> int:
+    """Return the step in the name of a checkpoint directory."""
+    return int(directory.name.removeprefix("step-"))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint directories of a run, oldest first."""
+    found = (path for path in folder.glob("step-*") if path.is_dir() and path.name.removeprefix("step-").isdecimal())
+    return sorted(found, key=step_of)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename checkpoints later than ``step``, which a resume has passed over, so that none is taken for a new one."""
+    for directory in checkpoints(folder):
+        if step_of(directory) > step:
+            directory.rename(folder / f"damaged-{directory.name}-{secrets.token_hex(4)}")
+
+
+def last_good(folder: Path, report: Callable[[str], None] = lambda line: None) -> Path | None:
+    """Return the newest checkpoint that verifies; ``report`` is told about each one passed over."""
+    for directory in reversed(checkpoints(folder)):
+        trouble = verify(directory)
+        if trouble is None:
+            return directory
+        report(f"{directory.name}: {trouble}; passed over")
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints, and what interrupted writers left."""
+    for path in [*checkpoints(folder)[:-keep], *folder.glob(".step-*.tmp")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prepare_folder(folder: Path, model: nn.Module, keep: int) -> None:
+    """Make the run's folder and see that it can be written and has room, before any work."""
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write in {folder}: {error.strerror}; choose another --out") from None
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    need, free = weights * 4 * (keep + 1), shutil.disk_usage(folder).free
+    if free < need:
+        raise InputError(
+            f"{folder}: {free / 1e9:.1f} GB free, this run needs {need / 1e9:.1f}; make room or lower keep"
+        )
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; raise ``InputError`` when another process has it. It is free again when the process ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another run is writing into {folder}: stop it, or choose another --out") from None
+        yield
+
+
+def find_start(
+    folder: Path, resume: str | Path, config: Mapping[str, Any], report: Callable[[str], None]
+) -> Path | None:
+    """Return the checkpoint that a run in ``folder`` starts from, None for the beginning; ``resume`` as in ``train``.
+
+    Raises ``InputError`` for a checkpoint that is missing, damaged or of another run, and rather than write into a
+    folder whose later checkpoints do not belong to this start.
+    """
+    own = folder / "checkpoints"
+    start = None
+    if resume == "auto":
+        start = last_good(own, report)
+    elif resume != "never":
+        start = _named(Path(resume), report)
+    if start is not None:
+        _check_same_run(start, config)
+    first = step_of(start) if start else 0
+    if resume != "auto" and any(step_of(later) > first for later in checkpoints(own)):
+        raise InputError(f"{folder} holds checkpoints later than step {first}: choose another --out, or --resume auto")
+    return start
+
+
+def _named(path: Path, report: Callable[[str], None]) -> Path:
+    """Return a checkpoint given by itself or by its run."""
+    if not path.is_dir():
+        raise InputError(f"no checkpoint {path}: give auto, never, a checkpoint or the folder of a run")
+    if (path / "checkpoints").is_dir():
+        if (found := last_good(path / "checkpoints", report)) is None:
+            raise InputError(f"{path} holds no good checkpoint")
+        return found
+    if trouble := verify(path):
+        raise InputError(f"checkpoint {path}: {trouble}")
+    return path
+
+
+def _check_same_run(start: Path, config: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` when a key that fixes the weights or the order of the data differs."""
+    then = read_state(start)["config"]
+    for key in ("task", "model", "seed", "batch"):
+        if then.get(key) != config[key]:
+            raise InputError(
+                f"{start} has {key} {then.get(key)!r}, not {config[key]!r}: change it back or use a new --out"
+            )
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return ``state.json`` of a checkpoint."""
+    return json.loads((directory / "state.json").read_text())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"checkpoint file {path}: {' '.join(str(error).split())}") from None
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError:
+        own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        wrong = [
+            n for n in own.keys() | tensors.keys() if n not in own or n not in tensors or own[n] != tensors[n].shape
+        ]
+        raise InputError(f"checkpoint of another model: tensor {sorted(wrong)[0]!r} is missing or differs") from None

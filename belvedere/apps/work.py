@@ -1,0 +1,192 @@
+"""The one door: from a request to its result. The command line, batches and the web page all come through here."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from belvedere import seeds
+from belvedere.apps import compare, record
+from belvedere.apps.record import Machine, Record
+from belvedere.apps.requests import GenerateRequest
+from belvedere.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Progress = Callable[[float, int], None]
+"""Called with (pictures done, pictures in all); the first is a fraction while a batch is under way."""
+
+
+class Picture(NamedTuple):
+    """One result: the picture and what made it."""
+
+    image: "Image.Image"
+    record: Record
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request whose model is loaded and whose classes are found. ``request`` holds the values really used."""
+
+    request: GenerateRequest
+    pipeline: Any
+    weights: str
+    labels: tuple[int, ...]
+    names: dict[int, str]
+    machine: Machine
+
+    def label(self, index: int) -> int:
+        """Return the class id of picture ``index``."""
+        return self.labels[index % len(self.labels)]
+
+    def record(self, index: int, pixels: str = "") -> Record:
+        """Return the record of picture ``index``; ``pixels`` is its digest once it is made."""
+        label = self.label(index)
+        return Record(self.request, index, label, self.names[label], self.weights, pixels, self.machine)
+
+
+def prepare(request: GenerateRequest, *, download: bool = True) -> Job:
+    """Find, check and load the request's model and resolve its classes; ``InputError`` for whatever does not fit.
+
+    Without ``download``, a model of the hub is taken from the cache only.
+    """
+    from belvedere.checkpoints import store
+
+    folder = store.resolve(request.model, download=download)
+    device = store.choose_device(request.device)
+    pipeline, digest = store.load_verified(folder, store.choose_dtype(request.dtype, device), device)
+    if pipeline.vae is None and pipeline.network.config.channels not in (1, 3):
+        raise InputError(f"model {request.model} makes latents and has no vae to decode them; get the whole model")
+    names = _names(pipeline)
+    labels = tuple(find_class(item, names) for item in request.classes) or tuple(names)
+    used = replace(
+        request,
+        steps=pipeline.config.default_steps if request.steps is None else request.steps,
+        guidance=pipeline.config.default_guidance if request.guidance is None else request.guidance,
+        dtype=str(pipeline.network.dtype).removeprefix("torch."),
+        device=str(device),
+    )
+    return Job(used, pipeline, digest, labels, names, record.this_machine(device))
+
+
+def generate(request: GenerateRequest, *, progress: Progress | None = None) -> Iterator[Picture]:
+    """Yield the pictures of a request with their records, in order; the model is loaded at the first."""
+    yield from run(prepare(request), range(request.count), progress=progress)
+
+
+def run(job: Job, indices: range, *, progress: Progress | None = None) -> Iterator[Picture]:
+    """Yield pictures ``indices`` of a job. Picture i is the same whichever others are asked for with it."""
+    batch = job.pipeline.micro_batch
+    for start in range(0, len(indices), batch):
+        chosen = indices[start : start + batch]
+        for index, image in zip(chosen, _batch(job, chosen, start, len(indices), progress), strict=True):
+            yield Picture(image, job.record(index, record.pixel_digest(image)))
+
+
+def _batch(job: Job, chosen: range, done: int, total: int, progress: Progress | None) -> "list[Image.Image]":
+    steps = count(1)
+
+    def report(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if progress:
+            progress(done + len(chosen) * min(1.0, next(steps) / (job.request.steps or 1)), total)
+        return values
+
+    return job.pipeline(
+        [job.label(index) for index in chosen],
+        num_inference_steps=job.request.steps,
+        guidance_scale=job.request.guidance,
+        generator=[seeds.generator(job.request.seed, "image", index) for index in chosen],
+        callback_on_step_end=report,
+    ).images
+
+
+def _names(pipeline: Any) -> dict[int, str]:
+    """Return the class names of a pipeline by id; a model without names has its ids as names."""
+    classes = (pipeline.network.config.num_classes or 1) - 1
+    if classes < 1:
+        raise InputError("this model knows no classes; Belvedere makes pictures from models of classes only")
+    given = pipeline.config.id2label or {}
+    try:
+        names = {int(key): str(name) for key, name in given.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError("model_index.json: id2label must map class ids to names; get the model again") from error
+    if not names:
+        return {i: str(i) for i in range(classes)}
+    if not all(0 <= i < classes and name.isprintable() and len(name) < 1000 for i, name in names.items()):
+        raise InputError(f"model_index.json: id2label must name ids below {classes} in plain text; get the model again")
+    return dict(sorted(names.items()))
+
+
+def find_class(item: str | int, names: dict[int, str]) -> int:
+    """Return the id of a class given by id, name, or one of the names in "tench, Tinca tinca"; case does not matter.
+
+    Raises ``InputError`` listing the nearest names, or the ids of an ambiguous name.
+    """
+    if isinstance(item, int) or item.strip().isdecimal():
+        if int(item) in names:
+            return int(item)
+        raise InputError(f"no class {int(item)}: this model has ids {min(names)} to {max(names)}")
+    wanted = item.strip().casefold()
+    spoken = {i: [name.casefold(), *(part.strip().casefold() for part in name.split(","))] for i, name in names.items()}
+    found = [i for i, forms in spoken.items() if wanted in forms]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"class {item!r} is ambiguous: choose by id, {' or '.join(map(str, found))}")
+    near = difflib.get_close_matches(wanted, [form for forms in spoken.values() for form in forms], n=3)
+    known = list(names.values())
+    listing = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
+    hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+    raise InputError(f"no class {item!r} in this model: {hint}it knows {listing}")
+
+
+@dataclass(frozen=True)
+class Regenerated:
+    """A picture made again: the new one, the old record, and in words what is not as it was (empty = bit-identical)."""
+
+    picture: Picture
+    origin: Record
+    differences: tuple[str, ...]
+
+
+def regenerate(path: Path, *, model: str | None = None, progress: Progress | None = None) -> Regenerated:
+    """Make the picture in ``path`` again from its record, alone, with the recorded number of threads.
+
+    ``model`` replaces the recorded model's name (it may have moved). A file cannot make this machine download: a
+    model of the hub that is not in the cache has to be named. Raises ``InputError`` when the file has no record or
+    the model cannot be loaded.
+    """
+    old, before = record.read(path), compare.read_pixels(path)
+    asked = replace(_for_this_machine(old.request), model=model or old.request.model, classes=(old.label,))
+    with _threads(old.machine.threads):
+        job = prepare(asked, download=model is not None)
+        image, new = next(run(job, range(old.index, old.index + 1), progress=progress))
+    new = replace(new, request=replace(new.request, classes=old.request.classes))
+    return Regenerated(Picture(image, new), old, compare.differences(before, old, image, new))
+
+
+def _for_this_machine(request: GenerateRequest) -> GenerateRequest:
+    import torch
+
+    if not request.device.startswith("cuda"):
+        return request
+    if torch.cuda.is_available():
+        return replace(request, device="cuda")
+    return replace(request, device="cpu", dtype="float32" if request.dtype == "float16" else request.dtype)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(number, os.cpu_count() or 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

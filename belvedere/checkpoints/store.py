@@ -1,0 +1,206 @@
+"""Where models live: the embedded ones, folders, the hub; how one is found, checked, loaded and saved.
+
+A model is a diffusers pipeline folder: ``model_index.json``, one folder a component (``network/config.json``,
+``network/diffusion_pytorch_model.safetensors``) and, when Belvedere made it, ``card.json`` with its digest.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from belvedere.checkpoints.components import PIPELINES, build, known_class, load_component, read_json
+from belvedere.errors import InputError
+from belvedere.files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = Path(__file__).with_name("embedded")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+
+def embedded() -> list[str]:
+    """Return the names of the models the package carries."""
+    return sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json"))
+
+
+def resolve(name_or_path: str | Path, *, download: bool = True) -> Path:
+    """Return the folder of a model: an embedded name, a folder, or a hub id ``owner/name[@revision]``.
+
+    A hub id is downloaded through huggingface_hub's cache, JSON and safetensors only; without ``download`` it must
+    be in the cache. Raises ``InputError`` when there is no such model, or it cannot be fetched.
+    """
+    name = str(name_or_path)
+    if name in embedded():
+        return EMBEDDED / name
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    if (folder / "model_index.json").is_file():
+        return folder
+    if folder.exists():
+        raise InputError(f"model {name}: no model_index.json there; give the folder of a saved model")
+    if _HUB_ID.fullmatch(name):
+        return _fetch(name, download)
+    near = difflib.get_close_matches(name, embedded(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"embedded are {', '.join(embedded()) or 'none'}"
+    raise InputError(f"no model {name!r}: {hint} (or give a folder, or a hub id owner/name)")
+
+
+def _fetch(hub_id: str, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = hub_id.partition("@")
+    patterns = ["model_index.json", "card.json", "*/*.json", "*/*.safetensors"]
+    get = partial(snapshot_download, repository, revision=revision or None, allow_patterns=patterns)
+    try:
+        folder = Path(str(get(local_files_only=not download)))
+    except Exception as error:
+        if not download:
+            raise InputError(f"model {hub_id} is not on this machine; --model {hub_id} fetches it") from error
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+        raise InputError(f"model {hub_id}: no such folder, and the hub did not give it ({reason})") from error
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"model {hub_id}: the repository has no model_index.json; it is not a pipeline")
+    return folder
+
+
+def card(folder: Path) -> dict[str, Any]:
+    """Return what is known of a model (config, data, steps, quality, digest); empty when it has no card."""
+    path = folder / "card.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def amend_card(folder: Path, facts: dict[str, Any]) -> None:
+    """Add ``facts`` to a model's card, which must exist; what it already said under other keys stays."""
+    if not (folder / "card.json").is_file():
+        raise InputError(f"model {folder}: it has no card.json to write into")
+    with atomic_write(folder / "card.json") as file:
+        file.write(json.dumps({**card(folder), **facts}, indent=2).encode() + b"\n")
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of a model: over the names and bytes of its configs and weights, in sorted order."""
+    total = hashlib.sha256()
+    patterns = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors")
+    files = {path for pattern in patterns for path in folder.glob(pattern)} - {folder / "card.json"}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+def verify(folder: Path) -> str:
+    """Return the digest of a model; raise ``InputError`` when its card promises another."""
+    found = digest(folder)
+    promised = card(folder).get("digest", found)
+    if promised != found:
+        raise InputError(
+            f"model {folder.name}: its files do not match the digest in card.json; it is damaged or was changed, "
+            "get it again (or remove card.json if you changed it)"
+        )
+    return found
+
+
+def load(
+    name_or_path: str | Path, dtype: "torch.dtype | str | None" = None, device: "torch.device | str | None" = None
+) -> Any:
+    """Return the ready pipeline of an embedded name, a folder or a hub id.
+
+    ``dtype``: float32 (default on a CPU), bfloat16 (default on a GPU), float16 (GPU only). ``device``: by default a
+    GPU if there is one. Raises ``InputError`` for anything unknown, damaged or inconsistent; no code of the model
+    runs, names in its configs are looked up in fixed tables.
+    """
+    target = choose_device(device)
+    return load_verified(resolve(name_or_path), choose_dtype(dtype, target), target)[0]
+
+
+def load_verified(folder: Path, dtype: "torch.dtype", device: "torch.device") -> tuple[Any, str]:
+    """Return the pipeline in a model folder and the model's digest; see ``load``."""
+    found = verify(folder)
+    index = read_json(folder / "model_index.json")
+    cls = known_class(PIPELINES, index.get("_class_name"), folder / "model_index.json")
+    values = {key: value for key, value in index.items() if not key.startswith("_")}
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) == 2:
+            values[name] = load_component(folder / name, name, value, dtype)
+    return build(cls, values, folder / "model_index.json").to(device), found
+
+
+def choose_device(device: "torch.device | str | None") -> "torch.device":
+    """Return the device asked for; ``None`` or ``"auto"`` is a GPU if there is one, else the CPU."""
+    import torch
+
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"no device {str(device)!r}; choose auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"device {chosen} is not supported; choose auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"no device {chosen} on this machine ({torch.cuda.device_count()} GPUs); use --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: "torch.dtype | str | None", device: "torch.device") -> "torch.dtype":
+    """Return the number format asked for; ``None`` or ``"auto"`` is float32 on a CPU, bfloat16 on a GPU."""
+    import torch
+
+    if dtype is None or dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"no dtype {name!r}; choose {', '.join(DTYPES)}")
+    if name == "float16" and device.type == "cpu":
+        raise InputError("float16 is unusably slow on a CPU; use --dtype bfloat16 or float32")
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def save(pipeline: Any, folder: Path, facts: dict[str, Any]) -> str:
+    """Write a model folder and its card (``facts`` and the digest) whole or not at all; return the digest.
+
+    A model already there is replaced. Raises ``InputError`` when ``folder`` holds something else.
+    """
+    if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
+        raise InputError(f"{folder}: not empty and not a model; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        pipeline.save_pretrained(fresh, safe_serialization=True)
+        found = digest(fresh)
+        with atomic_write(fresh / "card.json") as file:
+            file.write(json.dumps({**facts, "digest": found}, indent=2).encode() + b"\n")
+        _settle(fresh)
+        _swap(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return found
+
+
+def _settle(folder: Path) -> None:
+    """Put every file on the disk, readable by whoever can read the card (safetensors makes its files private)."""
+    mode = (folder / "card.json").stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    old = fresh.with_suffix(".old")
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

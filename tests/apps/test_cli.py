@@ -1,0 +1,250 @@
+"""The command as a user runs it: results, one-line errors, exit codes, nothing half-written."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from belvedere.apps import cli, record
+from tests.conftest import Run
+
+WEIGHTS = "network/diffusion_pytorch_model.safetensors"
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    error: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
+    """Run ``main()`` in this process: the same path as the command, without two seconds of imports."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["belvedere", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def assert_refused(done: Done, *words: str) -> None:
+    """One line on stderr, exit code 2, nothing on stdout."""
+    assert done.code == 2, done
+    assert done.out == ""
+    assert done.error.startswith("belvedere: error: ") and done.error.count("\n") == 1
+    for word in words:
+        assert word in done.error
+
+
+def copy_without_card(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    (folder / "card.json").unlink()
+    return folder
+
+
+def test_pictures_a_sheet_and_again(
+    belvedere: Run, command: Callable[..., Done], tiny_model: Path, tmp_path: Path
+) -> None:
+    out, sheet = tmp_path / "new/pictures", tmp_path / "sheet.webp"
+    asked = ("generate", "--model", tiny_model, "-n", 5, "--seed", 3, "--out", out, "--grid", sheet)
+    done = belvedere(*asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"5 pictures in {out}, all on {sheet} ({tiny_model}, seed 3")
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [f"tiny-3-{i:05d}.png" for i in range(5)]
+    with Image.open(sheet) as page:
+        assert page.width > 3 * 128
+    content = {name: (out / name).read_bytes() for name in names}
+    result = json.loads(command(*asked, "--json").out)
+    assert [entry["class"] for entry in result["pictures"]] == ["car", "boat", "plane", "rocket", "car"]
+    assert {name: (out / name).read_bytes() for name in names} == content
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, time; sys.argv = ['belvedere', '--help']\n"
+        "from belvedere.apps.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'huggingface_hub', 'safetensors', 'yaml'}\n"
+        "print(sorted(heavy & set(sys.modules)), time.process_time(), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "generate" in done.stdout and "regenerate" in done.stdout
+    modules, seconds = done.stderr.rsplit(" ", 1)
+    assert modules == "[]"
+    assert float(seconds) < 0.5
+
+
+@pytest.mark.parametrize("verb", [[], ["generate"], ["regenerate"], ["train"], ["evaluate", "generation"], ["models"]])
+def test_help_has_examples(command: Callable[..., Done], verb: list[str]) -> None:
+    done = command(*verb, "--help")
+    assert done.code == 0
+    assert f"belvedere {' '.join(verb)}" in done.out
+    assert not verb or "Examples" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-n", "0"], ["count must be a whole number from 1", "not 0"]),
+        (["--steps", "0"], ["steps must be a whole number from 1 to 1000"]),
+        (["--steps", "1001"], ["steps must be"]),
+        (["--steps", "many"], ["--steps", "integer"]),
+        (["--seed", "-1"], ["seed must be"]),
+        (["--guidance", "nan"], ["guidance must be"]),
+        (["--dtype", "float8"], ["dtype must be one of"]),
+        (["--device", "toaster"], ["device must be"]),
+        (["--format", "gif"], ["--format must be one of png, jpeg, webp"]),
+        (["--grid", "sheet.txt"], ["cannot tell the format"]),
+        (["--model", "nope"], ["no model 'nope'"]),
+        (["--size", "3"], ["No such option"]),
+        (["--out", "/proc/belvedere"], ["cannot write /proc/belvedere"]),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(
+    command: Callable[..., Done],
+    arguments: list[str],
+    words: list[str],
+    empty_folder: Path,
+) -> None:
+    assert_refused(command("generate", *arguments), *words)
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_bad_input_is_refused(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
+    def ask(*arguments: object) -> Done:
+        return command("generate", "--model", tiny_model, "--out", tmp_path / "out", *arguments)
+
+    assert_refused(ask("--classes", "car,baot"), "no class 'baot'", "did you mean boat?")
+    assert_refused(ask("--classes", "4"), "no class 4: this model has ids 0 to 3")
+    assert_refused(ask("--device", "cuda:9"), "no device cuda:9")
+    assert_refused(ask("--dtype", "float16", "--device", "cpu"), "float16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_picture_is_not_overwritten(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
+    asked = ("generate", "--model", tiny_model, "--out", tmp_path, "-n", 2)
+    assert command(*asked).code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert_refused(command(*asked, "--steps", 3), "tiny-0-00000.png exists and is another picture")
+    assert command(*asked).code == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_broken_and_foreign_weights_are_refused(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_without_card(tiny_model, tmp_path / "model")
+    asked = ("generate", "--model", folder, "--out", tmp_path / "out")
+    good = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(good[: len(good) // 2])
+    assert_refused(command(*asked), "is damaged", "get it again")
+    save_file({"conv.weight": torch.ones(2)}, folder / WEIGHTS)
+    assert_refused(command(*asked), "do not fit its config.json", "1 unexpected (conv.weight)")
+    torch.save(load_file(tiny_model / WEIGHTS), folder / WEIGHTS)
+    assert_refused(command(*asked), "pickle or zip archive renamed .safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_told_and_nothing_is_half_written(
+    command: Callable[..., Done], tiny_model: Path, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        done = command("generate", "--model", tiny_model, "--out", tmp_path / "out", "-n", 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_refused(done, "cannot write", "File too large; make room")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupt_leaves_whole_pictures(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["generate", "--model", str(tiny_model), "--out", str(out), "-n", "5000", "--steps", "20"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "belvedere", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    deadline = time.monotonic() + 100
+    while not list(out.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    written, error = process.communicate(timeout=20)
+    assert (process.returncode, written, error) == (130, b"", b"")
+    files = sorted(out.iterdir())
+    assert 0 < len(files) < 5000
+    for i, path in enumerate(files):
+        assert path.name == f"tiny-0-{i:05d}.png"
+        with Image.open(path) as image:
+            assert record.pixel_digest(image) == record.read(path).pixels
+
+
+def test_regenerate_says_identical_or_what_differs(
+    command: Callable[..., Done], tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    command("generate", "--model", tiny_model, "--out", tmp_path / "out", "-n", 3)
+    path = tmp_path / "out/tiny-0-00002.png"
+    same = command("regenerate", path, "--out", tmp_path / "again")
+    assert (same.code, same.out) == (0, f"bit-identical: plane, picture 2 of seed 0 by {tiny_model}\n")
+    assert (tmp_path / "again/tiny-0-00002.png").read_bytes() == path.read_bytes()
+    assert_refused(command("regenerate", path, "--out", tmp_path / "out"), "exists; choose another --out")
+    other = command("regenerate", path, "--model", other_model)
+    assert other.code == 1
+    assert other.out.startswith("differs: plane, picture 2 of seed 0") and "\nweights: " in other.out
+    result = json.loads(command("regenerate", path, "--model", other_model, "--json").out)
+    assert result["identical"] is False and len(result["differences"]) == 2
+    assert_refused(command("regenerate", tmp_path / "none.png"), "no picture at")
+
+
+def test_models_and_doctor(command: Callable[..., Done], tiny_model: Path) -> None:
+    assert command("models").code == 0
+    shown = command("models", "show", tiny_model)
+    assert shown.code == 0 and "recognised 0.25" in shown.out and "(verified)" in shown.out
+    assert json.loads(command("models", "show", tiny_model, "--json").out)["intact"] is True
+    assert_refused(command("models", "show", "nope"), "no model 'nope'")
+    assert json.loads(command("doctor", "--json").out)["machine"]["cores"] >= 1
+
+
+def test_training_and_evaluation_refuse_bad_input(command: Callable[..., Done], tmp_path: Path) -> None:
+    assert_refused(command("train", "no-such-config"), "no-such-config")
+    assert_refused(command("train", tmp_path), str(tmp_path))
+    assert_refused(command("evaluate", "generation", "-n", "7"))
+    assert_refused(command("evaluate"), "Missing command")
+
+
+def test_an_unexpected_failure_is_one_line(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_name: str) -> None:
+        raise ZeroDivisionError("a fault\nof ours")
+
+    monkeypatch.setattr("belvedere.apps.models.facts", fail)
+    done = command("models", "show", "x")
+    assert done.code == 1
+    assert done.error.startswith("belvedere: error: unexpected ZeroDivisionError: a fault of ours (BELVEDERE_DEBUG=1")
+    monkeypatch.setenv("BELVEDERE_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["belvedere", "models", "show", "x"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()

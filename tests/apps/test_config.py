@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from belvedere.apps.config import config_names, load_config
+from belvedere.errors import InputError
+
+SMALL = """
+task: dimr
+model: {variant: toybox}
+data: {kind: toybox}
+optimizer: {lr: 1e-3, betas: [0.9, 0.95]}
+steps: 10
+batch: 4
+precision: no
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_becomes_dataclasses(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, SMALL), ["steps=20", "optimizer.clip=1", "model.norm=LN", "ema.warmup=false"])
+    assert config.optimizer.lr == 1e-3 and config.optimizer.betas == (0.9, 0.95)
+    assert config.steps == 20 and config.precision == "no" and not config.ema.warmup
+    assert config.optimizer.clip == 1.0 and config.model == {"variant": "toybox", "norm": "LN"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["bath=4"], "unknown config key 'bath': did you mean 'batch'"),
+        (["optimizer.beta=4"], "unknown config key 'optimizer.beta': did you mean 'betas'"),
+        (["qqq=4"], "unknown config key 'qqq': known are task"),
+        (["steps=many"], "config steps: 'many' is not of type int"),
+        (["steps=true"], "config steps: True is not of type int"),
+        (["steps=0"], "config steps: 0 must be at least 1"),
+        (["optimizer=3"], "config optimizer: 3 is not of type OptimizerConfig"),
+        (["optimizer.betas=[1]"], r"config optimizer.betas: \[1\] is not of type tuple"),
+        (["optimizer.decay=slow"], "'slow' is not one of none, linear, cosine"),
+        (["optimizer.decay=linear"], "optimizer.decay_steps"),
+        (["precision=fp16"], "'fp16' is not one of bf16, no"),
+        (["steps"], "write key.path=value"),
+        (["steps.x=1"], "'steps' has no keys below it"),
+        (["steps=[1"], "not YAML"),
+    ],
+)
+def test_bad_overrides_name_the_mend(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path, SMALL), overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: dimr", "config needs the key 'model'"),
+        ("[1, 2]", "must be a mapping"),
+        ("a: [", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        (SMALL.replace("lr: 1e-3, ", ""), "config needs the key 'optimizer.lr'"),
+    ],
+)
+def test_bad_files_are_input_errors(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_config_lists_the_packaged_ones() -> None:
+    with pytest.raises(InputError, match="dimr-toybox"):
+        load_config("no-such-config")
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_packaged_configs_parse(name: str) -> None:
+    assert load_config(name).steps > 0

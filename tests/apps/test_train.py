@@ -1,0 +1,244 @@
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import belvedere
+from belvedere.apps.config import OptimizerConfig
+from belvedere.apps.train import learning_rate, main, train
+from belvedere.apps.training_state import checkpoints, verify
+from belvedere.errors import InputError
+from tests.apps.training_helpers import assert_same, disturb, events, rows, tensors, write_config
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_leaves_log_sheet_checkpoints_and_a_model_that_loads(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(write_config(tmp_path, sheet_every=5), out=run) == 0
+    assert [row["step"] for row in rows(run)] == list(range(1, 11))
+    assert {"loss", "grad_norm", "lr", "images_per_s", "data_share", "seconds_left", "memory_gb"} <= rows(run)[0].keys()
+    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-00000008", "step-00000010"]
+    assert [path.name for path in sorted((run / "sheets").iterdir())] == ["step-00000005.png", "step-00000010.png"]
+    pipeline = belvedere.load(run / "model")
+    average = {name: value for name, value in tensors(run, 10).items() if name.startswith("ema")}
+    assert_same({f"ema: {name}": value for name, value in pipeline.network.state_dict().items()}, average)
+    assert pipeline.labels["car"] == 0 and pipeline.config.default_steps == 2
+    card = json.loads((run / "model" / "card.json").read_text())
+    assert card["steps"] == 10 and card["config"]["batch"] == 4 and math.isfinite(card["train_loss"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_and_resumed_is_the_same_run_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    config = write_config(tmp_path)
+
+    def global_noise(step: int, model: Any) -> float:
+        return 1 + 0.1 * torch.rand(()).item()
+
+    def stopping(step: int, model: Any) -> float:
+        if step == 4 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return global_noise(step, model)
+
+    disturb(monkeypatch, global_noise)
+    train(config, out=tmp_path / "straight")
+    disturb(monkeypatch, stopping)
+    assert train(config, out=tmp_path / "resumed", overrides=[f"workers={workers}"]) == 0
+    assert checkpoints(tmp_path / "resumed/checkpoints")[-1].name == "step-00000005"
+    assert not (tmp_path / "resumed/model").exists()
+    assert train(config, out=tmp_path / "resumed", overrides=[f"workers={workers}"]) == 0
+    assert_same(tensors(tmp_path / "straight", 10), tensors(tmp_path / "resumed", 10))
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("straight", "resumed")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    disturb(monkeypatch, lambda step, model: os.kill(os.getpid(), number) or 1 if step == 1 else 1)  # type: ignore[func-returns-value]
+    before = signal.getsignal(number)
+    assert train(write_config(tmp_path), out=tmp_path / "run") == code
+    (saved,) = checkpoints(tmp_path / "run/checkpoints")
+    assert saved.name == "step-00000002" and verify(saved) is None
+    assert signal.getsignal(number) == before
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def act(step: int, model: Any) -> float:
+        seen[step] = model.stages[0].embed.weight.detach().clone()
+        return math.nan if step in (3, 4) else 1.0
+
+    disturb(monkeypatch, act)
+    assert train(write_config(tmp_path), out=tmp_path / "run") == 0
+    assert torch.equal(seen[3], seen[4]) and torch.equal(seen[4], seen[5]) and not torch.equal(seen[5], seen[6])
+    assert [text for text in events(tmp_path / "run") if text.startswith("skipped")] == [
+        "skipped: loss nan, gradient norm nan"
+    ] * 2
+
+
+def test_too_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disturb(monkeypatch, lambda step, model: math.inf if step >= 5 else 1.0)
+    assert train(write_config(tmp_path), out=tmp_path / "run", overrides=["optimizer.max_bad_steps=2"]) == 1
+    assert "2 steps in a row" in events(tmp_path / "run")[-1]
+    (saved,) = checkpoints(tmp_path / "run/checkpoints")
+    assert saved.name == "step-00000004"
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = write_config(tmp_path), tmp_path / "run"
+    train(config, out=run)
+    straight = tensors(run, 10)
+    newest = run / "checkpoints/step-00000010"
+    content = bytearray((newest / "ema.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "ema.safetensors").write_bytes(content)
+    train(config, out=run)
+    assert "step-00000010: ema.safetensors does not match its digest; passed over" in capsys.readouterr().out
+    assert_same(tensors(run, 10), straight)
+    assert len(list((run / "checkpoints").glob("damaged-step-00000010-*"))) == 1
+    assert [row["step"] for row in rows(run)] == list(range(1, 11))
+
+
+def test_a_failed_save_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run/checkpoints"
+
+    def act(step: int, model: Any) -> float:
+        if step == 2:
+            folder.rename(tmp_path / "away")
+            folder.touch()
+        if step == 5:
+            folder.unlink()
+            folder.mkdir()
+        return 1.0
+
+    disturb(monkeypatch, act)
+    assert train(write_config(tmp_path), out=tmp_path / "run") == 0
+    assert any(text.startswith("checkpoint not written") for text in events(tmp_path / "run"))
+    assert verify(folder / "step-00000010") is None
+
+
+def test_a_failed_last_save_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run/checkpoints"
+
+    def act(step: int, model: Any) -> float:
+        if step == 9:
+            shutil.rmtree(folder)
+            folder.touch()
+        return 1.0
+
+    disturb(monkeypatch, act)
+    with pytest.raises(InputError, match="cannot write the checkpoint"):
+        train(write_config(tmp_path), out=tmp_path / "run")
+
+
+def test_accumulation_makes_the_same_step(tmp_path: Path) -> None:
+    config = write_config(tmp_path, precision="no")
+    for parts in (1, 2):
+        train(config, out=tmp_path / str(parts), overrides=[f"accumulate={parts}"])
+    one, two = ([row["loss"] for row in rows(tmp_path / name)] for name in ("1", "2"))
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_resume_names_a_checkpoint_or_a_run(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    train(config, out=tmp_path / "first")
+    saved = tmp_path / "first/checkpoints/step-00000008"
+    assert train(config, out=tmp_path / "second", resume=saved) == 0
+    assert_same(tensors(tmp_path / "first", 10), tensors(tmp_path / "second", 10))
+    assert train(config, out=tmp_path / "third", resume=tmp_path / "first", overrides=["steps=11"]) == 0
+    assert [row["step"] for row in rows(tmp_path / "third")] == [11]
+    with pytest.raises(InputError, match="holds checkpoints later than step 8"):
+        train(config, out=tmp_path / "first", resume=saved)
+    with pytest.raises(InputError, match="holds checkpoints later than step 0"):
+        train(config, out=tmp_path / "first", resume="never")
+    with pytest.raises(InputError, match="no checkpoint nowhere"):
+        train(config, out=tmp_path / "fourth", resume="nowhere")
+    with pytest.raises(InputError, match="has batch 4, not 6"):
+        train(config, out=tmp_path / "first", overrides=["batch=6"])
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors is missing"):
+        train(config, out=tmp_path / "fourth", resume=saved)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepps=3", "unknown config key 'stepps': did you mean 'steps'"),
+        ("optimizer.warmup=3", "unknown config key 'optimizer.warmup': did you mean 'warmup_steps'"),
+        ("model.norms=LN", "unknown config key 'model.norms': did you mean 'norm'"),
+        ("data.siez=3", "unknown config key 'data.siez': did you mean 'size'"),
+        ("loss.dropout=3", "unknown config key 'loss.dropout': did you mean 'class_dropout'"),
+        ("model.num_classes=5", "12 classes in the data need 13"),
+        ("data={kind: parquet, path: nowhere.parquet, size: 16}", r"nowhere\.parquet"),
+        ("data.kind=cloud", "choose from toybox"),
+        ("task=dance", "choose from dimr"),
+        ("accumulate=3", "4 samples do not divide into 3 parts"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    run = tmp_path / "run"
+    assert main(["--config", write_config(tmp_path), "--out", str(run), override]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    with pytest.raises(InputError, match=message):
+        raise InputError(error)
+    assert not run.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write in"):
+        train(write_config(tmp_path), out=tmp_path / "file/run")
+
+
+def test_check_overfits_one_batch_or_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, check={"steps": 30, "batch": 4, "factor": 1.5})
+    assert train(config, check=True, overrides=["optimizer.lr=0.01"]) == 0
+    assert "check passed" in capsys.readouterr().out
+    assert train(config, check=True, overrides=["check.factor=1000"]) == 1
+    assert "check FAILED" in capsys.readouterr().out
+
+
+def test_latents_are_trained_on_and_drawn_anew(tmp_path: Path) -> None:
+    latents = tmp_path / "latents"
+    latents.mkdir()
+    moments = torch.randn(6, 8, 16, 16)
+    save_file({"moments": moments, "label": torch.arange(6) % 2}, latents / "a.safetensors")
+    (latents / "classes.json").write_text('["left", "right"]')
+    config = write_config(tmp_path, data={"kind": "latents", "path": str(latents)})
+    model = ["model.channels=4", "model.num_classes=3", "batch=6"]
+    assert train(config, out=tmp_path / "run", overrides=[*model, "workers=1"]) == 0
+    assert len(rows(tmp_path / "run")) == 10 and not (tmp_path / "run/sheets").exists()
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    config = OptimizerConfig(lr=2.0, warmup_steps=4, decay="linear", decay_steps=5)
+    rates = [learning_rate(config, 20, step) for step in range(20)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[14:] == pytest.approx([2.0, 2.0, 1.6, 1.2, 0.8, 0.4])
+    cosine = OptimizerConfig(lr=2.0, decay="cosine", decay_steps=20)
+    assert learning_rate(cosine, 20, 0) == 2.0 and learning_rate(cosine, 20, 10) == pytest.approx(1.0)
+    assert learning_rate(OptimizerConfig(lr=2.0), 20, 19) == 2.0

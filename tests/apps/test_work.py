@@ -1,0 +1,191 @@
+"""The one door: picture i depends on (seed, i) alone, and can be made again or its difference told."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from belvedere.apps import output, record, work
+from belvedere.apps.requests import GenerateRequest
+from belvedere.errors import InputError
+from tests.conftest import CLASSES
+
+NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane, a machine", 517: "Great White"}
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_model: Path) -> GenerateRequest:
+    return GenerateRequest(str(tiny_model), ("boat", 3), count=20, seed=7, steps=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(asked: GenerateRequest) -> list[work.Picture]:
+    return list(work.generate(asked))
+
+
+def written(picture: work.Picture, folder: Path, kind: str = "png") -> Path:
+    path = folder / f"x.{output.FORMATS[kind]}"
+    output.save(picture.image, path, picture.record.to_json())
+    return path
+
+
+def test_classes_take_turns_and_every_picture_differs(pictures: list[work.Picture]) -> None:
+    assert [picture.record.kind for picture in pictures[:4]] == ["boat", "rocket", "boat", "rocket"]
+    assert [picture.record.index for picture in pictures] == list(range(20))
+    assert len({picture.record.pixels for picture in pictures}) == 20
+    assert pictures[3].record.pixels == record.pixel_digest(pictures[3].image)
+    assert pictures[0].image.size == (16, 16)
+
+
+def test_the_record_holds_what_was_used(asked: GenerateRequest, pictures: list[work.Picture]) -> None:
+    assert pictures[5].record.request == replace(asked, guidance=1.5, dtype="float32", device="cpu")
+
+
+def test_a_picture_does_not_depend_on_how_many_are_made(asked: GenerateRequest, pictures: list[work.Picture]) -> None:
+    alone = list(work.generate(replace(asked, count=3)))
+    assert [picture.record.pixels for picture in alone] == [picture.record.pixels for picture in pictures[:3]]
+    job = work.prepare(asked)
+    late = list(work.run(job, range(17, 19)))
+    assert [picture.record.pixels for picture in late] == [picture.record.pixels for picture in pictures[17:19]]
+
+
+def test_no_classes_means_all_in_turn(tiny_model: Path) -> None:
+    made = work.generate(GenerateRequest(str(tiny_model), count=5, steps=1))
+    assert [picture.record.kind for picture in made] == [*CLASSES, CLASSES[0]]
+
+
+def test_progress_rises_to_the_end(asked: GenerateRequest) -> None:
+    seen: list[float] = []
+    made = list(work.generate(replace(asked, steps=3), progress=lambda done, total: seen.append(done / total)))
+    assert len(made) == 20
+    assert seen == sorted(seen)
+    assert 0 < seen[0] < 1 and seen[-1] == 1
+    assert len(seen) == 6  # 2 micro-batches of 3 steps
+
+
+def test_an_interrupt_comes_through_between_steps(asked: GenerateRequest) -> None:
+    def interrupt(done: float, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(work.generate(asked, progress=interrupt))
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        ("goldfish", 1),
+        (" Goldfish ", 1),
+        ("Tinca tinca", 0),
+        ("tench", 0),
+        ("tench, Tinca tinca", 0),
+        (517, 517),
+        ("2", 2),
+    ],
+)
+def test_a_class_is_found(item: str | int, found: int) -> None:
+    assert work.find_class(item, NAMES) == found
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("gold fish", "no class 'gold fish' in this model: did you mean goldfish"),
+        ("xyz", "no class 'xyz' in this model: it knows tench, Tinca tinca, goldfish"),
+        ("crane", "class 'crane' is ambiguous: choose by id, 2 or 3"),
+        (518, "no class 518: this model has ids 0 to 517"),
+        ("4", "no class 4"),
+    ],
+)
+def test_a_class_that_is_not_there_is_explained(item: str | int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        work.find_class(item, NAMES)
+
+
+@pytest.mark.parametrize("labels", [{"x": "car"}, {"0": "car", "9": "boat"}, {"-1": "car"}, {"0": "\x1b[31m"}])
+def test_hostile_class_names_are_refused(tiny_model: Path, tmp_path: Path, labels: dict[str, str]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "card.json").unlink()
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "id2label": labels}))
+    with pytest.raises(InputError, match=r"model_index\.json: "):
+        work.prepare(GenerateRequest(str(folder)))
+
+
+@pytest.mark.parametrize("kind", output.FORMATS)
+def test_regenerated_bit_for_bit(pictures: list[work.Picture], tmp_path: Path, kind: str) -> None:
+    done = work.regenerate(written(pictures[18], tmp_path, kind))
+    assert done.differences == ()
+    assert done.picture.image.tobytes() == pictures[18].image.tobytes()
+    assert done.picture.record == pictures[18].record
+
+
+def test_other_weights_are_told(pictures: list[work.Picture], tmp_path: Path, other_model: Path) -> None:
+    changes = {"png": r"\d+ of 256 pixels differ, by at most \d+ of 255", "jpeg": "the pixels before compression"}
+    for kind, change in changes.items():
+        done = work.regenerate(written(pictures[2], tmp_path, kind), model=str(other_model))
+        assert len(done.differences) == 2
+        assert re.match(change, done.differences[0])
+        assert done.differences[1].startswith(f"weights: {pictures[2].record.weights[:12]} then, ")
+
+
+def test_a_changed_record_is_told(pictures: list[work.Picture], tmp_path: Path) -> None:
+    image, old = pictures[2]
+    changed = replace(old, request=replace(old.request, seed=8))
+    done = work.regenerate(written(work.Picture(image, changed), tmp_path))
+    assert "pixels differ" in done.differences[0]
+    assert done.differences[1:] == ("model, versions and machine are the same: the record was changed",)
+    other = replace(old, machine=replace(old.machine, torch="1.0", threads=10**6))
+    done = work.regenerate(written(work.Picture(image, other), tmp_path))
+    assert done.differences == ()  # other versions that made the same picture are no difference
+
+
+def test_changed_pixels_are_told(pictures: list[work.Picture], tmp_path: Path) -> None:
+    image, old = pictures[2]
+    image = image.copy()
+    red, green, blue = image.getpixel((3, 4))
+    image.putpixel((3, 4), (red ^ 4, green, blue))
+    done = work.regenerate(written(work.Picture(image, old), tmp_path))
+    assert done.differences == ("the file was changed after it was made: 1 of 256 pixels differ, by at most 4 of 255",)
+    done = work.regenerate(written(work.Picture(image.resize((8, 8)), old), tmp_path))
+    assert done.differences == ("the file was changed after it was made: size 8x8 became 16x16",)
+
+
+def test_versions_are_named_when_the_picture_differs(pictures: list[work.Picture], tmp_path: Path) -> None:
+    image, old = pictures[2]
+    changed = replace(old, pixels="00" * 32, machine=replace(old.machine, torch="1.0", name="Z80"))
+    lines = work.regenerate(written(work.Picture(image, changed), tmp_path)).differences
+    assert any(line.startswith("torch: 1.0 then, ") for line in lines)
+    assert any(line.startswith("name: Z80 then, ") for line in lines)
+
+
+def test_a_picture_cannot_make_this_machine_download(pictures: list[work.Picture], tmp_path: Path) -> None:
+    image, old = pictures[0]
+    away = replace(old, request=replace(old.request, model="somebody/model"))
+    with pytest.raises(InputError, match="somebody/model is not on this machine; --model somebody/model fetches it"):
+        work.regenerate(written(work.Picture(image, away), tmp_path))
+
+
+def test_a_truncated_picture_is_refused(pictures: list[work.Picture], tmp_path: Path) -> None:
+    path = written(pictures[0], tmp_path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match="damaged picture"):
+        work.regenerate(path)
+
+
+def test_a_picture_without_a_record_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="carries no Belvedere record"):
+        work.regenerate(tmp_path / "x.png")
+
+
+def test_the_record_fits_its_json(pictures: list[work.Picture]) -> None:
+    assert json.loads(pictures[0].record.to_json())["request"] == {
+        **asdict(pictures[0].record.request),
+        "classes": ["boat", 3],
+    }

@@ -1,0 +1,59 @@
+"""What several test files share: a small DiMR with random weights, saved as a model folder."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CLASSES = ("car", "boat", "plane", "rocket")
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def save_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """Write a 16x16 pixel DiMR of four classes with random weights to ``folder``."""
+    import torch
+
+    from belvedere.checkpoints import store
+    from belvedere.generation.dimr import DiMR
+    from belvedere.generation.pipelines import DiMRPipeline
+
+    low = {"kind": "transformer", "dim": 32, "hidden": 64, "blocks": 3, "heads": 2, "height": 4, "width": 4}
+    high = {"kind": "convnext", "dim": 16, "hidden": 32, "blocks": 3, "height": 8, "width": 8}
+    stages = [low | {"patch": 4, "head_patch": 2}, high | {"patch": 2, "head_patch": 2}]
+    torch.manual_seed(seed)
+    network = DiMR(channels=3, num_classes=5, stage_configs=stages, prediction="sample", schedule="flow")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    names = dict(enumerate(CLASSES))
+    pipeline = DiMRPipeline(network=network, id2label=names, default_steps=4, default_guidance=1.5)
+    store.save(pipeline, folder, {"kind": "DiMR, random weights", "quality": {"recognised": 0.25}})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small DiMR pipeline with random weights; do not change it, copy it."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second one: the same sizes, other weights."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def belvedere() -> Run:
+    """Run ``python -m belvedere`` with these arguments, as a user would; returns the finished process."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "belvedere", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, **options)
+
+    return run
