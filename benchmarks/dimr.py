@@ -53,7 +53,7 @@ def plain_ops() -> Iterator[None]:
         return reference.attend(q, k, v)
 
     twins = {"attend": attend, "concat_begin": begin, "concat_add": add, "concat_end": end}
-    names = ("time_layer_norm", "rms_norm", "rms_norm_inside", "rotate_pairs", "qk_norm_rope", "geglu")
+    names = ("time_norm", "rms_norm", "rotate_pairs", "qk_norm_rope", "gated_mlp")
     twins |= {name: getattr(reference, name) for name in names}
     before = {name: getattr(kernels, name) for name in twins}
     try:

@@ -38,7 +38,7 @@ class GatedMLP(nn.Module):
         self.project_out = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.project_out(kernels.geglu(self.project_in(self.norm(x, time))))
+        return self.project_out(kernels.gated_mlp(self.project_in(self.norm(x, time))))
 
 
 class AxialRoPE(nn.Module):

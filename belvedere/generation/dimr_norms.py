@@ -38,7 +38,7 @@ class TimeLayerNorm(nn.Module):
         self.weight, self.bias = TimeParameter(dim, 1.0), TimeParameter(dim, 0.0)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.time_layer_norm(x, self.weight.read(time), self.bias.read(time))
+        return kernels.time_norm(x, self.weight.read(time), self.bias.read(time))
 
 
 class TimeRMSNorm(nn.Module):
@@ -49,7 +49,7 @@ class TimeRMSNorm(nn.Module):
         self.scale = TimeParameter(dim, 1.0)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.scale.read(time))
+        return kernels.time_norm(x, self.scale.read(time))
 
 
 class RMSNorm(nn.Module):
@@ -60,7 +60,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.scale[None])
+        return kernels.time_norm(x, self.scale[None])
 
 
 class AdaptiveRMSNorm(nn.Module):
@@ -71,7 +71,7 @@ class AdaptiveRMSNorm(nn.Module):
         self.linear = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return kernels.rms_norm_inside(x, (1 + self.linear(x[:, 0])).unsqueeze(1))  # (b, 1, [w,] c)
+        return kernels.rms_norm(x, (1 + self.linear(x[:, 0])).unsqueeze(1))  # (b, 1, [w,] c)
 
 
 def make_norm(kind: str, dim: int) -> nn.Module:

@@ -86,7 +86,7 @@ class DiMRPipeline(DiffusionPipeline):
         network: DiMR,
         vae: AutoencoderKL | None = None,
         scheduler: Any = None,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,
         default_steps: int = 25,
         default_guidance: float = 1.4,
         default_shift: float = 1.0,

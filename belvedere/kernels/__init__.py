@@ -2,8 +2,8 @@
 
 from belvedere.kernels.attention import attend
 from belvedere.kernels.concat import Accumulated, concat_add, concat_begin, concat_end
-from belvedere.kernels.gates import geglu
-from belvedere.kernels.norms import rms_norm, rms_norm_inside, time_layer_norm
+from belvedere.kernels.gates import gated_mlp
+from belvedere.kernels.norms import rms_norm, time_norm
 from belvedere.kernels.packed import Packed
 from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
 
@@ -15,10 +15,9 @@ __all__ = [
     "concat_add",
     "concat_begin",
     "concat_end",
-    "geglu",
+    "gated_mlp",
     "qk_norm_rope",
     "rms_norm",
-    "rms_norm_inside",
     "rotate_pairs",
-    "time_layer_norm",
+    "time_norm",
 ]

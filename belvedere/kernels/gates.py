@@ -4,10 +4,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def geglu(x: Tensor) -> Tensor:
-    """Return GELU(gate) * value for ``x`` (..., 2 c) holding gate, then value -> (..., c); exact (erf) GELU.
+def gated_mlp(x: Tensor, activation: str = "gelu") -> Tensor:
+    """Return activation(gate) * value for ``x`` (..., 2 c) holding gate, then value -> (..., c).
 
-    Shazeer, "GLU variants improve transformer", arXiv 2002.05202.
+    ``activation``: "gelu" (GEGLU, exact erf GELU) or "silu" (SwiGLU). Shazeer, "GLU variants improve transformer",
+    arXiv 2002.05202. Raises ``ValueError`` for another.
     """
+    if activation not in ("gelu", "silu"):
+        raise ValueError(f"activation {activation!r}: choose gelu or silu")
     gate, value = x.chunk(2, dim=-1)
-    return F.gelu(gate) * value
+    return (F.gelu(gate) if activation == "gelu" else F.silu(gate)) * value

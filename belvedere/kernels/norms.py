@@ -10,12 +10,17 @@ def _per_row(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.view(len(parameter), *[1] * (x.ndim - 2), x.shape[-1])
 
 
-def time_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Return TD-LN: layer norm of ``x`` (b, ..., d) over d with ``weight`` and ``bias`` (b', d), b' = 1 or b.
+def time_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return TD-LN (with ``bias``) or TD-RMSN (without) of ``x`` (b, ..., d) over d.
 
-    The parameters are already evaluated for the time of each row (DiMR, arXiv 2406.09416, section 3.2).
-    Statistics in float32; the result has the dtype of ``x``. Differentiable in all three tensors.
+    ``weight`` and ``bias`` (b', d), b' = 1 or b, are already evaluated for the time of each row (DiMR, arXiv
+    2406.09416, section 3.2). TD-LN is layer norm with eps 1e-5; TD-RMSN is x / (rms(x) + 1e-8) * weight, its eps
+    outside the root. Statistics in float32, the result in the dtype of ``x``. Differentiable in all three tensors.
     """
+    return _rms(x, weight) if bias is None else _layer(x, weight, bias)
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     d = x.shape[-1]
     if len(weight) == 1:
         return F.layer_norm(x, (d,), weight[0].to(x.dtype), bias[0].to(x.dtype), eps)
@@ -23,19 +28,15 @@ def time_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) 
     return torch.addcmul(_per_row(bias, x), _per_row(weight, x), normal).to(x.dtype)
 
 
-def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-8) -> Tensor:
-    """Return ``x / (rms(x) + eps) * scale`` over the last axis, eps outside the root (DiMR's RMSN).
-
-    ``x`` (b, ..., d), ``scale`` (b', d) with b' = 1 or b. Statistics in float32, result in the dtype of ``x``.
-    """
+def _rms(x: Tensor, weight: Tensor, eps: float = 1e-8) -> Tensor:
     rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) * x.shape[-1] ** -0.5
-    return x * (_per_row(scale, x) / (rms + eps)).to(x.dtype)
+    return x * (_per_row(weight, x) / (rms + eps)).to(x.dtype)
 
 
-def rms_norm_inside(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return ``x * scale * rsqrt(mean(x^2) + eps)`` over the last axis, eps inside the root.
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return ``x * weight * rsqrt(mean(x^2) + eps)`` over the last axis, eps inside the root.
 
-    ``scale`` broadcasts against ``x`` (..., d). Statistics in float32, result in the dtype of ``x``.
+    ``weight`` broadcasts against ``x`` (..., d). Statistics in float32, result in the dtype of ``x``.
     """
     inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
-    return x * (scale * inverse).to(x.dtype)
+    return x * (weight * inverse).to(x.dtype)

@@ -33,23 +33,19 @@ def attend(
     return torch.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
-def time_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Twin of ``belvedere.kernels.time_layer_norm``."""
+def time_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Twin of ``belvedere.kernels.time_norm``."""
+    shape = (len(weight), *[1] * (x.ndim - 2), x.shape[-1])
+    if bias is None:
+        return x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-8) * weight.reshape(shape)
     mean = x.mean(-1, keepdim=True)
     variance = (x - mean).square().mean(-1, keepdim=True)
-    shape = (len(weight), *[1] * (x.ndim - 2), x.shape[-1])
-    return (x - mean) / torch.sqrt(variance + eps) * weight.reshape(shape) + bias.reshape(shape)
+    return (x - mean) / torch.sqrt(variance + 1e-5) * weight.reshape(shape) + bias.reshape(shape)
 
 
-def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-8) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """Twin of ``belvedere.kernels.rms_norm``."""
-    shape = (len(scale), *[1] * (x.ndim - 2), x.shape[-1])
-    return x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * scale.reshape(shape)
-
-
-def rms_norm_inside(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """Twin of ``belvedere.kernels.rms_norm_inside``."""
-    return x * scale / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
+    return x * weight / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -68,9 +64,11 @@ def qk_norm_rope(
     return rotate_pairs(normal[0], cos, sin), rotate_pairs(normal[1], cos, sin)
 
 
-def geglu(x: Tensor) -> Tensor:
-    """Twin of ``belvedere.kernels.geglu``."""
+def gated_mlp(x: Tensor, activation: str = "gelu") -> Tensor:
+    """Twin of ``belvedere.kernels.gated_mlp``."""
     gate, value = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+    if activation == "silu":
+        return gate / (1 + torch.exp(-gate)) * value
     return gate * 0.5 * (1 + torch.erf(gate / 2**0.5)) * value
 
 
@@ -83,4 +81,4 @@ def concat_norm_linear(
     eps: float = 1e-5,
 ) -> Tensor:
     """Twin of ``concat_begin``, ``concat_add`` and ``concat_end``: the concatenation is made, normalised, projected."""
-    return time_layer_norm(torch.cat(list(parts), -1), gain, bias, eps) @ weight.T + linear_bias
+    return time_norm(torch.cat(list(parts), -1), gain, bias) @ weight.T + linear_bias

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import belvedere
 from belvedere.apps.config import OptimizerConfig
 from belvedere.apps.train import learning_rate, main, train
-from belvedere.apps.training_state import checkpoints, verify
+from belvedere.apps.training_state import checkpoints, only_run, verify
 from belvedere.errors import InputError
 from tests.apps.training_helpers import assert_same, disturb, events, rows, tensors, write_config
 
@@ -212,6 +212,14 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write in"):
         train(write_config(tmp_path), out=tmp_path / "file/run")
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with only_run(tmp_path), pytest.raises(InputError, match="another run is writing"):
+        train(config, out=tmp_path)
+    assert not checkpoints(tmp_path / "checkpoints")
+    assert train(config, out=tmp_path) == 0
 
 
 def test_check_overfits_one_batch_or_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,29 +42,32 @@ def agree(op: Callable[..., Tensor], twin: Callable[..., Tensor], *inputs: Tenso
 def test_time_layer_norm(b: int, n: int, d: int, dtype: torch.dtype, shared: bool) -> None:
     rows = 1 if shared else b
     x, weight, bias = random(b, n, d, dtype=dtype), random(rows, d, seed=1), random(rows, d, seed=2)
-    agree(kernels.time_layer_norm, reference.time_layer_norm, x, weight, bias)
+    agree(kernels.time_norm, reference.time_norm, x, weight, bias)
 
 
 @fewer
 @given(SIZES, st.integers(1, 9), WIDTHS, DTYPES, st.booleans())
-def test_rms_norm(b: int, n: int, d: int, dtype: torch.dtype, shared: bool) -> None:
-    agree(kernels.rms_norm, reference.rms_norm, random(b, n, 2, d, dtype=dtype), random(1 if shared else b, d, seed=1))
+def test_time_rms_norm(b: int, n: int, d: int, dtype: torch.dtype, shared: bool) -> None:
+    agree(
+        kernels.time_norm, reference.time_norm, random(b, n, 2, d, dtype=dtype), random(1 if shared else b, d, seed=1)
+    )
 
 
 def test_rms_norm_of_zeros_is_zero() -> None:
-    assert kernels.rms_norm(torch.zeros(1, 2, 8), torch.ones(1, 8)).abs().max() == 0
+    assert kernels.time_norm(torch.zeros(1, 2, 8), torch.ones(1, 8)).abs().max() == 0
 
 
 @fewer
 @given(SIZES, st.integers(1, 9), WIDTHS, DTYPES)
-def test_rms_norm_inside(b: int, n: int, d: int, dtype: torch.dtype) -> None:
-    agree(kernels.rms_norm_inside, reference.rms_norm_inside, random(b, n, d, dtype=dtype), random(b, 1, d, seed=1))
+def test_rms_norm(b: int, n: int, d: int, dtype: torch.dtype) -> None:
+    agree(kernels.rms_norm, reference.rms_norm, random(b, n, d, dtype=dtype), random(b, 1, d, seed=1))
 
 
 @fewer
-@given(SIZES, st.integers(1, 9), WIDTHS, DTYPES)
-def test_geglu(b: int, n: int, d: int, dtype: torch.dtype) -> None:
-    agree(kernels.geglu, reference.geglu, random(b, n, 2 * d, dtype=dtype))
+@given(SIZES, st.integers(1, 9), WIDTHS, DTYPES, st.sampled_from(["gelu", "silu"]))
+def test_gated_mlp(b: int, n: int, d: int, dtype: torch.dtype, activation: str) -> None:
+    x = random(b, n, 2 * d, dtype=dtype)
+    agree(lambda x: kernels.gated_mlp(x, activation), lambda x: reference.gated_mlp(x, activation), x)
 
 
 @fewer
@@ -146,5 +149,5 @@ def test_scaled_linear_keeps_no_copy_of_its_input() -> None:
 @pytest.mark.parametrize("shape", [(2, 0, 8), (2, 1, 8)])
 def test_norms_of_empty_and_single_rows(shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape), torch.ones(1, 8)
-    assert kernels.time_layer_norm(x, weight, weight).shape == shape
-    assert kernels.rms_norm(x, weight).shape == shape
+    assert kernels.time_norm(x, weight, weight).shape == shape
+    assert kernels.time_norm(x, weight).shape == shape

@@ -1,0 +1,75 @@
+"""The README keeps its word: its commands exist, and the first one makes pictures from nothing."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def command_under(heading: str) -> str:
+    """Return the first fenced command below a heading."""
+    section = README.split(f"\n## {heading}\n", 1)[1]
+    match = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert match
+    return match[1].strip()
+
+
+def documented_commands() -> list[str]:
+    """Return every `belvedere ...` line of the README and the docs' code blocks."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                if match := re.search(r"(?:^|bin/)belvedere (.*)", line.split("#")[0].strip()):
+                    found.append(match[1].split("&&")[0].strip())
+    return found
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_commands_parse(line: str) -> None:
+    from belvedere.apps.cli import app
+
+    command, words = typer.main.get_command(app), line.split()
+    context = command.make_context("belvedere", list(words), resilient_parsing=words[-1] == "--help")
+    while hasattr(command, "resolve_command") and not words[-1].startswith("--help"):
+        if not (rest := [*context._protected_args, *context.args]):
+            break
+        name, command, rest = command.resolve_command(context, rest)
+        context = command.make_context(name, rest, parent=context)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(documented_commands()) >= 8
+
+
+def test_linked_files_exist() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.slow
+def test_first_command_makes_pictures_from_nothing(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout, so there is no list of the files a clone would have")
+    for name in filter(None, listed.stdout.split("\0")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    result = subprocess.run(
+        ["bash", "-c", command_under("Make pictures")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "toys.png").stat().st_size > 20_000
+    pictures = sorted((tmp_path / "toys").glob("*.png"))
+    assert len(pictures) == 24
+    again = subprocess.run(
+        [".venv/bin/belvedere", "regenerate", str(pictures[5])], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert again.stdout.startswith("bit-identical"), again.stdout + again.stderr
