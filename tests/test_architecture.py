@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import belvedere
@@ -22,13 +23,17 @@ def sources() -> list[tuple[str, ast.Module]]:
     return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in files]
 
 
+def is_module(name: str) -> bool:
+    path = ROOT.parent / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
 def imports_of_ours(tree: ast.Module) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "belvedere":
-            found |= {
-                f"{node.module}.{alias.name}" if node.module == "belvedere" else node.module for alias in node.names
-            }
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if is_module(name) or node.module == "belvedere" else node.module for name in names}
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "belvedere"}
     return found
@@ -48,6 +53,16 @@ def test_imports_run_downwards() -> None:
             if not down or (room == "kernels" and target != "kernels"):
                 wrong.append(f"{path} imports {name}")
     assert wrong == []
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = {}
+    for path, tree in sources():
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        name = "belvedere." + path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        graph[name] = {found for found in imports_of_ours(top) if found != name}
+    order = TopologicalSorter({name: found & graph.keys() for name, found in graph.items()})
+    order.prepare()  # raises CycleError, naming the modules
 
 
 def test_kernels_import_nothing_of_ours() -> None:

@@ -89,6 +89,17 @@ def test_a_model_that_does_not_match_its_card_is_refused(tiny_model: Path, tmp_p
         store.load(folder)
 
 
+def test_a_card_is_amended_without_touching_the_rest(copy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    before = store.save(store.load(copy), folder, {"steps": 7})
+    store.amend_card(folder, {"quality": {"recognised": 0.5}})
+    assert store.card(folder) == {"steps": 7, "digest": before, "quality": {"recognised": 0.5}}
+    assert store.verify(folder) == before
+    (folder / "card.json").unlink()
+    with pytest.raises(InputError, match=r"no card\.json"):
+        store.amend_card(folder, {})
+
+
 def test_foreign_weights_are_listed(copy: Path) -> None:
     weights = load_file(copy / WEIGHTS)
     first = sorted(weights)[0]
