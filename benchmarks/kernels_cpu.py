@@ -37,7 +37,8 @@ def compare(shape: tuple[int, ...], dtype: torch.dtype, train: bool, repeats: in
     names = BACKENDS[dtype]
     with torch.set_grad_enabled(train):
         outputs = [attend(*qkv.unbind(2), backend=name).detach() for name in names]
-    assert all(torch.allclose(out.float(), outputs[0].float(), atol=2e-2) for out in outputs)
+    apart = max((out.float() - outputs[-1].float()).abs().max().item() for out in outputs)
+    assert apart < (0.1 if dtype == torch.bfloat16 else 1e-4), f"backends differ by {apart}"
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in list(names) * (repeats + 1):
         times[name].append(once(name, qkv, grad) * 1e3)
