@@ -169,16 +169,10 @@ def test_broken_and_foreign_weights_are_refused(command: Callable[..., Done], ti
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_told_and_nothing_is_half_written(
-    command: Callable[..., Done], tiny_model: Path, tmp_path: Path
-) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
-    try:
-        done = command("generate", "--model", tiny_model, "--out", tmp_path / "out", "-n", 3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert_refused(done, "cannot write", "File too large; make room")
+def test_a_full_disk_is_told_and_nothing_is_half_written(belvedere: Run, tiny_model: Path, tmp_path: Path) -> None:
+    asked = ("generate", "--model", tiny_model, "--out", tmp_path / "out", "-n", 3)
+    done = belvedere(*asked, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)))
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), "cannot write", "File too large; make room")
     assert list((tmp_path / "out").iterdir()) == []
 
 
