@@ -179,9 +179,13 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(belvedere: Run, tiny_mo
 def test_an_interrupt_leaves_whole_pictures(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["generate", "--model", str(tiny_model), "--out", str(out), "-n", "5000", "--steps", "20"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "belvedere", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-m", "belvedere", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with it ignored
     )
     deadline = time.monotonic() + 100
     while not list(out.glob("*.png")) and time.monotonic() < deadline:
