@@ -42,13 +42,12 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("transformer", "convnext"):
             raise InputError(f"stage kind {self.kind!r}: choose transformer or convnext")
+        for field in fields(self)[1:]:
+            value, top = getattr(self, field.name), LARGEST.get(field.name, 65536)
+            if not isinstance(value, int) or not 1 <= value <= top:
+                raise InputError(f"stage {field.name} {value!r}: must be an integer from 1 to {top}")
         if self.kind == "transformer" and self.dim % self.heads:
             raise InputError(f"stage dim {self.dim} is not a multiple of its {self.heads} heads")
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or not 1 <= value <= LARGEST.get(field.name, 65536):
-                top = LARGEST.get(field.name, 65536)
-                raise InputError(f"stage {field.name} {value!r}: must be an integer from 1 to {top}")
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> "StageConfig":

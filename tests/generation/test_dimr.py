@@ -186,6 +186,7 @@ def test_saves_and_loads(tmp_path: Any) -> None:
         ({"stage_configs": []}, "stage_configs is empty"),
         ({"stage_configs": [TRANSFORMER | {"wings": 2}]}, "unknown stage key 'wings'"),
         ({"stage_configs": [TRANSFORMER | {"heads": 5}]}, "not a multiple of its 5 heads"),
+        ({"stage_configs": [TRANSFORMER | {"heads": 0}]}, "stage heads 0"),
         ({"stage_configs": [TRANSFORMER | {"kind": "mamba"}]}, "stage kind 'mamba'"),
         ({"stage_configs": [TRANSFORMER, CONVNEXT | {"height": 6}]}, "do not see the same image"),
         ({"stage_configs": [TRANSFORMER | {"dim": 0}]}, "stage dim 0"),
