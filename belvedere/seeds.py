@@ -41,6 +41,13 @@ class BatchRng:
         rows = [torch.randn(tuple(shape), generator=g) for g in self._generators(name)]
         return torch.stack(rows).to(self.device)
 
+    def ragged(self, name: str, shapes: Sequence[Sequence[int]]) -> "list[torch.Tensor]":
+        """Return standard normal numbers for each sample in a shape of its own, float32."""
+        import torch
+
+        pairs = zip(self._generators(name), shapes, strict=True)
+        return [torch.randn(tuple(shape), generator=g).to(self.device) for g, shape in pairs]
+
     def uniform(self, name: str) -> "torch.Tensor":
         """Return one number per sample in [0, 1): (b,), float32."""
         import torch

@@ -15,13 +15,13 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests import parity_dimr
+from tests import parity_dimr, parity_fitv2
 
 RTOL = 1e-4
 ATOL = 2e-5
 
 Cases = Iterator[tuple[str, Tensor, Tensor]]
-SYSTEMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Cases]] = {"dimr": parity_dimr.run}
+SYSTEMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Cases]] = {"dimr": parity_dimr.run, "fitv2": parity_fitv2.run}
 
 
 @dataclass(frozen=True)

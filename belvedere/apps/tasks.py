@@ -48,6 +48,7 @@ def make_task(config: TrainConfig) -> Task:
 
 DATASETS = {
     "toybox": ("belvedere.data.toybox", "Toybox"),
+    "mixed-toybox": ("belvedere.data.toybox.mixed", "MixedToybox"),
     "parquet": ("belvedere.data.folders", "Parquet"),
     "folder": ("belvedere.data.folders", "ImageFolder"),
     "latents": ("belvedere.data.latents", "Latents"),
@@ -68,14 +69,11 @@ def dimr_task(config: TrainConfig) -> Task:
     """DiMR: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config; ``loss`` has
     ``class_dropout``."""
     from belvedere.generation import dimr
+    from belvedere.generation.dimr_config import VARIANTS
 
     dataset = make_dataset(config.data)
-    model = _make_dimr(config.model)
-    if model.null_class is not None and model.null_class != len(dataset.classes):
-        raise InputError(
-            f"config model.num_classes: {len(dataset.classes)} classes in the data need "
-            f"{len(dataset.classes) + 1} (one is for no class), not {model.config.num_classes}"
-        )
+    model = _make_network(dimr.DiMR, VARIANTS, config.model)
+    _check_classes(model, dataset)
     check_keys(config.loss, ("class_dropout",), "loss.")
     export, loss = config.export, partial(dimr.loss, **config.loss)
     return Task(
@@ -88,15 +86,39 @@ def dimr_task(config: TrainConfig) -> Task:
     )
 
 
-def _make_dimr(values: Mapping[str, Any]) -> Any:
-    from belvedere.generation.dimr import DiMR
-    from belvedere.generation.dimr_config import VARIANTS
+def fitv2_task(config: TrainConfig) -> Task:
+    """FiTv2: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config; ``loss`` has
+    ``class_dropout``, ``times`` and ``time_mean``."""
+    from belvedere.generation import fitv2
+    from belvedere.generation.fitv2_config import VARIANTS
 
+    dataset = make_dataset(config.data)
+    model = _make_network(fitv2.FiTv2, VARIANTS, config.model)
+    _check_classes(model, dataset)
+    check_keys(config.loss, ("class_dropout", "times", "time_mean"), "loss.")
+    return Task(
+        model=model,
+        dataset=dataset,
+        loss=partial(fitv2.loss, **config.loss),
+        groups=fitv2.parameter_groups,
+        export=lambda network, folder, facts: "",
+    )
+
+
+def _make_network(cls: Any, variants: Mapping[str, dict[str, Any]], values: Mapping[str, Any]) -> Any:
     fields = dict(values)
     variant = fields.pop("variant", None)
-    if variant is not None and variant not in VARIANTS:
-        raise InputError(f"config model.variant {variant!r}: choose from {', '.join(VARIANTS)}")
-    return call(DiMR, VARIANTS.get(variant, {}) | fields, "model")
+    if variant is not None and variant not in variants:
+        raise InputError(f"config model.variant {variant!r}: choose from {', '.join(variants)}")
+    return call(cls, variants.get(variant, {}) | fields, "model")
+
+
+def _check_classes(model: Any, dataset: Dataset) -> None:
+    if model.null_class is not None and model.null_class != len(dataset.classes):
+        raise InputError(
+            f"config model.num_classes: {len(dataset.classes)} classes in the data need "
+            f"{len(dataset.classes) + 1} (one is for no class), not {model.config.num_classes}"
+        )
 
 
 def _of_latents(loss: Loss) -> Loss:
@@ -192,5 +214,9 @@ def _export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[st
     return sha256
 
 
-TASKS: dict[str, Callable[[TrainConfig], Task]] = {"dimr": dimr_task, "toybox-classifier": toybox_classifier_task}
+TASKS: dict[str, Callable[[TrainConfig], Task]] = {
+    "dimr": dimr_task,
+    "fitv2": fitv2_task,
+    "toybox-classifier": toybox_classifier_task,
+}
 """Every task by the name that a config's ``task`` gives."""

@@ -1,16 +1,19 @@
 """The published weights: official names and configs -> ours, tensor for tensor, and back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from belvedere.checkpoints.official_fitv2 import fitv2_config, fitv2_names, infer_fitv2
 from belvedere.errors import InputError
+from belvedere.generation import dimr_config as dimr_sizes
+from belvedere.generation import fitv2_config as fitv2_sizes
 from belvedere.generation.dimr import DiMR
-from belvedere.generation.dimr_config import VARIANTS
+from belvedere.generation.fitv2 import FiTv2
 
 _DIMR_NAMES = (
     (r"(stages\.\d+)\.input_layer\.1\.", r"\1.embed."),
@@ -110,33 +113,62 @@ def _dimr_stage(official: Mapping[str, Any]) -> dict[str, Any]:
 def _infer_dimr(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     table = weights.get("stages.0.class_embeds.weight")
     for name in ("XL/2R-256", "G/2R-256"):
-        if table is not None and table.shape[1] == VARIANTS[name]["stage_configs"][0]["dim"]:
-            return VARIANTS[name]
+        if table is not None and table.shape[1] == dimr_sizes.VARIANTS[name]["stage_configs"][0]["dim"]:
+            return dimr_sizes.VARIANTS[name]
     raise InputError("these are not the published DiMR-XL/2R or G/2R weights: pass config=, the official fields")
 
 
+class _Importer(NamedTuple):
+    """How one system's published weights become ours."""
+
+    network: Any
+    names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    variants: Mapping[str, dict[str, Any]]
+
+
+IMPORTERS = {
+    "dimr": _Importer(DiMR, dimr_names, dimr_config, _infer_dimr, dimr_sizes.VARIANTS),
+    "fitv2": _Importer(FiTv2, fitv2_names, fitv2_config, infer_fitv2, fitv2_sizes.VARIANTS),
+}
+
+
 def load_official(
-    system: str, weights: Mapping[str, Tensor] | str | Path, config: Mapping[str, Any] | None = None
-) -> DiMR:
+    system: str, weights: Mapping[str, Tensor] | str | Path, config: Mapping[str, Any] | str | None = None
+) -> Any:
     """Return our network with the numbers of a published state dict.
 
-    ``system``: "dimr". ``weights``: a state dict, or a ``.pth`` (read without unpickling anything but tensors)
-    or ``.safetensors`` file. ``config``: the official config fields; inferred for the published sizes.
-    Raises ``InputError`` when names or shapes do not fit the config.
+    ``system``: "dimr" or "fitv2". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without unpickling
+    anything but tensors) or ``.safetensors`` file. ``config``: the official config fields, or the name of a variant;
+    inferred for the published sizes. Raises ``InputError`` when names or shapes do not fit the config.
     """
-    if system != "dimr":
-        raise InputError(f"no importer for {system!r}: choose from dimr")
+    if system not in IMPORTERS:
+        raise InputError(f"no importer for {system!r}: choose from {', '.join(IMPORTERS)}")
+    importer = IMPORTERS[system]
     if isinstance(weights, str | Path):
         from belvedere.checkpoints.tensors import read_state_dict
 
         weights = read_state_dict(Path(weights))
-    model_config = dimr_config(config) if config is not None else _infer_dimr(weights)
-    ours = dimr_names(weights)
+    model_config = _config(importer, weights, config)
+    ours = importer.names(weights)
     with torch.device("meta"):
-        model = DiMR(**model_config)
+        model = importer.network(**model_config)
     check_fit(model, ours)
     model.load_state_dict({name: tensor.clone() for name, tensor in ours.items()}, assign=True)
     return model.eval()
+
+
+def _config(
+    importer: _Importer, weights: Mapping[str, Tensor], config: Mapping[str, Any] | str | None
+) -> dict[str, Any]:
+    if config is None:
+        return importer.infer(weights)
+    if not isinstance(config, str):
+        return importer.config(config)
+    if config not in importer.variants:
+        raise InputError(f"no variant {config!r}: choose from {', '.join(importer.variants)}")
+    return importer.variants[config]
 
 
 def check_fit(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:

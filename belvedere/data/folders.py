@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from belvedere.data.images import centre_crop, open_image, to_tensor
+from belvedere.data.images import centre_crop, fit, open_image, to_tensor
+from belvedere.data.ragged import pack_images
 from belvedere.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -18,43 +20,60 @@ class _Pictures:
     """A ``belvedere.data.Dataset`` over encoded pictures, which are decoded when asked for."""
 
     classes: tuple[str, ...]
+    files: list[Path]
+    """What the pictures are read from."""
 
-    def __init__(self, size: int, flip: bool, labels: Tensor):
+    def __init__(self, size: int, flip: bool, unit: int | None, labels: Tensor):
         if size < 1:
             raise InputError(f"pictures need a size of at least 1 pixel, not {size}")
-        self.size, self.flip, self.labels = size, flip, labels
+        if unit is not None and not 1 <= unit <= size:
+            raise InputError(f"pictures of any aspect need a unit of 1 to {size} pixels, not {unit}")
+        self.size, self.flip, self.unit, self.labels = size, flip, unit, labels
 
-    def _open(self, picture: int) -> Tensor:
-        """Return picture number ``picture``, cut to size, uint8 (3, size, size)."""
+    def _open(self, picture: int) -> Image.Image:
+        """Return picture number ``picture`` as it is."""
         raise NotImplementedError
+
+    def pixels(self, picture: int) -> Tensor:
+        """Return picture number ``picture`` (one a label), cut to size, not mirrored: uint8 (3, h, w)."""
+        image = self._open(picture)
+        return to_tensor(centre_crop(image, self.size) if self.unit is None else fit(image, self.size, self.unit))
 
     def __len__(self) -> int:
         return len(self.labels) * (2 if self.flip else 1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return ``image`` float32 (3, size, size) in [-1, 1] and ``label``; with ``flip`` odd items are mirrored."""
+        """Return ``image`` float32 (3, h, w) in [-1, 1] and ``label``; with ``flip`` odd items are mirrored."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         picture, mirrored = divmod(index, 2) if self.flip else (index, 0)
-        image = self._open(picture).float() / 127.5 - 1
+        image = self.pixels(picture).float() / 127.5 - 1
         return {"image": image.flip(2) if mirrored else image, "label": int(self.labels[picture])}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return ``image`` float32 (b, 3, size, size) in [-1, 1] and ``label`` int64 (b,)."""
+        """Return ``image`` float32 (b, 3, size, size) in [-1, 1] and ``label`` int64 (b,).
+
+        With ``unit``, ``image`` is flat (``belvedere.data.ragged``) and ``size`` int64 (b, 2) has the (h, w) of each.
+        """
         items = [self[i] for i in indices]
+        images = [item["image"] for item in items]
         labels = torch.tensor([item["label"] for item in items], dtype=torch.int64)
-        return {"image": torch.stack([item["image"] for item in items]), "label": labels}
+        if self.unit is None:
+            return {"image": torch.stack(images), "label": labels}
+        flat, size = pack_images(images)
+        return {"image": flat, "size": size, "label": labels}
 
 
 class ImageFolder(_Pictures):
     """PNG, JPEG and WebP files below ``path``: one class per subfolder, in the order of their names.
 
     Without subfolders the data has no classes and every label is 0. Pictures are cropped to ``size`` x ``size``
-    (``centre_crop``); ``flip`` doubles the length, item 2 i + 1 being the mirror image of item 2 i. A missing or
-    empty folder raises ``InputError`` at once, an unreadable file when its item is asked for.
+    (``centre_crop``), or, with ``unit``, keep their aspect (``fit_size``; batches are ragged); ``flip`` doubles the
+    length, item 2 i + 1 being the mirror image of item 2 i. A missing or empty folder raises ``InputError`` at once,
+    an unreadable file when its item is asked for.
     """
 
-    def __init__(self, path: Path | str, size: int, flip: bool = False):
+    def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None):
         root = Path(path)
         if not root.is_dir():
             raise InputError(f"no folder {root}: give a folder of PNG, JPEG or WebP files")
@@ -63,11 +82,11 @@ class ImageFolder(_Pictures):
         found = [(p, i) for i, folder in enumerate(folders or [root]) for p in _image_files(folder)]
         if not found:
             raise InputError(f"no PNG, JPEG or WebP files in {root}: give a folder that has some")
-        self.paths = [p for p, _ in found]
-        super().__init__(size, flip, torch.tensor([label for _, label in found]))
+        self.files = [p for p, _ in found]
+        super().__init__(size, flip, unit, torch.tensor([label for _, label in found]))
 
-    def _open(self, picture: int) -> Tensor:
-        return to_tensor(centre_crop(open_image(self.paths[picture]), self.size))
+    def _open(self, picture: int) -> Image.Image:
+        return open_image(self.files[picture])
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -79,32 +98,32 @@ class Parquet(_Pictures):
 
     Column ``image`` is a struct with the encoded picture in ``bytes``; column ``label``, if there is one, an
     integer. Class names come from the file's metadata, ``classes`` (comma-separated) or Hugging Face's own; without
-    them classes are called by their numbers, and without labels there are none and every label is 0. ``size`` and
-    ``flip`` as in ``ImageFolder``. The encoded pictures are held in memory. A file of another form raises
-    ``InputError`` at once, an unreadable picture when its item is asked for.
+    them classes are called by their numbers, and without labels there are none and every label is 0. ``size``,
+    ``flip`` and ``unit`` as in ``ImageFolder``. The encoded pictures are held in memory. A file of another form
+    raises ``InputError`` at once, an unreadable picture when its item is asked for.
     """
 
-    def __init__(self, path: Path | str, size: int, flip: bool = False):
+    def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None):
         self.path = Path(path)
-        table = _read(self.path)
+        self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        table = _read(self.path, self.files)
         self._images = table.column("image")
         self.classes, labels = _classes(self.path, table)
-        super().__init__(size, flip, labels)
+        super().__init__(size, flip, unit, labels)
 
-    def _open(self, picture: int) -> Tensor:
+    def _open(self, picture: int) -> Image.Image:
         name = f"{self.path}, row {picture}"
         encoded = self._images[picture].as_py()
         if encoded is None or encoded["bytes"] is None:
             raise InputError(f"{name} has no image: fill it or remove the row")
-        return to_tensor(centre_crop(open_image(encoded["bytes"], name=name), self.size))
+        return open_image(encoded["bytes"], name=name)
 
 
-def _read(path: Path) -> Any:
-    """Return the arrow table of ``image`` and, where there is one, ``label``."""
+def _read(path: Path, files: Sequence[Path]) -> Any:
+    """Return the arrow table of ``image`` and, where there is one, ``label``; ``path`` is what was asked for."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     try:
         schema = pq.read_schema(files[0])
         columns = [name for name in ("image", "label") if name in schema.names]

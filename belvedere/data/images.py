@@ -1,6 +1,7 @@
 """Opening pictures from anywhere safely, and cutting them to size."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,31 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def fit_size(width: int, height: int, side: int, unit: int) -> tuple[int, int]:
+    """Return the (width, height) that a picture of any aspect is brought to: whole units, ``side**2`` pixels at most.
+
+    A picture of more pixels than that is scaled down to them; a side below ``unit`` is scaled up to it; others keep
+    their size (the rule of FiT, Lu et al. 2024, arXiv 2402.12376). What remains beyond whole units is left out, a
+    strip too thin for one unit gets one.
+    """
+    if width * height >= side * side:
+        wide, high = math.isqrt(width * side * side // height), math.isqrt(height * side * side // width)
+    elif width < unit:
+        wide, high = unit, unit * height // width
+    elif height < unit:
+        wide, high = unit * width // height, unit
+    else:
+        wide, high = width, height
+    wide, high = (max(unit, length // unit * unit) for length in (wide, high))
+    longest = side * side // min(wide, high) // unit * unit
+    return min(wide, longest), min(high, longest)
+
+
+def fit(image: Image.Image, side: int, unit: int) -> Image.Image:
+    """Return the whole picture, its aspect kept to a unit, in the size of ``fit_size``, by a bicubic filter."""
+    return image.resize(fit_size(*image.size, side, unit), Image.Resampling.BICUBIC)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

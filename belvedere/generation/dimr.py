@@ -55,12 +55,12 @@ class AxialRoPE(nn.Module):
     def forward(self, q: Tensor, k: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         centres = kernels.cell_centres(*grid, device=q.device)  # (n, 2)
         angles = [centres[:, i, None, None] * f.float().exp() for i, f in enumerate((self.freqs_h, self.freqs_w))]
-        angle = torch.cat(angles, -1).repeat_interleave(2, -1)  # (n, h, d)
+        angle = torch.cat(angles, -1)  # (n, h, d/2)
         angle = F.pad(angle, (0, 0, 0, 0, q.shape[1] - len(angle), 0))  # a class token stays unrotated
         logarithm = self.scale.float()
         logarithm = logarithm - (logarithm - math.log(100)).clamp(min=0).detach()  # a bound the gradient ignores
         gain = (0.5 * logarithm - 0.25 * math.log(self.head_dim)).exp()  # (h,)
-        return kernels.qk_norm_rope(q, k, angle.cos(), angle.sin(), gain)
+        return kernels.qk_norm_rope(q, k, angle.cos(), angle.sin(), q_weight=gain[:, None], k_weight=gain[:, None])
 
 
 class Attention(nn.Module):

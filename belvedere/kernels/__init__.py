@@ -3,12 +3,13 @@
 from belvedere.kernels.attention import attend
 from belvedere.kernels.concat import Accumulated, concat_add, concat_begin, concat_end
 from belvedere.kernels.gates import gated_mlp
-from belvedere.kernels.norms import rms_norm, time_norm
+from belvedere.kernels.norms import Norm, gated_residual, modulate_norm, normalise, rms_norm, time_norm
 from belvedere.kernels.packed import Packed
 from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
 
 __all__ = [
     "Accumulated",
+    "Norm",
     "Packed",
     "attend",
     "cell_centres",
@@ -16,6 +17,9 @@ __all__ = [
     "concat_begin",
     "concat_end",
     "gated_mlp",
+    "gated_residual",
+    "modulate_norm",
+    "normalise",
     "qk_norm_rope",
     "rms_norm",
     "rotate_pairs",

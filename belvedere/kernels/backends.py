@@ -50,6 +50,8 @@ def _refuse_matmul(request: Request) -> str | None:
         return "only for dense softmax"
     if request.device != "cpu" or request.dtype != torch.bfloat16:
         return "only faster than sdpa in bfloat16 on a CPU"
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "40x slower than sdpa on a CPU without AVX-512"
     if request.keys > MATMUL_KEYS:
         return f"keeps all attention weights: only up to {MATMUL_KEYS} keys"
     return None

@@ -1,8 +1,13 @@
 """Normalisation over channels, with parameters that may differ between the rows of a batch."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Norm = Literal["layer", "rms", "none"]
+"""Which statistics are taken: mean and variance, root mean square, none at all."""
 
 
 def _per_row(parameter: Tensor, x: Tensor) -> Tensor:
@@ -40,3 +45,47 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """
     inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
     return x * (weight * inverse).to(x.dtype)
+
+
+def normalise(x: Tensor, norm: Norm, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """Return ``x`` (..., d) normalised over d, times ``weight``, which broadcasts against it; eps inside the root.
+
+    ``norm``: "layer", "rms" or "none". Statistics in float32, result in the dtype of ``x``. Raises ``ValueError``
+    for another norm.
+    """
+    if norm == "layer":
+        x = F.layer_norm(x, x.shape[-1:], eps=eps)
+    elif norm == "rms":
+        return rms_norm(x, torch.ones((), device=x.device) if weight is None else weight, eps)
+    elif norm != "none":
+        raise ValueError(f"norm {norm!r}: choose layer, rms or none")
+    return x if weight is None else x * weight.to(x.dtype)
+
+
+def modulate_norm(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    index: Tensor | None = None,
+    *,
+    norm: Norm = "layer",
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Return ``normalise(x) * (1 + scale) + shift``: adaLN (Peebles and Xie, arXiv 2212.09748, section 3.2).
+
+    Packed: ``x`` (n, d), ``shift`` and ``scale`` (s, d), one row an image, and ``index`` int64 (n,), the image of each
+    token. Dense: ``x`` (b, n, d), ``shift`` and ``scale`` (b, d), no ``index``. Differentiable in all of them.
+    """
+    normal = normalise(x, norm, weight, eps)
+    return torch.addcmul(_spread(shift, index).to(x.dtype), normal, _spread(1 + scale, index).to(x.dtype))
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None = None) -> Tensor:
+    """Return ``x + gate * y``; shapes as in ``modulate_norm``."""
+    return torch.addcmul(x, _spread(gate, index).to(x.dtype), y.to(x.dtype))
+
+
+def _spread(rows: Tensor, index: Tensor | None) -> Tensor:
+    """Return the row of each token (n, d) of a packed batch, or rows (b, 1, d) that broadcast over a dense one."""
+    return rows[:, None] if index is None else F.embedding(index, rows)  # its backward is the fast one

@@ -48,20 +48,58 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     return x * weight / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
+def normalise(x: Tensor, norm: str, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """Twin of ``belvedere.kernels.normalise``."""
+    if norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    if norm in ("layer", "rms"):
+        x = x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
+    return x if weight is None else x * weight
+
+
+def modulate_norm(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    index: Tensor | None = None,
+    *,
+    norm: str = "layer",
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Twin of ``belvedere.kernels.modulate_norm``, one image at a time."""
+    if index is None:
+        return normalise(x, norm, weight, eps) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    rows = [normalise(x[i], norm, weight, eps) * (1 + scale[s]) + shift[s] for i, s in enumerate(index.tolist())]
+    return torch.stack(rows) if rows else torch.empty_like(x)
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None = None) -> Tensor:
+    """Twin of ``belvedere.kernels.gated_residual``."""
+    return x + y * (gate.unsqueeze(1) if index is None else gate[index])
+
+
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Twin of ``belvedere.kernels.rotate_pairs``, one pair at a time as a complex number."""
-    value = torch.complex(x[..., 0::2], x[..., 1::2])
-    cos, sin = torch.broadcast_tensors(cos, sin)
-    turned = value * torch.complex(cos[..., 0::2], sin[..., 0::2])
-    return torch.view_as_real(turned).flatten(-2)
+    """Twin of ``belvedere.kernels.rotate_pairs``, the two channels of a pair written out."""
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
 
 
 def qk_norm_rope(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, eps: float = 1e-6
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    q_norm: str = "rms",
+    k_norm: str = "rms",
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """Twin of ``belvedere.kernels.qk_norm_rope``."""
-    normal = [x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * gain[:, None] for x in (q, k)]
-    return rotate_pairs(normal[0], cos, sin), rotate_pairs(normal[1], cos, sin)
+    q, k = normalise(q, q_norm, q_weight, eps), normalise(k, k_norm, k_weight, eps)
+    return rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
 
 
 def gated_mlp(x: Tensor, activation: str = "gelu") -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from belvedere.kernels.norms import Norm, normalise
+
 
 def cell_centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return the (y, x) centres of a grid's cells, row by row: float32 (height * width, 2).
@@ -20,23 +22,28 @@ def cell_centres(height: int, width: int, device: torch.device | None = None) ->
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate neighbouring channels: (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin), angles in float32.
 
-    ``x`` (b, n, h, d); ``cos`` and ``sin`` broadcast against it, the two channels of a pair holding one angle.
+    ``x`` (..., n, h, d); ``cos`` and ``sin`` broadcast against (..., n, h, d/2), one angle a pair. Differentiable in all.
     """
-    pairs = x.float().unflatten(-1, (-1, 2))  # (b, n, h, d/2, 2)
-    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), -1).flatten(-2)  # (b, n, h, d)
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (..., n, h, d/2)
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)  # (..., n, h, d)
 
 
 def qk_norm_rope(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, eps: float = 1e-6
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    q_norm: Norm = "rms",
+    k_norm: Norm = "rms",
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Normalise q and k by their root mean square, scale each head by ``gain``, then rotate.
+    """Normalise q and k over their channels, multiply by their weights, then rotate.
 
-    ``q``, ``k`` (b, n, h, d); ``gain`` (h,); ``cos``, ``sin`` (n, h, d) float32. Differentiable in all.
+    ``q``, ``k`` (..., n, h, d), dense or packed; ``cos``, ``sin`` float32, (n, h or 1, d/2); a weight broadcasts
+    against (h, d). Differentiable in all.
     """
-    out = []
-    for x in (q, k):
-        wide = x.float()
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        out.append(rotate_pairs(wide * (gain[:, None] * inverse), cos, sin).to(x.dtype))
-    return out[0], out[1]
+    q, k = normalise(q, q_norm, q_weight, eps), normalise(k, k_norm, k_weight, eps)
+    return rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)

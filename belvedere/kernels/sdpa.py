@@ -1,5 +1,7 @@
 """Attention by PyTorch's ``scaled_dot_product_attention``: flash on the CPU and, by device, flash or cuDNN on a GPU."""
 
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,9 +20,13 @@ def attend(
     if offsets is None:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (b, h, n, d)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
-    # One call per sequence: on a CPU 3x faster than padding with a mask, 10x faster than a block-diagonal mask.
-    rows = []
-    for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        one_q, one_k, one_v = (x[start:stop].transpose(0, 1)[None] for x in (q, k, v))  # (1, h, n, d)
-        rows.append(F.scaled_dot_product_attention(one_q, one_k, one_v, scale=scale)[0].transpose(0, 1))  # (n, h, d)
+    # One call for each run of sequences of one length: on a CPU 3x faster than padding with a mask, 10x faster than a
+    # block-diagonal mask.
+    runs = [(length, len(list(run))) for length, run in groupby(offsets.diff().tolist())]
+    parts = (x.split([length * count for length, count in runs]) for x in (q, k, v))
+    rows = [
+        attend(*(x.unflatten(0, (count, length)) for x in part), None, None, scale, activation).flatten(0, 1)
+        for (length, count), *part in zip(runs, *parts, strict=True)
+        if length
+    ]
     return torch.cat(rows) if rows else torch.empty_like(v)
