@@ -13,7 +13,7 @@ from belvedere.generation.samplers import add_noise, prediction_target
 from belvedere.generation.schedules import Flow
 
 Cases = Iterator[tuple[str, Tensor, Tensor]]
-FIXED = {"euler": "euler", "heun2": "heun", "midpoint": "midpoint", "rk4": "rk4"}
+OUR_NAMES = {"heun2": "heun"}
 
 
 class Gaussian:
@@ -28,7 +28,9 @@ class Gaussian:
     def __call__(self, x: Tensor, t: float) -> Tensor:
         pull = (t * self.s**2 - (1 - t)) / (t**2 * self.s**2 + (1 - t) ** 2)
         v = self.mu + pull * (x - t * self.mu)
-        self.x.append(x), self.t.append(t), self.v.append(v)
+        self.x.append(x)
+        self.t.append(t)
+        self.v.append(v)
         return v
 
 
@@ -65,7 +67,7 @@ def _training(tensors: dict[str, Tensor]) -> Cases:
 def _fixed(velocity: Gaussian, z: Tensor, settings: dict[str, Any]) -> dict[str, Tensor]:
     path = [z]
     times = torch.linspace(0, 1, settings["num_steps"], dtype=torch.float64)
-    method = FIXED[settings["sampling_method"]]
+    method = OUR_NAMES.get(settings["sampling_method"], settings["sampling_method"])
     final = integrate(velocity, z, times, method, callback=lambda i, t, x, v: path.append(x))
     return {"final": final, "traj_first3": torch.stack(path[:3])}
 

@@ -120,7 +120,10 @@ _DENSE = (
 
 
 def _rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
+    rms = x.square().mean().sqrt().item()
+    if not math.isfinite(rms):
+        raise InputError("the velocity is not finite: check the network's weights and its precision")
+    return rms
 
 
 def _add_stages(x: Tensor, h: float, weights: Sequence[float], stages: list[Tensor]) -> Tensor:
@@ -137,10 +140,9 @@ def _dense_output(x: Tensor, y: Tensor, h: float, stages: list[Tensor], share: f
     It has the values and the velocities of both ends, and at its middle the value of the dense output.
     """
     rest = 1 - share
-    line = torch.lerp(x, y, share)
     hermite = rest * (h * stages[0] - (y - x)) + share * ((y - x) - h * stages[-1])
     bend = _add_stages(torch.zeros_like(x), h, _DENSE, stages)
-    return line + share * rest * (hermite + share * rest * bend)
+    return torch.lerp(x, y, share) + share * rest * (hermite + share * rest * bend)
 
 
 def _first_step(x: Tensor, v: Tensor, rtol: float, atol: float, limit: float) -> Generator[Query, Tensor, float]:
@@ -169,8 +171,6 @@ def _dormand_prince(
             stages.append((yield y, min(t + node * h, limit)))
         difference = _add_stages(torch.zeros_like(x), h, _ERROR, stages)
         error = _rms(difference / (atol + rtol * torch.maximum(x.abs(), y.abs())))
-        if not math.isfinite(error):
-            raise InputError(f"the velocity near t = {t:.3g} is not finite: check the weights and their precision")
         if error <= 1:
             end = min(t + h, limit)
             if end > 1:

@@ -11,7 +11,7 @@ from belvedere.seeds import BatchRng
 
 
 def flow_times(rng: BatchRng, kind: Literal["lognorm", "uniform"] = "lognorm", mean: float = 0.0) -> Tensor:
-    """Return one time per image (b,), float32: sigmoid(N(``mean``, 1)) (``lognorm``; mean 0 as published) or uniform."""
+    """Return one time per image (b,), float32: uniform, or sigmoid(N(``mean``, 1)) (``lognorm``; published: mean 0)."""
     if kind == "lognorm":
         return torch.sigmoid(rng.normal("time", ()) + mean)
     if kind == "uniform":

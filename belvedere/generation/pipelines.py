@@ -1,17 +1,17 @@
 """The networks as diffusers pipelines: from class labels to pictures."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import AutoencoderKL, ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation.class_pipeline import ClassPipeline, Generators, StepCallback, draw
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.guidance import cosine_power_weight, guide
 from belvedere.generation.samplers import (
@@ -26,7 +26,6 @@ from belvedere.generation.samplers import (
 from belvedere.generation.schedules import Flow, Schedule, make_schedule, time_grid
 
 Solver = Literal["multistep", "published"]
-StepCallback = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]]
 
 CELLS_PER_CALL = 1024
 """Positions of the last stage in one network call on a CPU: enough to fill two cores, few enough to start soon."""
@@ -66,7 +65,7 @@ class _TimeRows:
         return self.rows[row : row + 1]
 
 
-class DiMRPipeline(DiffusionPipeline):
+class DiMRPipeline(ClassPipeline):
     """Class-conditional pictures from DiMR.
 
     ``network``: the model. ``vae``: the KL autoencoder of its latents; None for a network of pixels.
@@ -75,11 +74,7 @@ class DiMRPipeline(DiffusionPipeline):
     when it does not say; the shift moves the times of the grid towards noise.
     """
 
-    model_cpu_offload_seq = "network->vae"
-    _optional_components = ("vae", "scheduler")
     network: DiMR
-    vae: AutoencoderKL | None
-    scheduler: Any
 
     def __init__(
         self,
@@ -102,12 +97,6 @@ class DiMRPipeline(DiffusionPipeline):
             default_guidance=default_guidance,
             default_shift=default_shift,
         )
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-
-    @property
-    def labels(self) -> dict[str, int]:
-        """Class ids by name."""
-        return {name: int(i) for i, name in self.config.id2label.items()}
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -122,22 +111,6 @@ class DiMRPipeline(DiffusionPipeline):
         cells = CELLS_PER_CALL if self.network.device.type == "cpu" else 32 * CELLS_PER_CALL
         return max(1, cells // (last.height * last.width))
 
-    def class_ids(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
-        """Return the ids of classes given by id or name; an unknown one raises ``InputError``."""
-        if isinstance(class_labels, int | str):
-            class_labels = [class_labels]
-        count = self.network.null_class
-        if count is None:
-            raise InputError("this network is unconditional: class_labels has nothing to choose from")
-        ids = []
-        for label in class_labels:
-            index = self.labels.get(label) if isinstance(label, str) else int(label)
-            if index is None or not 0 <= index < count:
-                known = ", ".join(self.labels) or f"0 to {count - 1}"
-                raise InputError(f"unknown class {label!r}: this model knows {known}")
-            ids.append(index)
-        return ids
-
     @torch.no_grad()
     def __call__(
         self,
@@ -147,7 +120,7 @@ class DiMRPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         guidance_power: float | None = None,
         solver: Solver = "multistep",
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
@@ -179,11 +152,8 @@ class DiMRPipeline(DiffusionPipeline):
         images = samples if output_type == "latent" else self._decode(samples, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-        if isinstance(generator, Sequence) and len(generator) != count:
-            raise InputError(f"{len(generator)} generators for {count} images: pass one each, or one for all")
-        sources = generator if isinstance(generator, Sequence) else [generator] * count
-        rows = [torch.randn(self.sample_shape, generator=g, device=g.device if g else "cpu").cpu() for g in sources]
+    def _noise(self, count: int, generator: Generators) -> Tensor:
+        rows = [draw(self.sample_shape, source) for source in self._sources(count, generator)]
         return torch.stack(rows) if rows else torch.empty(0, *self.sample_shape)
 
     def _micro_batch(self, noise: Tensor, ids: list[int], plan: Plan, generator: Any, first: int) -> Tensor:
@@ -254,12 +224,8 @@ class DiMRPipeline(DiffusionPipeline):
         return x
 
     def _decode(self, samples: Tensor, output_type: str) -> Any:
-        if self.vae is None:
-            pixels = samples
-        else:
-            latents = (samples / self.vae.config.scaling_factor).to(self.vae.dtype)
-            pixels = torch.cat([self.vae.decode(z[None]).sample for z in latents])
-        return self.image_processor.postprocess(pixels.float(), output_type=output_type)
+        pixels = torch.stack([self._pixels(sample) for sample in samples]) if len(samples) else samples
+        return self.image_processor.postprocess(pixels, output_type=output_type)
 
 
 # DiffusionPipeline.from_pretrained looks up the class named by model_index.json in diffusers itself.

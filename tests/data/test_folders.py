@@ -11,6 +11,7 @@ from PIL import Image
 
 from belvedere.data import Dataset
 from belvedere.data.folders import ImageFolder, Parquet
+from belvedere.data.ragged import unpack_images
 from belvedere.errors import InputError
 
 
@@ -86,6 +87,29 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "missing", 8)
     with pytest.raises(InputError, match="not 0"):
         Parquet(write(tmp_path / "a.parquet", [png(1)], [0]), 0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_with_a_unit_pictures_keep_their_aspect(tmp_path: Path, kind: str) -> None:
+    pictures = [png(0, 255, size=(40, 10)), png(0, 255, size=(6, 9))]
+    if kind == "folder":
+        for i, picture in enumerate(pictures):
+            (tmp_path / f"{i}.png").write_bytes(picture)
+        data: Dataset = ImageFolder(tmp_path, 8, flip=True, unit=2)
+    else:
+        data = Parquet(write(tmp_path / "a.parquet", pictures, None), 8, flip=True, unit=2)
+    batch = data.batch([3, 0, 1])
+    assert batch["size"].tolist() == [[8, 6], [4, 16], [4, 16]] and batch["label"].tolist() == [0, 0, 0]
+    images = unpack_images(batch["image"], batch["size"], 3)
+    for image, i in zip(images, (3, 0, 1), strict=True):
+        assert torch.equal(image, data[i]["image"])
+    assert torch.equal(images[1].flip(2), images[2])
+    assert images[1][0, 2, [0, 15]].tolist() == [-1, 1]
+
+
+def test_a_unit_larger_than_the_size_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="a unit of 1 to 8 pixels, not 16"):
+        ImageFolder(folder, 8, unit=16)
 
 
 HUGGING_FACE = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}}

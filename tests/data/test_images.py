@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from belvedere.data.images import centre_crop, open_image, to_tensor
+from belvedere.data.images import centre_crop, fit, fit_size, open_image, to_tensor
 from belvedere.errors import InputError
 
 
@@ -101,6 +101,43 @@ def test_centre_crop_is_the_crop_of_adm() -> None:
 @pytest.mark.parametrize("shape", [(5, 9), (64, 33), (200, 31), (8, 8)])
 def test_centre_crop_has_the_size_asked_for(shape: tuple[int, int]) -> None:
     assert centre_crop(Image.new("RGB", shape), 8).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "want"),
+    [
+        ((256, 256), (256, 256)),
+        ((500, 375), (288, 208)),  # sqrt(4 / 3) * 256 = 295.6 by 221.7
+        ((375, 500), (208, 288)),
+        ((4000, 1000), (512, 128)),
+        ((200, 100), (192, 96)),
+        ((300, 200), (288, 192)),
+        ((10, 40), (16, 64)),
+        ((40, 10), (64, 16)),
+        ((10, 5), (16, 16)),
+        ((1, 60_000), (16, 4096)),
+        ((60_000, 2), (4096, 16)),
+    ],
+)
+def test_fit_size(size: tuple[int, int], want: tuple[int, int]) -> None:
+    assert fit_size(*size, 256, 16) == want
+
+
+def test_fit_size_keeps_pixels_and_aspect_within_bounds() -> None:
+    rng = np.random.default_rng(0)
+    for width, height in np.exp(rng.uniform(0, 9, (5000, 2))).astype(int).tolist():
+        wide, high = fit_size(width, height, 512, 16)
+        assert wide % 16 == high % 16 == 0 and min(wide, high) >= 16 and wide * high <= 512 * 512
+        scale = min(1, 512 / (width * height) ** 0.5)
+        if min(width, height) * scale >= 16:
+            assert wide <= width * scale + 1e-6 < wide + 16 and high <= height * scale + 1e-6 < high + 16
+
+
+def test_fit_shows_the_whole_picture() -> None:
+    ramp = np.repeat(np.arange(0, 200, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2)
+    small = np.asarray(fit(Image.fromarray(ramp), 64, 8))
+    assert small.shape == (32, 128, 3)
+    np.testing.assert_allclose(small[16, :, 0], (np.arange(128) + 0.5) * 200 / 128 - 0.5, atol=1)
 
 
 def test_to_tensor_puts_colours_first() -> None:

@@ -1,11 +1,15 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from belvedere.data.latents import SCALE, Latents, sample_latents
+from belvedere.data import Dataset
+from belvedere.data.latents import SCALE, Latents, MixedLatents, mixed_shard, sample_latents, sample_mixed_latents
+from belvedere.data.ragged import unpack_images
 from belvedere.errors import InputError
 
 
@@ -49,3 +53,113 @@ def test_folders_of_another_form_are_input_errors(tmp_path: Path) -> None:
     (tmp_path / "shard-1.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         Latents(tmp_path)
+    (tmp_path / "classes.json").write_text('{"car": 0}')
+    with pytest.raises(InputError, match=r"classes\.json cannot be read: not a list of names"):
+        Latents(tmp_path)
+
+
+def test_shards_of_several_sizes_are_input_errors(tmp_path: Path) -> None:
+    write(tmp_path)
+    shard = {"moments": torch.zeros(1, 8, 4, 2), "label": torch.zeros(1, dtype=torch.int64)}
+    save_file(shard, tmp_path / "shard-2.safetensors")
+    with pytest.raises(InputError, match=r"shard-2\.safetensors cannot be read: .* not \(n, 2 c, h, w\) of one size"):
+        Latents(tmp_path)
+
+
+def test_an_unfinished_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "classes.json").rename(tmp_path / "prepare.json")
+    with pytest.raises(InputError, match="not complete: continue 'belvedere train prepare'"):
+        Latents(tmp_path)
+
+
+SIZES = [(4, 6), (2, 2), (8, 1), (4, 6), (1, 3)]
+
+
+def write_mixed(folder: Path, damage: Callable[[dict[str, Tensor]], object] = lambda shard: None) -> list[Tensor]:
+    """Write shards of three and two items, the second after ``damage``; return the moments of all."""
+    moments = [torch.randn(8, *size).half() for size in SIZES]
+    for i, part in enumerate((range(3), range(3, 5))):
+        shard = mixed_shard([moments[item] for item in part], torch.tensor(part))
+        if i:
+            damage(shard)
+        save_file(shard, folder / f"shard-{i}.safetensors")
+    (folder / "classes.json").write_text(json.dumps([f"class {i}" for i in range(5)]))
+    return [item.float() for item in moments]
+
+
+def test_mixed_items_come_from_their_shards(tmp_path: Path) -> None:
+    moments = write_mixed(tmp_path)
+    data: Dataset = MixedLatents(tmp_path)
+    assert len(data) == 5 and data.classes[3] == "class 3" and MixedLatents(tmp_path).channels == 4
+    for i in range(5):
+        assert torch.equal(data[i]["moments"], moments[i]) and data[i]["label"] == i
+    batch = data.batch([4, 0, 3])
+    assert batch["label"].tolist() == [4, 0, 3] and batch["size"].tolist() == [[1, 3], [4, 6], [4, 6]]
+    assert batch["moments"].dtype == torch.float32
+    for found, i in zip(unpack_images(batch["moments"], batch["size"], 8), (4, 0, 3), strict=True):
+        assert torch.equal(found, moments[i])
+
+
+def test_an_empty_shard_is_passed_over(tmp_path: Path) -> None:
+    moments = write_mixed(tmp_path)
+    save_file(mixed_shard([], torch.tensor([], dtype=torch.int64)), tmp_path / "a.safetensors")
+    assert torch.equal(MixedLatents(tmp_path)[4]["moments"], moments[4])
+    for path in tmp_path.glob("shard-*"):
+        path.unlink()
+    with pytest.raises(InputError, match="not one item"):
+        MixedLatents(tmp_path)
+
+
+def test_mixed_latents_are_drawn_like_those_of_one_size(tmp_path: Path) -> None:
+    write_mixed(tmp_path)
+    batch = MixedLatents(tmp_path).batch(range(5))
+    noise = [torch.randn(4, *size) for size in SIZES]
+    latents = sample_mixed_latents(batch["moments"], batch["size"], noise)
+    moments = unpack_images(batch["moments"], batch["size"], 8)
+    for found, item, one in zip(unpack_images(latents, batch["size"], 4), moments, noise, strict=True):
+        assert torch.equal(found, sample_latents(item[None], one[None])[0])
+
+
+def change(name: str, place: int | tuple[int, int], value: int) -> Callable[[dict[str, Tensor]], object]:
+    return lambda shard: shard[name].__setitem__(place, value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.pop("offset"), "offset"),
+        (lambda s: s.update(size=s["size"][:1].clone()), r"size is I64 \[1, 2\], not integers of shape \[2, 2\]"),
+        (lambda s: s.update(size=s["size"].float()), "size is F32"),
+        (lambda s: s.update(label=s["label"][:, None]), "label is I64"),
+        (lambda s: s.update(moments=s["moments"].int()), "moments are I32"),
+        (lambda s: s.update(moments=s["moments"][:, None]), "not flat with size and offset"),
+        (lambda s: s.update(moments=s["moments"][:-8].clone()), "offset does not run from 0 to 208"),
+        (change("offset", 0, 8), "offset does not run"),
+        (change("offset", 1, -8), "offset does not run"),
+        (change("offset", 1, 1 << 62), "offset does not run"),
+        (change("offset", 1, 200), "offset does not leave 2 c moments"),
+        (change("size", (0, 0), 2), "offset does not leave"),
+        (change("size", (1, 1), 0), "size has sides outside"),
+        (change("size", (1, 1), 1 << 62), "size has sides outside"),
+        (change("label", 1, 5), "labels go beyond the 5 names"),
+        (change("label", 1, -1), "labels go beyond"),
+    ],
+)
+def test_a_shard_that_contradicts_itself_is_refused(
+    tmp_path: Path, damage: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
+    write_mixed(tmp_path, damage)
+    with pytest.raises(InputError, match=message):
+        MixedLatents(tmp_path)
+
+
+def test_one_form_does_not_pass_for_the_other(tmp_path: Path) -> None:
+    write_mixed(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        Latents(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    write(tmp_path)
+    with pytest.raises(InputError, match="not flat"):
+        MixedLatents(tmp_path)

@@ -14,9 +14,15 @@ from belvedere.seeds import BatchRng
 def test_times_have_their_distribution_and_belong_to_the_sample(kind: str, quartiles: list[float]) -> None:
     t = flow_times(BatchRng(0, 5, range(4000)), kind)  # type: ignore[arg-type]
     assert t.shape == (4000,) and t.dtype == torch.float32
-    assert torch.equal(flow_times(BatchRng(0, 5, [7, 3]), kind), t[[7, 3]])  # type: ignore[arg-type]
+    torch.testing.assert_close(flow_times(BatchRng(0, 5, [7, 3]), kind), t[[7, 3]])  # type: ignore[arg-type]
     got = torch.quantile(t, torch.tensor([0.25, 0.5, 0.75]))
     torch.testing.assert_close(got, torch.tensor(quartiles), atol=0.02, rtol=0)
+
+
+def test_mean_moves_the_times() -> None:
+    rng = BatchRng(0, 0, range(50))
+    got = torch.logit(flow_times(rng, mean=-0.5)) - torch.logit(flow_times(rng))
+    torch.testing.assert_close(got, torch.full((50,), -0.5), atol=1e-5, rtol=0)
 
 
 def test_unknown_times_are_named() -> None:

@@ -1,0 +1,76 @@
+"""What the pipelines of class-conditional networks share: names of classes, sources of noise, pixels at the end."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+
+from belvedere.errors import InputError
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+StepCallback = Callable[[Any, int, float, dict[str, Any]], dict[str, Any]]
+CLASSES_SHOWN = 12
+
+
+class ClassPipeline(DiffusionPipeline):
+    """From class labels to pictures by ``network``, through ``vae`` when it makes latents.
+
+    ``id2label``, in the config, has the names of the classes by id.
+    """
+
+    model_cpu_offload_seq = "network->vae"
+    _optional_components = ("vae", "scheduler")
+    network: Any
+    vae: AutoencoderKL | None
+    scheduler: Any
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class ids by name."""
+        return {name: int(i) for i, name in self.config.id2label.items()}
+
+    def class_ids(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
+        """Return the ids of classes given by id or name; an unknown one raises ``InputError``."""
+        if isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        count = self.network.null_class
+        if count is None:
+            raise InputError("this network is unconditional: class_labels has nothing to choose from")
+        ids = []
+        for label in class_labels:
+            index = self.labels.get(label) if isinstance(label, str) else int(label)
+            if index is None or not 0 <= index < count:
+                names = list(self.labels)
+                more = f", ... ({len(names)} in all)" if len(names) > CLASSES_SHOWN else ""
+                known = ", ".join(names[:CLASSES_SHOWN]) + more or f"0 to {count - 1}"
+                raise InputError(f"unknown class {label!r}: this model knows {known}")
+            ids.append(index)
+        return ids
+
+    def _sources(self, count: int, generator: Generators) -> "list[torch.Generator | None]":
+        """Return the generator of each image's noise: its own, or the one for all."""
+        if isinstance(generator, Sequence):
+            if len(generator) != count:
+                raise InputError(f"{len(generator)} generators for {count} images: pass one each, or one for all")
+            return list(generator)
+        return [generator] * count
+
+    @property
+    def image_processor(self) -> VaeImageProcessor:
+        """What brings pixels in [-1, 1] into the form that a caller asked for."""
+        return VaeImageProcessor(vae_scale_factor=1)
+
+    def _pixels(self, sample: Tensor) -> Tensor:
+        """Return the pixels (c, H, W), about [-1, 1], of one sample (c, h, w), a latent or the picture itself."""
+        if self.vae is None:
+            return sample.float()
+        latent = (sample / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return self.vae.decode(latent[None]).sample[0].float()
+
+
+def draw(shape: Sequence[int], source: torch.Generator | None) -> Tensor:
+    """Return standard normal noise, float32, drawn where its generator is and brought to the CPU."""
+    return torch.randn(tuple(shape), generator=source, device=source.device if source else "cpu").cpu()
