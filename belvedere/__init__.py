@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "DiMR": "belvedere.generation.dimr",
     "DiMRPipeline": "belvedere.generation.pipelines",
+    "FiTv2": "belvedere.generation.fitv2",
+    "FiTv2Pipeline": "belvedere.generation.fitv2_pipeline",
     "InputError": "belvedere.errors",
     "Toybox": "belvedere.data.toybox",
     "ToyClassifier": "belvedere.data.toybox.classifier",
@@ -18,7 +20,17 @@ _EXPORTS = {
     "load_official": "belvedere.checkpoints.official",
 }
 
-__all__ = ["DiMR", "DiMRPipeline", "InputError", "ToyClassifier", "Toybox", "load", "load_official"]
+__all__ = [
+    "DiMR",
+    "DiMRPipeline",
+    "FiTv2",
+    "FiTv2Pipeline",
+    "InputError",
+    "ToyClassifier",
+    "Toybox",
+    "load",
+    "load_official",
+]
 
 if TYPE_CHECKING:
     from belvedere.checkpoints.official import load_official
@@ -27,6 +39,8 @@ if TYPE_CHECKING:
     from belvedere.data.toybox.classifier import ToyClassifier
     from belvedere.errors import InputError
     from belvedere.generation.dimr import DiMR
+    from belvedere.generation.fitv2 import FiTv2
+    from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
     from belvedere.generation.pipelines import DiMRPipeline
 
 

@@ -21,7 +21,10 @@ RTOL = 1e-4
 ATOL = 2e-5
 
 Cases = Iterator[tuple[str, Tensor, Tensor]]
-SYSTEMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Cases]] = {"dimr": parity_dimr.run, "fitv2": parity_fitv2.run}
+SYSTEMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Cases]] = {
+    "dimr": parity_dimr.run,
+    "fitv2": parity_fitv2.run,
+}
 
 
 @dataclass(frozen=True)

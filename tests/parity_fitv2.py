@@ -27,7 +27,11 @@ def run(description: dict[str, Any], tensors: dict[str, Tensor]) -> Cases:
     else:
         state = {name[3:]: tensor for name, tensor in tensors.items() if name.startswith("sd.")}
         model = load_official("fitv2", state, description["config"])
-        yield "parameters", torch.tensor(sum(p.numel() for p in model.parameters())), torch.tensor(description["n_params"])
+        yield (
+            "parameters",
+            torch.tensor(sum(p.numel() for p in model.parameters())),
+            torch.tensor(description["n_params"]),
+        )
         with torch.no_grad():
             yield from _network(model, description, tensors)
 
@@ -124,7 +128,9 @@ def _tables(tensors: dict[str, Tensor]) -> Cases:
             yield name, right if what[-1] == "freqs_w" else down, want
     right, down = tensors["grid_sel"].long()
     for mode in MODES:
-        official = next(name for name in tensors if name.startswith("cos.") and extrapolation_name(name[4:], False) == mode)
+        official = next(
+            name for name in tensors if name.startswith("cos.") and extrapolation_name(name[4:], False) == mode
+        )
         ours = grid_rotations((20, 20), 72, 10000.0, 16, extrapolation_name(official[4:], True))
         for part, table in zip(("cos", "sin"), ours, strict=True):
             chosen = table[down * 20 + right, 0].repeat_interleave(2, -1)

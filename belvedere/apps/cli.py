@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest
+from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ app.add_typer(models_app, name="models")
 app.add_typer(evaluate_app, name="evaluate", help="Measure what a model makes.")
 
 Model = Annotated[str, typer.Option(help="Embedded name, folder, or hub id OWNER/NAME or OWNER/NAME@REVISION.")]
+Extrapolation = Annotated[
+    str | None,
+    typer.Option(
+        help="Positions beyond the trained size: none, vision-ntk, vision-yarn, pi ... Default: the model's own."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
@@ -67,6 +73,16 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(help="How strongly to push towards the class; 1 = not. Default: the model's own.")
     ] = None,
+    sizes: Annotated[
+        str,
+        typer.Option(
+            "--size",
+            "--sizes",
+            metavar="WxH[,WxH...]",
+            help="Width x height in pixels; picture i has the i-th, in turn. Default: the model's own.",
+        ),
+    ] = "",
+    extrapolation: Extrapolation = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also put all on one sheet.")] = None,
     kind: Annotated[str, typer.Option("--format", help="png, jpeg or webp.")] = "png",
@@ -83,12 +99,16 @@ def generate(
     \b
       belvedere generate --grid toys.png
       belvedere generate --classes car,boat -n 8 --seed 7 --out toys
+      belvedere generate --model fitv2-toybox --sizes 48x96,96x48,64x64 --grid toys.png
+      belvedere generate --model fitv2-toybox --size 96x96 --extrapolation vision-ntk
       belvedere generate --model ./runs/mine/model --steps 50 --guidance 2 --format webp
     """
     from belvedere.apps import output, work
 
     wanted = tuple(item.strip() for item in classes.split(",") if item.strip())
-    request = GenerateRequest(model, wanted, count, seed, steps, guidance, dtype, device)
+    request = GenerateRequest(
+        model, wanted, count, seed, steps, guidance, dtype, device, parse_sizes(sizes), extrapolation
+    )
     if kind not in output.FORMATS:
         raise InputError(f"--format must be one of {', '.join(output.FORMATS)}, not {kind!r}")
     output.check_folder(out)
@@ -177,6 +197,8 @@ def evaluate_generation(
     seed: Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")] = 0,
     steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
     guidance: Annotated[float | None, typer.Option(help="Default: the model's own.")] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Width x height in pixels. Default: the model's own.")] = "",
+    extrapolation: Extrapolation = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     card: Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")] = False,
@@ -189,12 +211,22 @@ def evaluate_generation(
     \b
       belvedere evaluate generation
       belvedere evaluate generation --model runs/toys/model -n 1200 --json
+      belvedere evaluate generation --model fitv2-toybox --size 48x96
     """
     from belvedere.apps.evaluate import evaluate_generation as run
 
     with _progress(f"loading {model}", f"{count} pictures") as progress:
         found = run(
-            model, count=count, seed=seed, steps=steps, guidance=guidance, dtype=dtype, device=device, progress=progress
+            model,
+            count=count,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            extrapolation=extrapolation,
+            dtype=dtype,
+            device=device,
+            progress=progress,
         )
     if card:
         from belvedere.checkpoints import store

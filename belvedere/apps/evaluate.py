@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from belvedere.apps import work
-from belvedere.apps.requests import GenerateRequest
+from belvedere.apps.requests import GenerateRequest, parse_sizes
 from belvedere.checkpoints import store
 from belvedere.checkpoints.components import load_network
 from belvedere.data.images import to_tensor
@@ -60,6 +60,8 @@ def evaluate_generation(
     seed: int = 0,
     steps: int = 25,
     guidance: float | None = None,
+    size: str = "",
+    extrapolation: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     classifier: ToyClassifier | None = None,
@@ -67,21 +69,23 @@ def evaluate_generation(
 ) -> dict[str, Any]:
     """Make ``count`` toys with a model, as many of each kind, and return how they were made and their ``Quality``.
 
-    The result is plain JSON. A model that lacks one of the Toybox kinds, or a ``count`` that is no multiple of
-    their number, raises ``InputError``.
+    ``size``: "WIDTHxHEIGHT", by default the model's own. The result is plain JSON. A model that lacks one of the
+    Toybox kinds, or a ``count`` that is no multiple of their number, raises ``InputError``.
     """
+    sizes = parse_sizes(size)
+    if len(sizes) > 1:
+        raise InputError(f"cannot evaluate the sizes {size} together: give one")
     classifier = classifier or load_classifier()
     kinds = tuple(classifier.config["classes"])
     _check_balance(count, kinds)
-    request = GenerateRequest(
-        model=model, classes=kinds, count=count, seed=seed, steps=steps, guidance=guidance, dtype=dtype, device=device
-    )
+    request = GenerateRequest(model, kinds, count, seed, steps, guidance, dtype, device, sizes, extrapolation)
     job = work.prepare(request)
     pictures = [to_tensor(p.image) for p in work.run(job, range(count), progress=progress)]
     images = torch.stack(pictures).float() / 127.5 - 1  # (n, 3, h, w)
     quality = evaluate_images(images, torch.arange(count) % len(kinds), classifier)
-    made = {key: getattr(job.request, key) for key in ("model", "steps", "guidance", "seed", "dtype")}
-    return {**made, "weights": job.weights, **asdict(quality)}
+    made = {key: getattr(job.request, key) for key in ("model", "steps", "guidance", "seed", "dtype", "extrapolation")}
+    height, width = job.size(0)
+    return {**made, "size": f"{width}x{height}", "weights": job.weights, **asdict(quality)}
 
 
 @torch.no_grad()

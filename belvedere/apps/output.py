@@ -113,28 +113,30 @@ def columns(count: int, kinds: int) -> int:
 
 
 def sheet(images: "Sequence[Image.Image]", captions: Sequence[str], across: int) -> "Image.Image":
-    """Return one picture of all ``images`` (of one size), ``across`` in a row, each above its caption.
+    """Return one picture of all ``images``, ``across`` in a row, each above its caption in a cell of one size.
 
     Small pictures are enlarged by a whole factor to at least 128 pixels where the sheet stays below 16383 a side.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     down = math.ceil(len(images) / across)
-    width, height = images[0].size
+    width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
     fits = min(_MAX_SIDE // across - _MARGIN, _MAX_SIDE // down - _MARGIN - _CAPTION)
     if fits < 8:
         raise InputError(f"--grid: {len(images)} pictures do not fit on one sheet; ask for fewer")
     scale = max(1, math.ceil(_TILE / max(width, height)))
     ratio = min(scale, fits / max(width, height))
-    size = max(1, int(width * ratio)), max(1, int(height * ratio))
-    step = size[0] + _MARGIN, size[1] + _MARGIN + _CAPTION
+    cell = max(1, int(width * ratio)), max(1, int(height * ratio))
+    step = cell[0] + _MARGIN, cell[1] + _MARGIN + _CAPTION
     page = Image.new("RGB", (across * step[0] + _MARGIN, down * step[1] + _MARGIN), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         corner = _MARGIN + i % across * step[0], _MARGIN + i // across * step[1]
-        page.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), corner)
-        middle = corner[0] + size[0] // 2, corner[1] + size[1] + 1
-        draw.text(middle, caption[: size[0] // 6], fill="black", font=font, anchor="ma")
+        size = max(1, int(image.width * ratio)), max(1, int(image.height * ratio))
+        place = corner[0] + (cell[0] - size[0]) // 2, corner[1] + cell[1] - size[1]
+        page.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), place)
+        middle = corner[0] + cell[0] // 2, corner[1] + cell[1] + 1
+        draw.text(middle, caption[: cell[0] // 6], fill="black", font=font, anchor="ma")
     return page
 
 

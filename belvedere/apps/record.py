@@ -62,7 +62,9 @@ class Record:
     @property
     def origin(self) -> tuple[object, ...]:
         """What decides the picture: two records with one origin are of the same picture."""
-        return replace(self.request, classes=(), count=1), self.index, self.label, self.weights
+        sizes = self.request.sizes
+        own = sizes and (sizes[self.index % len(sizes)],)
+        return replace(self.request, classes=(), count=1, sizes=own), self.index, self.label, self.weights
 
     def to_json(self) -> str:
         """Return the record as one line of ASCII JSON; ``from_json`` is its inverse."""

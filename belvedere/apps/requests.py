@@ -16,6 +16,7 @@ MAX_COUNT = 1_000_000
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 100.0
+MAX_SIDE = 8192
 MAX_TEXT = 1000
 MAX_JSON = 32 << 10
 """Bytes of a request as JSON: it has to fit into the pictures it makes."""
@@ -27,8 +28,10 @@ class GenerateRequest:
 
     ``model``: embedded name, folder or hub id. ``classes``: names or ids; empty = all classes in turn. ``count``:
     pictures, 1 to 1,000,000. ``seed``: 0 to 2^63 - 1. ``steps``: of the sampler, 1 to 1000, and ``guidance``:
-    0 to 100; None = the model's own. ``dtype``: auto, float32, bfloat16 or float16. ``device``: auto, cpu, cuda or
-    cuda:N. A value outside these raises ``InputError``.
+    0 to 100; None = the model's own. ``sizes``: (width, height) in pixels, 1 to 8192 each; image i has
+    ``sizes[i % len(sizes)]``; empty = the model's own. ``extrapolation``: positions for sizes beyond training, a name
+    that the model knows; None = the model's own. ``dtype``: auto, float32, bfloat16 or float16. ``device``: auto,
+    cpu, cuda or cuda:N. A value outside these raises ``InputError``.
     """
 
     model: str = DEFAULT_MODEL
@@ -39,6 +42,8 @@ class GenerateRequest:
     guidance: float | None = None
     dtype: str = "auto"
     device: str = "auto"
+    sizes: tuple[tuple[int, int], ...] = ()
+    extrapolation: str | None = None
 
     def __post_init__(self) -> None:
         _text("model", self.model)
@@ -52,12 +57,16 @@ class GenerateRequest:
             _whole("steps", self.steps, 1, MAX_STEPS)
         if self.guidance is not None:
             _number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
+        _check_sizes(self.sizes)
+        if self.extrapolation is not None:
+            _text("extrapolation", self.extrapolation)
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", self.device):
             raise InputError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
         if len(self.to_json()) > MAX_JSON:
-            raise InputError(f"classes: {len(self.classes)} are too many for one request; split it")
+            many = f"{len(self.classes)} classes and {len(self.sizes)} sizes"
+            raise InputError(f"classes or sizes: {many} are too many for one request; split it")
 
     def to_json(self) -> str:
         """Return the request as one line of ASCII JSON; ``from_json`` is its inverse."""
@@ -82,8 +91,29 @@ class GenerateRequest:
         unknown = [key for key in values if key not in known]
         if unknown:
             raise InputError(f"request has no field {str(unknown[0])[:80]!r}; its fields are {', '.join(known)}")
-        classes = values.get("classes", ())
-        return cls(**{**values, "classes": tuple(classes) if isinstance(classes, list) else classes})
+        listed = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        if "sizes" in listed:
+            listed["sizes"] = tuple(tuple(size) if isinstance(size, list) else size for size in listed["sizes"])
+        return cls(**{**values, **listed})
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Return the (width, height) pairs in text like "48x96,64x64"; nothing in empty text."""
+    sizes = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        if not (match := re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", item)):
+            raise InputError(f"size {item[:80]!r}: write WIDTHxHEIGHT in pixels, like 48x96")
+        sizes.append((int(match[1]), int(match[2])))
+    return tuple(sizes)
+
+
+def _check_sizes(sizes: object) -> None:
+    pairs = isinstance(sizes, tuple) and all(isinstance(size, tuple) and len(size) == 2 for size in sizes)
+    if not isinstance(sizes, tuple) or not pairs:
+        raise InputError("sizes must be a list of [width, height], like [[48, 96]]")
+    for size in sizes:
+        for side in size:
+            _whole(f"sizes: a side of {'x'.join(str(part)[:20] for part in size)}", side, 1, MAX_SIDE)
 
 
 def _text(name: str, value: object) -> None:

@@ -75,14 +75,20 @@ def dimr_task(config: TrainConfig) -> Task:
     model = _make_network(dimr.DiMR, VARIANTS, config.model)
     _check_classes(model, dataset)
     check_keys(config.loss, ("class_dropout",), "loss.")
-    export, loss = config.export, partial(dimr.loss, **config.loss)
+    loss = partial(dimr.loss, **config.loss)
+
+    def make(network: Any) -> Any:
+        from belvedere.generation.pipelines import DiMRPipeline
+
+        return DiMRPipeline(network, **_defaults(dataset, config.export))
+
     return Task(
         model=model,
         dataset=dataset,
         loss=_of_latents(loss) if config.data["kind"] == "latents" else loss,
         groups=dimr.parameter_groups,
-        export=lambda network, folder, facts: _export_dimr(network, dataset.classes, export, folder, facts),
-        sheet=lambda network, path: _dimr_sheet(_dimr_pipeline(network, dataset.classes, export), path),
+        export=lambda network, folder, facts: _export_pipeline(make(network), config.export.dtype, folder, facts),
+        sheet=lambda network, path: _dimr_sheet(make(network), path),
     )
 
 
@@ -96,12 +102,19 @@ def fitv2_task(config: TrainConfig) -> Task:
     model = _make_network(fitv2.FiTv2, VARIANTS, config.model)
     _check_classes(model, dataset)
     check_keys(config.loss, ("class_dropout", "times", "time_mean"), "loss.")
+
+    def make(network: Any) -> Any:
+        from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
+
+        return FiTv2Pipeline(network, **_defaults(dataset, config.export))
+
     return Task(
         model=model,
         dataset=dataset,
         loss=partial(fitv2.loss, **config.loss),
         groups=fitv2.parameter_groups,
-        export=lambda network, folder, facts: "",
+        export=lambda network, folder, facts: _export_pipeline(make(network), config.export.dtype, folder, facts),
+        sheet=lambda network, path: _any_size_sheet(make(network), path),
     )
 
 
@@ -134,16 +147,14 @@ def _of_latents(loss: Loss) -> Loss:
     return of_moments
 
 
-def _dimr_pipeline(network: Any, classes: tuple[str, ...], export: ExportConfig) -> Any:
-    from belvedere.generation.pipelines import DiMRPipeline
-
-    return DiMRPipeline(
-        network,
-        id2label=dict(enumerate(classes)),
-        default_steps=export.default_steps,
-        default_guidance=export.default_guidance,
-        default_shift=export.default_shift,
-    )
+def _defaults(dataset: Dataset, export: ExportConfig) -> dict[str, Any]:
+    """Return what a pipeline is told besides its network."""
+    return {
+        "id2label": dict(enumerate(dataset.classes)),
+        "default_steps": export.default_steps,
+        "default_guidance": export.default_guidance,
+        "default_shift": export.default_shift,
+    }
 
 
 def _dimr_sheet(pipeline: Any, path: Path, rows: int = 4, columns: int = 12) -> None:
@@ -153,9 +164,7 @@ def _dimr_sheet(pipeline: Any, path: Path, rows: int = 4, columns: int = 12) -> 
     columns = min(columns, pipeline.network.null_class)
     labels = [i % columns for i in range(rows * columns)]
     generators = [generator("sheet", i) for i in range(len(labels))]
-    device = pipeline.network.device.type
-    with torch.autocast(device, torch.bfloat16):
-        images = pipeline(labels, generator=generators, output_type="pt").images
+    images = pipeline(labels, generator=generators, output_type="pt").images
     save_grid(images, columns, path)
 
 
@@ -174,13 +183,28 @@ def save_grid(images: Tensor, columns: int, path: Path) -> None:
         Image.fromarray(pixels.numpy()).save(stream, "PNG")
 
 
-def _export_dimr(
-    network: nn.Module, classes: tuple[str, ...], export: ExportConfig, folder: Path, facts: dict[str, Any]
-) -> str:
+def _any_size_sheet(pipeline: Any, path: Path, columns: int = 12) -> None:
+    """Write a sheet of pictures, one class a column, a row each square, upright and wide, with fixed seeds."""
+    if pipeline.network.config.channels != 3:
+        return
+    from belvedere.apps.output import sheet
+
+    columns = min(columns, pipeline.network.null_class)
+    side = pipeline.network.config.trained_side
+    grids = [(side, side), (-(-side * 3 // 2), side * 3 // 4), (side * 3 // 4, -(-side * 3 // 2))]
+    sizes = [(h * pipeline.unit, w * pipeline.unit) for h, w in grids for _ in range(columns)]
+    generators = [generator("sheet", i) for i in range(len(sizes))]
+    images = pipeline([i % columns for i in range(len(sizes))], sizes=sizes, generator=generators).images
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as stream:
+        sheet(images, [""] * len(images), columns).save(stream, "PNG")
+
+
+def _export_pipeline(pipeline: Any, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
     from belvedere.checkpoints import store
 
-    network = _cast(network, export.dtype)
-    return store.save(_dimr_pipeline(network, classes, export), folder, facts)
+    pipeline.register_modules(network=_cast(pipeline.network, dtype))
+    return store.save(pipeline, folder, facts)
 
 
 def toybox_classifier_task(config: TrainConfig) -> Task:

@@ -44,6 +44,14 @@ class Job:
         """Return the class id of picture ``index``."""
         return self.labels[index % len(self.labels)]
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the (height, width) in pixels of picture ``index``."""
+        sizes = self.request.sizes
+        if not sizes:
+            return self.pipeline.default_size
+        width, height = sizes[index % len(sizes)]
+        return height, width
+
     def record(self, index: int, pixels: str = "") -> Record:
         """Return the record of picture ``index``; ``pixels`` is its digest once it is made."""
         label = self.label(index)
@@ -62,10 +70,11 @@ def prepare(request: GenerateRequest, *, download: bool = True) -> Job:
     pipeline, digest = store.load_verified(folder, store.choose_dtype(request.dtype, device), device)
     if pipeline.vae is None and pipeline.network.config.channels not in (1, 3):
         raise InputError(f"model {request.model} makes latents and has no vae to decode them; get the whole model")
+    used = _with_sizes(request, pipeline)
     names = _names(pipeline)
     labels = tuple(find_class(item, names) for item in request.classes) or tuple(names)
     used = replace(
-        request,
+        used,
         steps=pipeline.config.default_steps if request.steps is None else request.steps,
         guidance=pipeline.config.default_guidance if request.guidance is None else request.guidance,
         dtype=str(pipeline.network.dtype).removeprefix("torch."),
@@ -81,10 +90,9 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> I
 
 def run(job: Job, indices: range, *, progress: Progress | None = None) -> Iterator[Picture]:
     """Yield pictures ``indices`` of a job. Picture i is the same whichever others are asked for with it."""
-    batch = job.pipeline.micro_batch
-    for start in range(0, len(indices), batch):
-        chosen = indices[start : start + batch]
-        for index, image in zip(chosen, _batch(job, chosen, start, len(indices), progress), strict=True):
+    for part in job.pipeline.split([job.size(index) for index in indices]):
+        chosen = indices[part.start : part.stop]
+        for index, image in zip(chosen, _batch(job, chosen, part.start, len(indices), progress), strict=True):
             yield Picture(image, job.record(index, record.pixel_digest(image)))
 
 
@@ -96,13 +104,38 @@ def _batch(job: Job, chosen: range, done: int, total: int, progress: Progress | 
             progress(done + len(chosen) * min(1.0, next(steps) / (job.request.steps or 1)), total)
         return values
 
+    shapes: dict[str, Any] = {}
+    if job.pipeline.any_size:
+        shapes = {"sizes": [job.size(index) for index in chosen], "extrapolation": job.request.extrapolation}
     return job.pipeline(
         [job.label(index) for index in chosen],
         num_inference_steps=job.request.steps,
         guidance_scale=job.request.guidance,
         generator=[seeds.generator(job.request.seed, "image", index) for index in chosen],
         callback_on_step_end=report,
+        **shapes,
     ).images
+
+
+def _with_sizes(request: GenerateRequest, pipeline: Any) -> GenerateRequest:
+    """Return the request with the sizes and the extrapolation really used; ``InputError`` for what the model can't."""
+    from belvedere.generation.extrapolation import check_extrapolation
+
+    height, width = pipeline.default_size
+    if pipeline.any_size:
+        used = replace(
+            request,
+            sizes=request.sizes or ((width, height),),
+            extrapolation=check_extrapolation(request.extrapolation or pipeline.network.config.extrapolation),
+        )
+        for wide, high in used.sizes:
+            pipeline.grid((high, wide))
+        return used
+    if request.extrapolation or any(size != (width, height) for size in request.sizes):
+        raise InputError(
+            f"model {request.model} makes pictures of {width}x{height} only; leave out size and extrapolation"
+        )
+    return request
 
 
 def _names(pipeline: Any) -> dict[int, str]:

@@ -16,8 +16,11 @@ from belvedere.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-PIPELINES = {"DiMRPipeline": "belvedere.generation.pipelines"}
-NETWORKS = {"DiMR": "belvedere.generation.dimr"}
+PIPELINES = {
+    "DiMRPipeline": "belvedere.generation.pipelines",
+    "FiTv2Pipeline": "belvedere.generation.fitv2_pipeline",
+}
+NETWORKS = {"DiMR": "belvedere.generation.dimr", "FiTv2": "belvedere.generation.fitv2"}
 
 _MAX_JSON = 4 << 20
 _MAX_NUMBER = 1 << 16

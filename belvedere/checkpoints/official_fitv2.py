@@ -56,7 +56,15 @@ _MODES = {
 }  # fmt: skip
 _READ_ELSEWHERE = ("num_classes", "class_dropout_prob", "use_swiglu", "use_swiglu_large", "q_norm", "k_norm", "use_sit",
                    "qk_norm_weight", "norm_type", "custom_freqs", "decouple", "rel_pos_embed")  # fmt: skip
-_OF_THE_RUN = ("context_size", "abs_pos_embed", "max_cached_len", "max_pe_len_h", "max_pe_len_w", "online_rope", "finetune")
+_OF_THE_RUN = (
+    "context_size",
+    "abs_pos_embed",
+    "max_cached_len",
+    "max_pe_len_h",
+    "max_pe_len_w",
+    "online_rope",
+    "finetune",
+)
 
 
 def extrapolation_name(mode: str, decouple: bool) -> str:
@@ -125,7 +133,9 @@ def fitv2_names(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if sorted(blocks) != list(range(len(blocks))):
         raise InputError(f"official weights have blocks {sorted(blocks)[:8]}: the file is incomplete")
     for i, block in blocks.items():
-        rest = {name: tensor for name, tensor in block.items() if not re.match(r"adaLN_modulation\.|mlp\.fc1_[gx]", name)}
+        rest = {
+            name: tensor for name, tensor in block.items() if not re.match(r"adaLN_modulation\.|mlp\.fc1_[gx]", name)
+        }
         ours |= {f"blocks.{i}.{_renamed(name, _BLOCK_NAMES)}": tensor for name, tensor in rest.items()}
         ours |= {f"blocks.{i}.mlp.project_in.{part}": tensor for part, tensor in _gate(block, "mlp.fc1").items()}
     return ours | _stacked([blocks[i] for i in range(len(blocks))])

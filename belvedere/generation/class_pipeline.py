@@ -23,6 +23,8 @@ class ClassPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "network->vae"
     _optional_components = ("vae", "scheduler")
+    any_size = False
+    """Whether a call takes ``sizes`` and ``extrapolation``."""
     network: Any
     vae: AutoencoderKL | None
     scheduler: Any
@@ -31,6 +33,11 @@ class ClassPipeline(DiffusionPipeline):
     def labels(self) -> dict[str, int]:
         """Class ids by name."""
         return {name: int(i) for i, name in self.config.id2label.items()}
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a side of one position of the network's latents; 1 without ``vae``."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def class_ids(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
         """Return the ids of classes given by id or name; an unknown one raises ``InputError``."""

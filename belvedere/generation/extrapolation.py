@@ -43,7 +43,10 @@ def _ntk(axis: Axis) -> Tensor:
 
 
 def _keep(axis: Axis, fast: float, slow: float) -> Tensor:
-    """Return the share (dim/2,) of each frequency that stays: 1 above ``fast`` turns over the grid, 0 below ``slow``."""
+    """Return the share (dim/2,) of each frequency that stays: 1 above ``fast`` turns over the grid, 0 below ``slow``.
+
+    YaRN's ramp, arXiv 2309.00071, section 3.2.
+    """
 
     def pair(turns: float) -> float:
         return axis.dim * math.log(axis.trained / (2 * math.pi * turns)) / (2 * math.log(axis.theta))

@@ -32,8 +32,8 @@ class Layout(NamedTuple):
 
     offsets: Tensor
     """Where each image begins: int32 (s + 1,)."""
-    index: Tensor
-    """The image of each token: int64 (n,)."""
+    image: Tensor
+    """The number of each token's image: int64 (n,)."""
     cos: Tensor
     """Of the rotary angles: float32 (n, 1, head_dim / 2)."""
     sin: Tensor
@@ -65,15 +65,23 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.rotate_v = config.heads, config.rotate_v
         head_dim = config.dim // config.heads
-        self.norms = {"q_norm": _norm_of(config.q_norm), "k_norm": _norm_of(config.k_norm)}
+        self.q_norm, self.k_norm = _norm_of(config.q_norm), _norm_of(config.k_norm)
         self.q_weight, self.k_weight = _weight_of(config.q_norm, head_dim), _weight_of(config.k_norm, head_dim)
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (n, h, d)
-        weights = {"q_weight": self.q_weight, "k_weight": self.k_weight}
-        q, k = kernels.qk_norm_rope(q, k, layout.cos, layout.sin, **self.norms, **weights)
+        q, k = kernels.qk_norm_rope(
+            q,
+            k,
+            layout.cos,
+            layout.sin,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            q_weight=self.q_weight,
+            k_weight=self.k_weight,
+        )
         if self.rotate_v:
             v = kernels.rotate_pairs(v, layout.cos, layout.sin)
         return self.out(kernels.attend(q, k, v, offsets=layout.offsets).flatten(-2))
@@ -103,9 +111,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)  # (s, c) each
-        y = self.attention(self.norm1(x, shift1, scale1, layout.index), layout)
-        x = kernels.gated_residual(x, y, gate1, layout.index)
-        return kernels.gated_residual(x, self.mlp(self.norm2(x, shift2, scale2, layout.index)), gate2, layout.index)
+        y = self.attention(self.norm1(x, shift1, scale1, layout.image), layout)
+        x = kernels.gated_residual(x, y, gate1, layout.image)
+        return kernels.gated_residual(x, self.mlp(self.norm2(x, shift2, scale2, layout.image)), gate2, layout.image)
 
 
 class Modulation(nn.Module):
@@ -211,8 +219,9 @@ class FiTv2(ModelMixin, ConfigMixin):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.class_embed.weight, std=self.config.class_std)
-        for layer in (self.time_embed[0], self.time_embed[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.time_embed:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
         shared = [] if self.modulation.shared is None else [self.modulation.shared]
         for module in (*shared, self.modulation.head, self.head):
             nn.init.zeros_(module.weight)
@@ -250,9 +259,9 @@ class FiTv2(ModelMixin, ConfigMixin):
         Packed: ``x`` (n, c), all images behind one another, row by row; ``sizes``: (h, w) in patches of each of the s
         images; ``t``, ``y`` (s,), or ``modulation`` (s, total) from ``modulate``. Returns (n, c).
 
-        Padded, the official layout: ``x`` (b, N, c); ``grid`` (b, 2, N), columns and rows of each token; ``mask`` (b, N),
-        0 for padding, images of one row told apart by their numbers; ``t``, ``y`` (b,); ``sizes`` (s of them) only for
-        extrapolation, by default those of the grid. Returns (b, N, c), zero on padding.
+        Padded, the official layout: ``x`` (b, N, c); ``grid`` (b, 2, N), columns and rows of each token; ``mask``
+        (b, N), 0 for padding, images of one row told apart by their numbers; ``t``, ``y`` (b,); ``sizes`` (s of them)
+        only for extrapolation, by default those of the grid. Returns (b, N, c), zero on padding.
 
         ``extrapolation``: a name of ``extrapolation.EXTRAPOLATIONS`` for all images or one each.
         """
@@ -288,7 +297,7 @@ class FiTv2(ModelMixin, ConfigMixin):
             else:
                 x = block(x, rows, layout)
         shift, scale = head.chunk(2, -1)
-        return self.head(self.head_norm(x, shift, scale, layout.index))
+        return self.head(self.head_norm(x, shift, scale, layout.image))
 
     def _rows(self, t: Tensor | None, y: Tensor | None, modulation: Tensor | None, count: int) -> Tensor:
         if modulation is None:
@@ -362,7 +371,7 @@ def denoising_loss(
     A network that predicts the clean picture has the same error, bounded near t = 1: divided by max(1 - t, 0.1)^2.
     """
     layout = model.layout(sizes, model.config.extrapolation, clean.device)
-    share = t[layout.index, None]  # (n, 1)
+    share = t[layout.image, None]  # (n, 1)
     prediction = model.run(share * clean + (1 - share) * noise, model.modulate(t, labels), layout)
     prediction = prediction[:, : clean.shape[1]]  # without sigma
     if model.config.prediction == "velocity":

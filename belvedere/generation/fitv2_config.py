@@ -32,7 +32,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"mlp": "swiglu_large", "learn_sigma": True, "channels_first": True},
     "S/2": _lora(384, 12, 6),
     "toybox": _lora(256, 8, 8)
-    | {"channels": 3, "patch": 8, "num_classes": 13, "trained_side": 8, "prediction": "sample", "class_std": 0.3, "adaln_rank": 48},
+    | {
+        "channels": 3,
+        "patch": 8,
+        "num_classes": 13,
+        "trained_side": 8,
+        "prediction": "sample",
+        "class_std": 0.3,
+        "adaln_rank": 48,
+    },
 }
 """Published sizes by their paper names (HR: post-trained at 1024 tokens with vision-ntk positions), and ours."""
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from belvedere.errors import InputError
 
 
-def combine(conditional: Tensor, unconditional: Tensor, weight: float, channels: int | None = None) -> Tensor:
-    """Return ``unconditional + weight * (conditional - unconditional)``; weight 1 is the conditional.
+def combine(conditional: Tensor, unconditional: Tensor, weight: Tensor | float, channels: int | None = None) -> Tensor:
+    """Return ``unconditional + weight * (conditional - unconditional)``, (..., c); weight 1 is the conditional.
 
     ``channels``: only the first of the last axis are guided, the others stay the conditional's (DiT's "three channel"
     form, which the published FiTv2 samples use); None: all.
@@ -29,8 +29,9 @@ def published_weight(scale: float) -> float:
 def cosine_power_weight(t: float, scale: float, power: float) -> float:
     """Return the weight at time t in [0, 1]: ``scale`` at t = 0, falling to 1 at t = 1.
 
-    DiMR's t = 0 is clean data, FiTv2's is noise. 1 + (scale - 1) (1 - cos(pi (1 - t)^power)) / 2, the cosine-power form of MDT (arXiv 2303.14389). With a
-    larger ``power`` > 0 it falls earlier. ``scale`` below 1 or ``power`` not above 0 raises ``InputError``.
+    1 + (scale - 1) (1 - cos(pi (1 - t)^power)) / 2, the cosine-power form of MDT (arXiv 2303.14389); with a larger
+    ``power`` > 0 it falls earlier. DiMR's t = 0 is clean data, FiTv2's is noise: each as published. ``scale`` below 1
+    or ``power`` not above 0 raises ``InputError``.
     """
     if scale < 1 or power <= 0:
         raise InputError(f"cosine guidance needs scale >= 1 and power > 0, not scale {scale} and power {power}")

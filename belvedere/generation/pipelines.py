@@ -105,6 +105,15 @@ class DiMRPipeline(ClassPipeline):
         return self.network.config.channels, last.height * last.ratio, last.width * last.ratio
 
     @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures it makes, the only ones."""
+        return self.sample_shape[1] * self.vae_factor, self.sample_shape[2] * self.vae_factor
+
+    def split(self, sizes: Sequence[tuple[int, int]]) -> list[range]:
+        """Return which neighbouring images share a network call."""
+        return [range(i, min(i + self.micro_batch, len(sizes))) for i in range(0, len(sizes), self.micro_batch)]
+
+    @property
     def micro_batch(self) -> int:
         """Images in one network call, the last call padded, so that no picture depends on how many are asked for."""
         last = self.network.sizes[-1]

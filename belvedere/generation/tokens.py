@@ -10,7 +10,7 @@ from belvedere.errors import InputError
 
 
 def patchify(image: Tensor, patch: int) -> Tensor:
-    """Return the tokens of a picture (c, h p, w p), row by row: (h w, c p p), channels in the order (c, row, column)."""
+    """Return the tokens of a picture (c, h p, w p), row by row: (h w, c p p); a token runs over (c, row, column)."""
     c, height, width = image.shape
     if height % patch or width % patch or not height or not width:
         raise InputError(f"a picture of {width}x{height} cannot be cut into {patch}x{patch} patches: use multiples")

@@ -22,7 +22,8 @@ def cell_centres(height: int, width: int, device: torch.device | None = None) ->
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate neighbouring channels: (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin), angles in float32.
 
-    ``x`` (..., n, h, d); ``cos`` and ``sin`` broadcast against (..., n, h, d/2), one angle a pair. Differentiable in all.
+    ``x`` (..., n, h, d); ``cos`` and ``sin`` broadcast against (..., n, h, d/2), one angle a pair. Differentiable
+    in all.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (..., n, h, d/2)
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)  # (..., n, h, d)

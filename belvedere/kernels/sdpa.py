@@ -24,9 +24,10 @@ def attend(
     # block-diagonal mask.
     runs = [(length, len(list(run))) for length, run in groupby(offsets.diff().tolist())]
     parts = (x.split([length * count for length, count in runs]) for x in (q, k, v))
-    rows = [
-        attend(*(x.unflatten(0, (count, length)) for x in part), None, None, scale, activation).flatten(0, 1)
-        for (length, count), *part in zip(runs, *parts, strict=True)
-        if length
-    ]
+    rows = []
+    for (length, count), *part in zip(runs, *parts, strict=True):
+        if not length:
+            continue
+        one_q, one_k, one_v = (x.unflatten(0, (count, length)) for x in part)  # (b, n, h, d)
+        rows.append(attend(one_q, one_k, one_v, None, bias, scale, activation).flatten(0, 1))  # (n, h, d)
     return torch.cat(rows) if rows else torch.empty_like(v)

@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 
 from belvedere.apps.config import TrainConfig, config_names, load_config, parse
-from belvedere.apps.tasks import TASKS, _make_dimr, make_task, save_grid
+from belvedere.apps.tasks import TASKS, _make_network, make_task, save_grid
 from belvedere.apps.train import main
+from belvedere.generation.dimr import DiMR
+from belvedere.generation.dimr_config import VARIANTS
 from belvedere.seeds import BatchRng
 from tests.apps.training_helpers import CONFIG
 
@@ -29,7 +31,7 @@ def test_packaged_configs_name_a_task_and_build_its_model(name: str) -> None:
     assert config.task in TASKS
     if config.task == "dimr":
         with torch.device("meta"):
-            model = _make_dimr(config.model)
+            model = _make_network(DiMR, VARIANTS, config.model)
         assert model.null_class is not None
         if name == "dimr-imagenet256":
             assert sum(p.numel() for p in model.parameters()) == 505_046_408

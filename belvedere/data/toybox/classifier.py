@@ -49,7 +49,13 @@ class ToyClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return len(self.config["classes"])
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what the network sees in pictures (b, 3, h, w) in [-1, 1] of any size: (b, 4 * width)."""
+        """Return what the network sees in pictures (b, 3, h, w) in [-1, 1] of any size: (b, 4 * width).
+
+        Of an oblong picture it looks at the square in the middle, where the toy is.
+        """
+        side = min(x.shape[2:])
+        top, left = (x.shape[2] - side) // 2, (x.shape[3] - side) // 2
+        x = x[:, :, top : top + side, left : left + side]
         size = (self.config["size"],) * 2
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)

@@ -57,6 +57,6 @@ class MixedToybox:
             drawn = self.toys[size].batch([indices[place] for place in places])["image"]
             for place, image in zip(places, drawn, strict=True):
                 images[place] = image
-        flat, size = pack_images(images)
+        flat, packed = pack_images(images)
         label = torch.tensor([int(index) % len(self.classes) for index in indices], dtype=torch.int64)
-        return {"image": flat, "size": size, "label": label}
+        return {"image": flat, "size": packed, "label": label}

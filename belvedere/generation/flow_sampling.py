@@ -1,0 +1,171 @@
+"""Which solver runs over a packed call: ours by name, or diffusers schedulers; time runs from 0, noise, to 1, data."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from belvedere.errors import InputError
+from belvedere.generation.flow_solvers import dopri5, integrate, sde
+from belvedere.generation.packed_sampling import Guidance, PackedCall
+from belvedere.generation.samplers import dpm_solver_multistep
+from belvedere.generation.schedules import Flow, time_grid
+
+Noise = Callable[[int], Tensor]
+Report = Callable[[int, float, Tensor, Tensor], None]
+"""Told the step, the time reached, all samples there (n, c) and the clean data seen last (n, c)."""
+
+
+class Field(Protocol):
+    """What a solver asks of a packed call."""
+
+    lengths: list[int]
+
+    def clean(self, x: Tensor, t: float) -> Tensor: ...
+
+    def velocity(self, x: Tensor, t: float) -> Tensor: ...
+
+    def velocities(self, xs: Sequence[Tensor], ts: Sequence[float], images: Sequence[int]) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sample, the same for every image of a call."""
+
+    steps: int
+    guidance: Guidance
+    solver: str = "multistep"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keywords of ``dopri5`` or ``sde``."""
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise InputError(f"unknown solver {self.solver!r}: choose from {', '.join(SOLVERS)}")
+        known = _OPTIONS.get(self.solver.split("-")[0], ())
+        if unknown := [key for key in self.options if key not in known]:
+            raise InputError(f"solver {self.solver} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+
+
+def _multistep(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+    return dpm_solver_multistep(
+        lambda x, t: field.clean(x, 1 - t),
+        x,
+        time_grid(Flow(), plan.steps, shift=plan.shift),
+        Flow(),
+        callback=lambda step, t, x, clean: report(step, 1 - t, x, clean),
+    )
+
+
+def _fixed(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+    times = 1 - time_grid(Flow(), plan.steps, shift=plan.shift)
+
+    def seen(step: int, t: float, x: Tensor, v: Tensor) -> None:
+        report(step, t, x, x + (1 - t) * v)
+
+    return integrate(field.velocity, x, times, plan.solver, callback=seen)  # type: ignore[arg-type]
+
+
+def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+    now = list(x.split(field.lengths))
+    clean, times, steps = list(now), [0.0] * len(now), iter(range(10**9))
+
+    def seen(image: int, t: float, x: Tensor, v: Tensor) -> None:
+        now[image], clean[image], times[image] = x, x + (1 - t) * v, t
+        report(next(steps), min(times), torch.cat(now), torch.cat(clean))
+
+    return torch.cat(dopri5(field.velocities, list(now), callback=seen, **plan.options))
+
+
+def _stochastic(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+    def seen(step: int, t: float, x: Tensor, v: Tensor) -> None:
+        report(step, t, x, x + (1 - t) * v)
+
+    method: Any = plan.solver.removeprefix("sde-")
+    return sde(field.velocity, x, plan.steps, noise=noise, method=method, callback=seen, **plan.options)
+
+
+SOLVERS: dict[str, Callable[[Field, Tensor, Plan, Noise, Report], Tensor]] = {
+    "multistep": _multistep,
+    "euler": _fixed,
+    "heun": _fixed,
+    "midpoint": _fixed,
+    "rk4": _fixed,
+    "dopri5": _adaptive,
+    "sde-euler": _stochastic,
+    "sde-heun": _stochastic,
+}
+_OPTIONS = {
+    "dopri5": ("rtol", "atol", "published", "max_evaluations"),
+    "sde": ("diffusion", "norm", "last_step", "last_step_size"),
+}
+
+
+def solve(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+    """Return the samples at t = 1 from noise ``x`` (n, c); ``noise(step)`` is fresh noise in its shape."""
+    return SOLVERS[plan.solver](field, x, plan, noise, report)
+
+
+class _Recorder:
+    """A field that is zero everywhere and remembers when it was asked."""
+
+    def __init__(self) -> None:
+        self.lengths, self.times = [1], list[float]()
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        self.times.append(t)
+        return torch.zeros_like(x)
+
+    clean = velocity
+
+    def velocities(self, xs: Sequence[Tensor], ts: Sequence[float], images: Sequence[int]) -> list[Tensor]:
+        raise NotImplementedError
+
+
+def visited(plan: Plan) -> list[float]:
+    """Return the times at which a plan's solver asks the network, in order: found by a run on nothing.
+
+    Empty for the adaptive solver, which cannot know them.
+    """
+    if plan.solver == "dopri5":
+        return []
+    recorder = _Recorder()
+    solve(recorder, torch.zeros(1, 1), plan, lambda step: torch.zeros(1, 1), lambda step, t, x, clean: None)
+    return list(dict.fromkeys(recorder.times))
+
+
+def scheduler_times(schedulers: Sequence[Any], steps: int) -> list[float]:
+    """Set the steps of flow-match schedulers, one an image, and return the times they visit."""
+    for scheduler in schedulers:
+        if "prediction_type" in scheduler.config and scheduler.config.prediction_type != "flow_prediction":
+            raise InputError(f"{type(scheduler).__name__} is not configured for flows: use a FlowMatch scheduler")
+        scheduler.set_timesteps(steps)
+    return [1 - float(n) / 1000 for n in schedulers[0].timesteps]
+
+
+def run_schedulers(
+    call: PackedCall,
+    x: Tensor,
+    schedulers: Sequence[Any],
+    times: Sequence[float],
+    sources: Sequence[torch.Generator | None],
+    report: Report,
+) -> Tensor:
+    """Sample ``x`` (n, c) with diffusers flow-match schedulers, one an image, since they keep state and draw noise."""
+    draws = "generator" in inspect.signature(schedulers[0].step).parameters
+    for i, t in enumerate(times):
+        v = call.velocity(x, t)
+        parts = zip(schedulers, x.split(call.lengths), v.split(call.lengths), sources, strict=True)
+        stepped = [
+            scheduler.step(
+                -slope, scheduler.timesteps[i], part, return_dict=False, **({"generator": g} if draws else {})
+            )
+            for scheduler, part, slope, g in parts
+        ]
+        clean = x + (1 - t) * v
+        x = torch.cat([sample for sample, *_ in stepped])
+        report(i, times[i + 1] if i + 1 < len(times) else 1.0, x, clean)
+    return x
