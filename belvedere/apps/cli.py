@@ -13,15 +13,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
     from belvedere.apps.work import Progress
+
+
+class _NameOrCommand(TyperGroup):
+    """A group in which ``train NAME`` is ``train run NAME``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     help="Makes pictures, 3D views and small files.",
@@ -31,7 +42,9 @@ app = typer.Typer(
 )
 models_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 evaluate_app = typer.Typer(rich_markup_mode="rich")
+train_app = typer.Typer(cls=_NameOrCommand, rich_markup_mode="rich")
 app.add_typer(models_app, name="models")
+app.add_typer(train_app, name="train", help="Train a model (train NAME), or prepare its data (train prepare).")
 app.add_typer(evaluate_app, name="evaluate", help="Measure what a model makes.")
 
 Model = Annotated[str, typer.Option(help="Embedded name, folder, or hub id OWNER/NAME or OWNER/NAME@REVISION.")]
@@ -166,7 +179,7 @@ def regenerate(
     raise typer.Exit(1 if done.differences else 0)
 
 
-@app.command()
+@train_app.command("run")
 def train(
     name: Annotated[str, typer.Argument(help="A packaged config's name, or a YAML file.")],
     overrides: Annotated[
@@ -176,7 +189,7 @@ def train(
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint or run folder.")] = "auto",
     check: Annotated[bool, typer.Option("--check", help="Only overfit one batch, in seconds.")] = False,
 ) -> None:
-    """Train a model; stopped, it continues when the same command is given again.
+    """Train a model (``train NAME`` is short for this); stopped, it continues when the same command is given again.
 
     [bold]Examples[/bold]
 
@@ -188,6 +201,56 @@ def train(
     from belvedere.apps.train import train as run
 
     raise typer.Exit(run(name, resume=resume, check=check, overrides=overrides or (), out=out))
+
+
+@train_app.command("prepare")
+def train_prepare(
+    data: Annotated[
+        Path, typer.Option(help="Folder of pictures (one class a subfolder), parquet file or folder of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the latents; the same command continues in it.")],
+    vae: Annotated[str, typer.Option(help="Autoencoder: folder, pipeline with vae/, or hub id OWNER/NAME[@REVISION].")],
+    side: Annotated[int, typer.Option(help="At most SIDE x SIDE pixels; with --square exactly.")] = 256,
+    unit: Annotated[int, typer.Option(help="Sides are multiples of this many pixels.")] = 16,
+    square: Annotated[
+        bool, typer.Option("--square", help="Crop to squares (DiMR) instead of keeping the aspect (FiTv2).")
+    ] = False,
+    flip: Annotated[bool, typer.Option(help="Also encode the mirror images.")] = True,
+    shard_size: Annotated[int, typer.Option(help="Pictures a file.")] = 1024,
+    max_skipped: Annotated[int, typer.Option(help="Pictures that may be undecodable; they are left out.")] = 10,
+    batch: Annotated[int, typer.Option(help="Pictures encoded at once.")] = 16,
+    workers: Annotated[int, typer.Option(help="Threads that open pictures.")] = 2,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or float16 (GPU).")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Encode pictures once, so that training reads latents; stopped, the same command continues.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere train prepare --data imagenet/train --out latents --vae stabilityai/sd-vae-ft-ema
+      torchrun --nproc_per_node 8 -m belvedere train prepare --data imagenet/train --out latents --vae ./vae
+    """
+    from belvedere.apps.prepare import pictures_at, prepare
+
+    with _progress(f"loading {vae}", "encoding pictures") as progress:
+        code = prepare(
+            pictures_at(data),
+            out,
+            vae,
+            side=side,
+            unit=unit,
+            square=square,
+            flip=flip,
+            shard_size=shard_size,
+            max_skipped=max_skipped,
+            batch=batch,
+            workers=workers,
+            dtype=dtype,
+            device=device,
+            progress=progress,
+        )
+    raise typer.Exit(code)
 
 
 @evaluate_app.command("generation")
@@ -278,8 +341,8 @@ def doctor(as_json: Json = False) -> None:
 
 @contextmanager
 def _progress(loading: str, working: str) -> "Iterator[Progress | None]":
-    """Show a bar on stderr when it is a terminal; yield the function that moves it."""
-    if not sys.stderr.isatty():
+    """Show a bar on stderr when it is a terminal, by one process only; yield the function that moves it."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield None
         return
     from rich.console import Console

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from belvedere.apps.finetune import FinetuneConfig
 from belvedere.errors import InputError
 
 T = TypeVar("T")
@@ -79,6 +80,12 @@ class TrainConfig:
     """Parts a process splits its share of the batch into."""
     precision: Literal["bf16", "no"] = "bf16"
     ema: EmaConfig = EmaConfig()
+    checkpointing: bool = False
+    """Keep no activations inside blocks and compute them again: less memory, a third more time."""
+    vae: str | None = None
+    """The autoencoder of the latents: folder, pipeline's folder or hub id; encodes pictures, decodes sheets."""
+    finetune: FinetuneConfig | None = None
+    """Where training begins, and what learns; null: fresh weights, everything."""
     workers: int = 1
     """Processes that make batches; 0: the training process itself."""
     log_every: int = 20
@@ -193,6 +200,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise InputError(f"config {where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+    if origin is tuple and arguments[1:] == (...,) and isinstance(value, list | tuple):
+        return tuple(_convert(v, arguments[0], where) for v in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         return tuple(_convert(v, a, where) for v, a in zip(value, arguments, strict=True))
     if origin is dict and isinstance(value, dict):

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from belvedere.apps.config import ExportConfig, TrainConfig, call, check_keys
+from belvedere.apps.finetune import begin
+from belvedere.apps.latents import Loss, load_vae, of_data
 from belvedere.apps.training_state import atomic_directory
 from belvedere.data import Dataset
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
-from belvedere.seeds import BatchRng, generator
+from belvedere.seeds import generator
 
-Loss = Callable[[Any, dict[str, Tensor], BatchRng], tuple[Tensor, dict[str, float]]]
 Groups = Callable[[Any, float], list[dict[str, Any]]]
 
 
@@ -43,7 +44,12 @@ def make_task(config: TrainConfig) -> Task:
     """Return the task a config asks for; raises ``InputError`` for an unknown one, bad keys or missing data."""
     if config.task not in TASKS:
         raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
-    return TASKS[config.task](config)
+    task = TASKS[config.task](config)
+    if config.checkpointing:
+        if not getattr(task.model, "_supports_gradient_checkpointing", False):
+            raise InputError(f"config checkpointing: task {config.task} has no activation checkpointing; leave it out")
+        task.model.enable_gradient_checkpointing()  # type: ignore[operator]
+    return task
 
 
 DATASETS = {
@@ -52,6 +58,7 @@ DATASETS = {
     "parquet": ("belvedere.data.folders", "Parquet"),
     "folder": ("belvedere.data.folders", "ImageFolder"),
     "latents": ("belvedere.data.latents", "Latents"),
+    "mixed-latents": ("belvedere.data.latents", "MixedLatents"),
 }
 """Every dataset by the name that a config's ``data.kind`` gives."""
 
@@ -70,26 +77,11 @@ def dimr_task(config: TrainConfig) -> Task:
     ``class_dropout``."""
     from belvedere.generation import dimr
     from belvedere.generation.dimr_config import VARIANTS
+    from belvedere.generation.pipelines import DiMRPipeline
 
-    dataset = make_dataset(config.data)
-    model = _make_network(dimr.DiMR, VARIANTS, config.model)
-    _check_classes(model, dataset)
     check_keys(config.loss, ("class_dropout",), "loss.")
     loss = partial(dimr.loss, **config.loss)
-
-    def make(network: Any) -> Any:
-        from belvedere.generation.pipelines import DiMRPipeline
-
-        return DiMRPipeline(network, **_defaults(dataset, config.export))
-
-    return Task(
-        model=model,
-        dataset=dataset,
-        loss=_of_latents(loss) if config.data["kind"] == "latents" else loss,
-        groups=dimr.parameter_groups,
-        export=lambda network, folder, facts: _export_pipeline(make(network), config.export.dtype, folder, facts),
-        sheet=lambda network, path: _dimr_sheet(make(network), path),
-    )
+    return _generator_task(config, dimr.DiMR, VARIANTS, DiMRPipeline, loss, dimr.parameter_groups, _dimr_sheet)
 
 
 def fitv2_task(config: TrainConfig) -> Task:
@@ -97,24 +89,39 @@ def fitv2_task(config: TrainConfig) -> Task:
     ``class_dropout``, ``times`` and ``time_mean``."""
     from belvedere.generation import fitv2
     from belvedere.generation.fitv2_config import VARIANTS
+    from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
 
-    dataset = make_dataset(config.data)
-    model = _make_network(fitv2.FiTv2, VARIANTS, config.model)
-    _check_classes(model, dataset)
     check_keys(config.loss, ("class_dropout", "times", "time_mean"), "loss.")
+    loss = partial(fitv2.loss, **config.loss)
+    return _generator_task(config, fitv2.FiTv2, VARIANTS, FiTv2Pipeline, loss, fitv2.parameter_groups, _any_size_sheet)
+
+
+def _generator_task(
+    config: TrainConfig,
+    cls: Any,
+    variants: Mapping[str, dict[str, Any]],
+    pipeline: Any,
+    loss: Loss,
+    groups: Groups,
+    sheet: Callable[[Any, Path], None],
+) -> Task:
+    """Return the task of a network that makes pictures of classes."""
+    dataset, vae = make_dataset(config.data), load_vae(config.vae)
+    model = _make_network(cls, variants, config.model)
+    _check_classes(model, dataset)
+    if config.finetune is not None:
+        begin(config.task, model, config.finetune)
 
     def make(network: Any) -> Any:
-        from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
-
-        return FiTv2Pipeline(network, **_defaults(dataset, config.export))
+        return pipeline(network, vae=vae, **_defaults(dataset, config.export))
 
     return Task(
         model=model,
         dataset=dataset,
-        loss=partial(fitv2.loss, **config.loss),
-        groups=fitv2.parameter_groups,
+        loss=of_data(loss, pipeline.any_size, vae),
+        groups=groups,
         export=lambda network, folder, facts: _export_pipeline(make(network), config.export.dtype, folder, facts),
-        sheet=lambda network, path: _any_size_sheet(make(network), path),
+        sheet=lambda network, path: sheet(make(network), path),
     )
 
 
@@ -134,19 +141,6 @@ def _check_classes(model: Any, dataset: Dataset) -> None:
         )
 
 
-def _of_latents(loss: Loss) -> Loss:
-    """Return ``loss`` on latents drawn from ``moments``, anew at every visit."""
-    from belvedere.data.latents import sample_latents
-
-    def of_moments(model: Any, batch: dict[str, Tensor], rng: BatchRng) -> tuple[Tensor, dict[str, float]]:
-        moments = batch["moments"]
-        channels, *size = moments.shape[1:]
-        noise = rng.normal("latent", (channels // 2, *size))
-        return loss(model, {"image": sample_latents(moments, noise), "label": batch["label"]}, rng)
-
-    return of_moments
-
-
 def _defaults(dataset: Dataset, export: ExportConfig) -> dict[str, Any]:
     """Return what a pipeline is told besides its network."""
     return {
@@ -157,9 +151,14 @@ def _defaults(dataset: Dataset, export: ExportConfig) -> dict[str, Any]:
     }
 
 
+def _makes_latents(pipeline: Any) -> bool:
+    """Return whether a pipeline has no pictures to show: latents, without their decoder."""
+    return pipeline.vae is None and pipeline.network.config.channels != 3
+
+
 def _dimr_sheet(pipeline: Any, path: Path, rows: int = 4, columns: int = 12) -> None:
     """Write a sheet of pictures, one class a column, with fixed seeds; nothing for latents without their decoder."""
-    if pipeline.network.config.channels != 3:
+    if _makes_latents(pipeline):
         return
     columns = min(columns, pipeline.network.null_class)
     labels = [i % columns for i in range(rows * columns)]
@@ -185,7 +184,7 @@ def save_grid(images: Tensor, columns: int, path: Path) -> None:
 
 def _any_size_sheet(pipeline: Any, path: Path, columns: int = 12) -> None:
     """Write a sheet of pictures, one class a column, a row each square, upright and wide, with fixed seeds."""
-    if pipeline.network.config.channels != 3:
+    if _makes_latents(pipeline):
         return
     from belvedere.apps.output import sheet
 

@@ -1,0 +1,64 @@
+"""Training that begins with given weights: which parts take them over, and which of them learn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Where training begins. A part is a module of the network by its first name (``embed``, ``head``), or ``bias``."""
+
+    weights: str
+    """A model (embedded name, folder or hub id), or a published weights file."""
+    train: tuple[str, ...] = ()
+    """Parts that learn; the others stay as they are. None named: all learn."""
+    reset: bool = False
+    """The parts that learn begin anew instead of with the weights (as FiTv2's high-resolution stage was published)."""
+
+
+def begin(system: str, model: nn.Module, config: FinetuneConfig) -> None:
+    """Fill ``model`` with the weights, but for the parts that begin anew, and freeze what does not learn."""
+    check_parts(model, config.train)
+    weights = read_weights(system, model, config.weights)
+    fresh = {name for name in weights if config.reset and is_part(name, config.train)}
+    missing, _ = model.load_state_dict({n: w for n, w in weights.items() if n not in fresh}, strict=False)
+    assert set(missing) <= fresh
+    if config.train:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_part(name, config.train))
+
+
+def is_part(name: str, parts: Sequence[str]) -> bool:
+    """Return whether a parameter is of one of the parts."""
+    return name.split(".")[0] in parts or ("bias" in parts and name.endswith("bias"))
+
+
+def check_parts(model: nn.Module, parts: Sequence[str]) -> None:
+    """Raise ``InputError`` for a part that ``model`` does not have."""
+    known = ["bias", *dict(model.named_children())]
+    if unknown := [part for part in parts if part not in known]:
+        raise InputError(
+            f"config finetune.train: no part {unknown[0]!r} in this network: choose from {', '.join(known)}"
+        )
+
+
+def read_weights(system: str, model: Any, name: str) -> dict[str, Tensor]:
+    """Return the state dict that fits ``model``, from a published file or a model of ours."""
+    from belvedere.checkpoints import store
+    from belvedere.checkpoints.components import load_network
+    from belvedere.checkpoints.official import IMPORTERS, check_fit
+    from belvedere.checkpoints.tensors import read_state_dict
+
+    if Path(name).is_file():
+        weights = IMPORTERS[system].names(read_state_dict(Path(name)))
+    else:
+        weights = load_network(store.resolve(name) / "network", type(model), torch.float32).state_dict()
+    check_fit(model, weights)
+    return weights
