@@ -1,4 +1,4 @@
-"""What several test files share: a small DiMR with random weights, saved as a model folder."""
+"""What several test files share: a small DiMR and a small FiTv2 with random weights, saved as model folders."""
 
 import os
 import subprocess
@@ -43,6 +43,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A second one: the same sizes, other weights."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_fitv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small FiTv2 pipeline with random weights: four classes, pixels in patches of 4, trained on 16x16."""
+    import torch
+
+    from belvedere.checkpoints import store
+    from belvedere.generation.fitv2 import FiTv2
+    from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
+
+    sizes = {"dim": 32, "depth": 2, "heads": 2, "num_classes": 5, "channels": 3, "patch": 4, "adaln_rank": 8}
+    torch.manual_seed(0)
+    network = FiTv2(**sizes, trained_side=4, prediction="sample")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.12)
+    pipeline = FiTv2Pipeline(network, id2label=dict(enumerate(CLASSES)), default_steps=3)
+    folder = tmp_path_factory.mktemp("models") / "fitv2"
+    store.save(pipeline, folder, {"kind": "FiTv2, random weights"})
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,10 @@ def test_help_has_examples(command: Callable[..., Done], verb: list[str]) -> Non
         (["--format", "gif"], ["--format must be one of png, jpeg, webp"]),
         (["--grid", "sheet.txt"], ["cannot tell the format"]),
         (["--model", "nope"], ["no model 'nope'"]),
-        (["--size", "3"], ["No such option"]),
+        (["--sides", "3"], ["No such option"]),
+        (["--size", "16"], ["size '16': write WIDTHxHEIGHT in pixels"]),
+        (["--size", "0x16"], ["sizes: a side of 0x16 must be a whole number from 1 to 8192, not 0"]),
+        (["--sizes", "16x16,99999x16"], ["sizes: a side of 99999x16 must be"]),
         (["--out", "/proc/belvedere"], ["cannot write /proc/belvedere"]),
     ],
 )
@@ -145,6 +148,30 @@ def test_bad_input_is_refused(command: Callable[..., Done], tiny_model: Path, tm
     assert_refused(ask("--device", "cuda:9"), "no device cuda:9")
     assert_refused(ask("--dtype", "float16", "--device", "cpu"), "float16")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_of_many_sizes_and_a_sheet(command: Callable[..., Done], tiny_fitv2: Path, tmp_path: Path) -> None:
+    out, sheet = tmp_path / "out", tmp_path / "sheet.png"
+    asked = ("generate", "--model", tiny_fitv2, "--out", out)
+    assert command(*asked, "-n", 4, "--sizes", "16x16,32x16", "--grid", sheet).code == 0
+    sizes = [Image.open(path).size for path in sorted(out.iterdir())]
+    assert sizes == [(16, 16), (32, 16)] * 2
+    assert Image.open(sheet).size == (2 * 132 + 4, 2 * 84 + 4)
+    assert command(*asked, "-n", 1, "--seed", 1, "--size", "16x32").code == 0
+    assert Image.open(out / "fitv2-1-00000.png").size == (16, 32)
+
+
+def test_sizes_that_do_not_fit_the_model_are_refused(
+    command: Callable[..., Done], tiny_fitv2: Path, tiny_model: Path, empty_folder: Path
+) -> None:
+    def ask(model: Path, *arguments: object) -> Done:
+        return command("generate", "--model", model, "--out", "out", "--grid", "sheet.png", *arguments)
+
+    assert_refused(ask(tiny_fitv2, "--size", "17x16"), "size 17x16: this model makes multiples of 4 pixels a side")
+    assert_refused(ask(tiny_fitv2, "--extrapolation", "magic"), "unknown extrapolation 'magic'", "vision-ntk")
+    assert_refused(ask(tiny_model, "--size", "32x16"), "makes pictures of 16x16 only; leave out size")
+    assert_refused(ask(tiny_model, "--extrapolation", "pi"), "leave out size and extrapolation")
+    assert list(empty_folder.iterdir()) == []
 
 
 def test_another_picture_is_not_overwritten(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
@@ -231,6 +258,7 @@ def test_training_and_evaluation_refuse_bad_input(command: Callable[..., Done], 
     assert_refused(command("train", "no-such-config"), "no-such-config")
     assert_refused(command("train", tmp_path), str(tmp_path))
     assert_refused(command("evaluate", "generation", "-n", "7"))
+    assert_refused(command("evaluate", "generation", "--size", "64x64,32x32"), "64x64,32x32 together: give one")
     assert_refused(command("evaluate"), "Missing command")
 
 

@@ -87,6 +87,48 @@ def test_a_model_is_measured_from_its_name(tiny_model: Path, classifier: ToyClas
     assert again == result
 
 
+def test_a_size_and_an_extrapolation_are_measured(tiny_fitv2: Path, classifier: ToyClassifier) -> None:
+    asked = {"count": 8, "steps": 2, "classifier": classifier}
+    own, wide, turned, large = (
+        evaluate_generation(str(tiny_fitv2), size=size, extrapolation=name, **asked)
+        for size, name in (("", None), ("32x16", None), ("32x16", "vision-ntk"), ("32x32", None))
+    )
+    assert json.loads(json.dumps(turned)) == turned
+    assert [(found["size"], found["extrapolation"]) for found in (own, wide, turned)] == [
+        ("16x16", "none"),
+        ("32x16", "none"),
+        ("32x16", "vision-ntk"),
+    ]
+    assert len({found["frechet"] for found in (own, wide, turned, large)}) == 4
+    assert own["frechet_real"] != large["frechet_real"]  # the renders have the size of the pictures
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("16x16,32x16", "cannot evaluate the sizes 16x16,32x16 together: give one"),
+        ("17x16", "size 17x16: this model makes multiples of 4"),
+        ("4x16", "size must be from 8 to 1024, not 4"),
+        ("16x1028", "size must be from 8 to 1024, not 1028"),
+    ],
+)
+def test_a_size_that_cannot_be_measured_is_refused_before_any_work(
+    tiny_fitv2: Path, classifier: ToyClassifier, size: str, message: str
+) -> None:
+    """The renders that pictures are compared with have 8 to 1024 pixels a side."""
+    seen: list[float] = []
+    with pytest.raises(InputError, match=message):
+        evaluate_generation(
+            str(tiny_fitv2),
+            count=8,
+            steps=1,
+            size=size,
+            classifier=classifier,
+            progress=lambda done, total: seen.append(done),
+        )
+    assert seen == []
+
+
 def test_bad_input_is_named(tiny_model: Path, classifier: ToyClassifier) -> None:
     with pytest.raises(InputError, match="10 pictures: give a multiple of 4"):
         evaluate_generation(str(tiny_model), count=10, classifier=classifier)

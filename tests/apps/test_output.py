@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from belvedere.apps import output, record
 from belvedere.apps.record import Record
@@ -118,6 +119,18 @@ def test_a_sheet_shows_every_picture() -> None:
     for i, colour in enumerate(colours):
         centre = 4 + i % 3 * 132 + 64, 4 + i // 3 * 148 + 64
         assert page.getpixel(centre) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+
+
+def test_pictures_of_many_sizes_stand_undistorted_in_cells_of_the_largest() -> None:
+    """The largest sides, 64 and 64, are enlarged twice; others stand in the middle, on the caption."""
+    sizes, colours = [(64, 32), (32, 64), (16, 16), (48, 24)], ["red", "lime", "blue", "cyan"]
+    page = output.sheet([Image.new("RGB", *made) for made in zip(sizes, colours, strict=True)], [""] * 4, 2)
+    assert page.size == (2 * 132 + 4, 2 * 148 + 4)
+    places = [(4, 68), (168, 4), (52, 248), (152, 232)]
+    for size, colour, place in zip(sizes, colours, places, strict=True):
+        rows, columns = (np.asarray(page) == ImageColor.getrgb(colour)).all(-1).nonzero()
+        assert (columns.min(), rows.min()) == place
+        assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (2 * size[0], 2 * size[1])
 
 
 def test_a_sheet_of_many_large_pictures_is_made_smaller() -> None:

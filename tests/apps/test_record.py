@@ -3,7 +3,7 @@
 import json
 import struct
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from belvedere.errors import InputError
 MACHINE = Machine("cpu", "AMD EPYC", "AVX512", 2, "2.13.0", "0.42.1", "0.1.0")
 REQUEST = GenerateRequest(classes=("tench, Tinca tinca", 3), count=4, seed=2**62, steps=25, guidance=1.4)
 EXAMPLE = Record(REQUEST, 3, 7, "tench, Tinca tinca é", "ab" * 32, "cd" * 32, MACHINE)
+MIXED = replace(EXAMPLE, request=replace(REQUEST, sizes=((48, 96), (96, 48), (64, 64)), extrapolation="vision-ntk"))
 
 
 @pytest.fixture
@@ -56,6 +57,27 @@ def test_the_origin_is_what_decides_the_picture() -> None:
         assert changed(**difference).origin != EXAMPLE.origin
 
 
+def test_sizes_and_extrapolation_are_read_back() -> None:
+    assert Record.from_json(MIXED.to_json()) == MIXED
+
+
+def test_a_record_from_before_there_were_sizes_is_read() -> None:
+    request = {key: value for key, value in asdict(REQUEST).items() if key not in ("sizes", "extrapolation")}
+    assert Record.from_json(values(request=request)) == EXAMPLE
+
+
+def test_the_origin_has_the_picture_s_own_size_alone() -> None:
+    """Picture 3 of three sizes has the first."""
+
+    def origin(**changes: Any) -> tuple[object, ...]:
+        return replace(MIXED, request=replace(MIXED.request, **changes)).origin
+
+    assert MIXED.origin == origin(sizes=((48, 96),)) == origin(sizes=((1, 1), (2, 2), (3, 3), (48, 96)))
+    for sizes in ((), ((96, 48),), ((96, 48), (48, 96), (64, 64))):
+        assert origin(sizes=sizes) != MIXED.origin
+    assert origin(extrapolation="none") != MIXED.origin
+
+
 def test_the_digest_is_of_size_and_pixels(image: Image.Image) -> None:
     before = record.pixel_digest(image)
     assert record.pixel_digest(image.copy()) == before
@@ -85,6 +107,8 @@ def values(**changes: object) -> str:
         (values(machine={**asdict(MACHINE), "threads": 10**12}), "field threads"),
         (values(request={"steps": 10**6}), "steps must be"),
         (values(request={"command": "rm"}), "no field 'command'"),
+        (values(request={"sizes": [[10**9, 1]]}), "sizes: a side of 1000000000x1 must be"),
+        (values(request={"sizes": "64x64"}), "sizes must be a list"),
         (record.sheet_text(REQUEST), "a sheet of many pictures"),
     ],
 )

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belvedere.apps.requests import MAX_COUNT, MAX_SEED, MAX_STEPS, GenerateRequest
+from belvedere.apps.requests import MAX_COUNT, MAX_SEED, MAX_SIDE, MAX_STEPS, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
 words = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["C", "Z"]), min_size=1)
+sides = st.integers(1, MAX_SIDE)
 requests = st.builds(
     GenerateRequest,
     model=words,
@@ -21,6 +22,8 @@ requests = st.builds(
     guidance=st.none() | st.floats(0, 100),
     dtype=st.sampled_from(["auto", "bfloat16"]),
     device=st.sampled_from(["auto", "cpu", "cuda:3"]),
+    sizes=st.lists(st.tuples(sides, sides), max_size=20).map(tuple),
+    extrapolation=st.none() | words,
 )
 
 
@@ -59,11 +62,49 @@ def test_json_round_trip(request: GenerateRequest) -> None:
         {"dtype": ["auto"]},
         {"device": "toaster"},
         {"device": "cuda:x"},
+        {"sizes": [[0, 64]]},
+        {"sizes": [[64, 64], [64, 8193]]},
+        {"sizes": "64x64"},
+        {"sizes": [64, 64]},
+        {"sizes": [[64]]},
+        {"sizes": [[64, 64, 64]]},
+        {"sizes": [[64, True]]},
+        {"sizes": [[64.0, 64]]},
+        {"sizes": {"64": 64}},
+        {"extrapolation": ""},
+        {"extrapolation": 2},
     ],
 )
 def test_a_wrong_value_names_its_field(values: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(values))}"):
         GenerateRequest.from_dict(values)
+
+
+def test_too_many_sizes_are_refused() -> None:
+    with pytest.raises(InputError, match="0 classes and 100000 sizes are too many for one request; split it"):
+        GenerateRequest.from_dict({"sizes": [[64, 64]] * 100_000})
+
+
+@pytest.mark.parametrize("values", [{"count": "\x1b[31m"}, {"guidance": "1\n2"}, {"sizes": [["6\n\x1b[31m", 64]]}])
+def test_what_a_message_quotes_is_printable(values: dict[str, object]) -> None:
+    with pytest.raises(InputError) as error:
+        GenerateRequest.from_dict(values)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [("", ()), ("48x96", ((48, 96),)), (" 48X96 , 64x64,", ((48, 96), (64, 64))), ("0x999999999", ((0, 999999999),))],
+)
+def test_sizes_are_read_from_text(text: str, sizes: tuple[tuple[int, int], ...]) -> None:
+    assert parse_sizes(text) == sizes
+
+
+@pytest.mark.parametrize("item", ["16", "16x", "x16", "16x16x16", "-1x5", "1.5x2", "16 x 16", "1e3x2", "9999999999x1"])
+def test_what_is_not_a_size_is_named(item: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_sizes(f"16x16,{item}")
+    assert str(error.value) == f"size {item!r}: write WIDTHxHEIGHT in pixels, like 48x96"
 
 
 def test_an_unknown_field_is_an_error() -> None:

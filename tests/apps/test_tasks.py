@@ -1,17 +1,21 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import belvedere
 from belvedere.apps.config import TrainConfig, config_names, load_config, parse
 from belvedere.apps.tasks import TASKS, _make_network, make_task, save_grid
-from belvedere.apps.train import main
+from belvedere.apps.train import main, train
+from belvedere.errors import InputError
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.dimr_config import VARIANTS
+from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
 from belvedere.seeds import BatchRng
-from tests.apps.training_helpers import CONFIG
+from tests.apps.training_helpers import CONFIG, FITV2, assert_same, rows, tensors, write_config
 
 CLASSIFIER = {
     "task": "toybox-classifier",
@@ -67,6 +71,52 @@ def test_the_classifier_trains_and_exports(tmp_path: Path) -> None:
     loaded = ToyClassifier.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(loaded(batch["image"]), task.model(batch["image"]), rtol=0.02, atol=0.02)
+
+
+def test_fitv2_toybox_fits_the_bound_of_embedded_weights() -> None:
+    with torch.device("meta"):
+        task = make_task(load_config("fitv2-toybox"))
+    assert 2 * sum(p.numel() for p in task.model.parameters()) < 16e6
+    unit = task.model.config.patch
+    assert all(side % unit == 0 for size in task.dataset.sizes for side in size)
+
+
+def test_fitv2_trains_and_leaves_a_sheet_and_a_model_that_loads(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = write_config(tmp_path, **FITV2, steps=2, optimizer={"lr": 1e-3})
+    assert train(config, out=run) == 0
+    assert [row["step"] for row in rows(run)] == [1, 2] and rows(run)[0]["loss"] > 0
+    with Image.open(run / "sheets/step-00000002.png") as page:
+        assert page.size == (12 * 148 + 4, 3 * 164 + 4)  # 24 x 24 pixels hold the largest sides, six times enlarged
+    pipeline = belvedere.load(run / "model")
+    assert isinstance(pipeline, FiTv2Pipeline) and pipeline.labels["car"] == 0
+    average = {name: value for name, value in tensors(run, 2).items() if name.startswith("ema")}
+    assert_same({f"ema: {name}": value for name, value in pipeline.network.state_dict().items()}, average)
+    assert [image.size for image in pipeline(["car", "mug"], sizes=[(8, 20), (16, 16)]).images] == [(20, 8), (16, 16)]
+
+
+def test_a_resumed_fitv2_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    config, straight, resumed = write_config(tmp_path, **FITV2, steps=4, save_every=2), tmp_path / "a", tmp_path / "b"
+    train(config, out=straight)
+    train(config, out=resumed, resume=straight / "checkpoints/step-00000002")
+    assert [row["step"] for row in rows(resumed)] == [3, 4]
+    assert_same(tensors(straight, 4), tensors(resumed, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (FITV2 | {"loss": {"time_means": 1}}, "unknown config key 'loss.time_means': did you mean 'time_mean'"),
+        (FITV2 | {"loss": {"times": "cosine"}}, "unknown distribution of times 'cosine'"),
+        (FITV2 | {"model": FITV2["model"] | {"num_classes": 5}}, "12 classes in the data need 13"),
+        (FITV2 | {"model": {"variant": "huge"}}, "config model.variant 'huge': choose from B/2"),
+        (FITV2 | {"data": FITV2["data"] | {"sizes": [[16, 16], [16, 18]]}}, "18x16"),
+        ({"data": FITV2["data"]}, "mixed-toybox"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_task(parse(TrainConfig, CONFIG | changes))
 
 
 def test_a_grid_shows_the_pictures_in_rows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
 from tests.conftest import CLASSES
 
+SIZES = ((16, 16), (32, 16), (8, 24), (48, 48))
+"""The last one fills a network call of its own."""
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane, a machine", 517: "Great White"}
 
 
@@ -25,6 +28,20 @@ def asked(tiny_model: Path) -> GenerateRequest:
 @pytest.fixture(scope="module")
 def pictures(asked: GenerateRequest) -> list[work.Picture]:
     return list(work.generate(asked))
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny_fitv2: Path) -> GenerateRequest:
+    return GenerateRequest(str(tiny_fitv2), ("boat", 3), count=10, seed=7, device="cpu", sizes=SIZES)
+
+
+@pytest.fixture(scope="module")
+def mixed_pictures(mixed: GenerateRequest) -> list[work.Picture]:
+    return list(work.generate(mixed))
+
+
+def digests(pictures: Iterable[work.Picture]) -> list[str]:
+    return [picture.record.pixels for picture in pictures]
 
 
 def written(picture: work.Picture, folder: Path, kind: str = "png") -> Path:
@@ -51,6 +68,76 @@ def test_a_picture_does_not_depend_on_how_many_are_made(asked: GenerateRequest, 
     job = work.prepare(asked)
     late = list(work.run(job, range(17, 19)))
     assert [picture.record.pixels for picture in late] == [picture.record.pixels for picture in pictures[17:19]]
+
+
+def test_sizes_take_turns_and_every_picture_differs(mixed_pictures: list[work.Picture]) -> None:
+    assert [picture.image.size for picture in mixed_pictures] == [SIZES[i % 4] for i in range(10)]
+    assert len(set(digests(mixed_pictures))) == 10
+
+
+def test_a_picture_does_not_depend_on_the_others_of_other_sizes(
+    mixed: GenerateRequest, mixed_pictures: list[work.Picture]
+) -> None:
+    job, expected = work.prepare(mixed), digests(mixed_pictures)
+    assert [digests(work.run(job, range(i, i + 1))) for i in range(10)] == [[digest] for digest in expected]
+    assert digests(work.run(job, range(9, -1, -1))) == expected[::-1]
+    square = digests(work.generate(replace(mixed, sizes=SIZES[:1])))
+    assert square[::4] == expected[::4] and square[1] != expected[1]
+
+
+def test_the_record_holds_the_sizes_and_the_extrapolation_used(
+    mixed: GenerateRequest, mixed_pictures: list[work.Picture]
+) -> None:
+    assert mixed_pictures[9].record.request == replace(
+        mixed, steps=3, guidance=1.5, dtype="float32", extrapolation="none"
+    )
+    assert work.prepare(replace(mixed, sizes=())).request.sizes == ((16, 16),)
+
+
+def test_extrapolation_changes_sizes_beyond_training_alone(mixed: GenerateRequest) -> None:
+    two = replace(mixed, count=2, sizes=((16, 16), (32, 16)))
+    plain, turned = list(work.generate(two)), list(work.generate(replace(two, extrapolation="vision-ntk")))
+    assert turned[0].record.request.extrapolation == "vision-ntk"
+    assert [a == b for a, b in zip(digests(plain), digests(turned), strict=True)] == [True, False]
+
+
+@pytest.mark.parametrize("index", [2, 7])
+def test_one_of_many_sizes_is_regenerated_bit_for_bit(
+    mixed_pictures: list[work.Picture], tmp_path: Path, index: int
+) -> None:
+    done = work.regenerate(written(mixed_pictures[index], tmp_path))
+    assert done.differences == ()
+    assert done.picture.image.tobytes() == mixed_pictures[index].image.tobytes()
+    assert done.picture.record == mixed_pictures[index].record
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sizes": ((16, 16), (17, 16))}, "size 17x16: this model makes multiples of 4 pixels a side"),
+        ({"sizes": ((16, 2),)}, "size 16x2: this model makes multiples of 4"),
+        ({"extrapolation": "magic"}, "unknown extrapolation 'magic': choose from none, pi, "),
+    ],
+)
+def test_what_fitv2_cannot_make_is_refused_before_any_work(
+    mixed: GenerateRequest, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        work.prepare(replace(mixed, **values))
+
+
+@pytest.mark.parametrize("values", [{"sizes": ((16, 32),)}, {"sizes": ((16, 16), (32, 32))}, {"extrapolation": "none"}])
+def test_a_model_of_one_size_makes_no_other(asked: GenerateRequest, values: dict[str, object]) -> None:
+    with pytest.raises(InputError) as error:
+        work.prepare(replace(asked, **values))
+    assert str(error.value) == (f"model {asked.model} makes pictures of 16x16 only; leave out size and extrapolation")
+
+
+def test_a_model_of_one_size_accepts_its_own(asked: GenerateRequest, pictures: list[work.Picture]) -> None:
+    """Named or not, it is the same picture, and may be written over itself."""
+    (picture,) = work.generate(replace(asked, count=1, sizes=((16, 16),)))
+    assert picture.image.tobytes() == pictures[0].image.tobytes()
+    assert picture.record.origin == pictures[0].record.origin
 
 
 def test_no_classes_means_all_in_turn(tiny_model: Path) -> None:
@@ -188,4 +275,5 @@ def test_the_record_fits_its_json(pictures: list[work.Picture]) -> None:
     assert json.loads(pictures[0].record.to_json())["request"] == {
         **asdict(pictures[0].record.request),
         "classes": ["boat", 3],
+        "sizes": [],
     }

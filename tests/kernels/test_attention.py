@@ -1,5 +1,6 @@
 """Attention, dense and packed, against its plain twin; the backend table."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -39,6 +40,27 @@ def test_packed_gradients() -> None:
     offsets = torch.tensor([0, 3, 3, 4, 9], dtype=torch.int32)
     q, k, v = random(9, 2, 8), random(9, 2, 8, seed=1), random(9, 2, 8, seed=2)
     agree(lambda *x: attend(*x, offsets=offsets), lambda *x: reference.attend(*x, offsets), q, k, v)
+
+
+def test_runs_of_one_length_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, batches = [4, 4, 4, 2, 0, 0, 2, 5, 5, 1, 4], []
+    dense = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, *rest, **options: batches.append(len(q)) or dense(q, *rest, **options),
+    )
+    offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    q, k, v = (random(sum(lengths), 2, 8, seed=seed) for seed in range(3))
+    agree(
+        lambda *x: attend(*x, offsets=offsets, backend="sdpa"), lambda *x: reference.attend(*x, offsets=offsets), q, k, v
+    )
+    assert batches == [3, 1, 1, 2, 1, 1]
+
+
+def test_packed_attention_of_nothing() -> None:
+    x = random(0, 2, 8)
+    assert attend(x, x, x, offsets=torch.zeros(3, dtype=torch.int32)).shape == (0, 2, 8)
 
 
 def test_bias_and_scale() -> None:
@@ -84,6 +106,29 @@ def test_backends_are_chosen_refused_and_explained(monkeypatch: pytest.MonkeyPat
     rows = explain(sigmoid)
     assert [name for name, _, _ in rows] == [backend.name for backend in BACKENDS]
     assert rows[0][1] is False and "softmax" in rows[0][2]
+
+
+def test_matmul_needs_bfloat16_on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request("cpu", "softmax", packed=False, bias=False, dtype=torch.bfloat16, keys=16)
+    for capability, name in (("AVX512", "matmul"), ("AVX2", "sdpa"), ("DEFAULT", "sdpa")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
+        assert choose(request).name == name
+    with pytest.raises(ValueError, match="without AVX-512"):
+        choose(request, "matmul")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for change in ({"packed": True}, {"dtype": torch.float32}, {"keys": 1025}, {"device": "cuda"}):
+        assert choose(replace(request, **change)).name == "sdpa"
+
+
+def test_matmul_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    q, k, v = (random(2, n, 3, 8, dtype=torch.bfloat16, seed=i) for i, n in enumerate((4, 7, 7)))
+    bias = random(1, 3, 4, 7, dtype=torch.bfloat16)
+    agree(
+        lambda q, k, v, bias: attend(q, k, v, bias=bias, scale=0.5, backend="matmul"),
+        lambda q, k, v, bias: reference.attend(q, k, v, bias=bias, scale=0.5),
+        q, k, v, bias,
+    )  # fmt: skip
 
 
 def test_packed_round_trip() -> None:

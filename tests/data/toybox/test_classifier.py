@@ -28,6 +28,14 @@ def test_features_of_any_size(classifier: ToyClassifier, shape: tuple[int, int])
     torch.testing.assert_close(classifier.features(x[1:2])[0], features[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tall", [False, True])
+def test_of_an_oblong_picture_it_looks_at_the_square_in_the_middle(classifier: ToyClassifier, tall: bool) -> None:
+    x = torch.rand(2, 3, 40, 73, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    shown, middle, left = (y.mT if tall else y for y in (x, x[..., 16:56], x[..., :40]))
+    assert torch.equal(classifier.features(shown), classifier.features(middle))
+    assert not torch.allclose(classifier.features(shown), classifier.features(left))
+
+
 def test_saved_and_loaded_again(classifier: ToyClassifier, tmp_path: Path) -> None:
     classifier.save_pretrained(tmp_path)
     again = ToyClassifier.from_pretrained(tmp_path)
