@@ -31,12 +31,20 @@ class Layout(NamedTuple):
     """Where the tokens of a packed batch belong."""
 
     offsets: Tensor
-    """Where each image begins: int32 (s + 1,)."""
+    """Where each image begins: int32 (s + 1,), on the CPU."""
     image: Tensor
     """The number of each token's image: int64 (n,)."""
     cos: Tensor
     """Of the rotary angles: float32 (n, 1, head_dim / 2)."""
     sin: Tensor
+
+    @classmethod
+    def of(cls, turned: Sequence[tuple[Tensor, Tensor]], device: Any) -> "Layout":
+        """Return the layout of images with these ``rotations``."""
+        lengths = [len(cos) for cos, _ in turned]
+        image = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
+        return cls(offsets_of(lengths), image.to(device), cos.to(device), sin.to(device))
 
 
 def _norm_of(name: str) -> kernels.Norm:
@@ -275,17 +283,17 @@ class FiTv2(ModelMixin, ConfigMixin):
             raise InputError(f"sizes {list(sizes)[:8]} have {sum(lengths)} tokens, x has {len(x)}")
         return self.run(x, self._rows(t, y, modulation, len(lengths)), self.layout(sizes, names, x.device))
 
+    @property
+    def _rope(self) -> tuple[int, float, int]:
+        """What rotary positions depend on besides size and extrapolation."""
+        config = self.config
+        return config.dim // config.heads, config.rope_theta, config.trained_side
+
     def layout(self, sizes: Sequence[tuple[int, int]], extrapolation: str | Sequence[str], device: Any) -> Layout:
         """Return the layout of packed images of these ``sizes``; the same for every step of a sampler."""
-        lengths = [height * width for height, width in sizes]
-        head_dim, config = self.config.dim // self.config.heads, self.config
-        tables = [
-            grid_rotations(tuple(size), head_dim, config.rope_theta, config.trained_side, name)
-            for size, name in zip(sizes, each(extrapolation, len(lengths)), strict=True)
-        ]
-        cos, sin = (torch.cat(parts).to(device) for parts in zip(*tables, strict=True))
-        index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-        return Layout(offsets_of(lengths), index, cos, sin)
+        names = each(extrapolation, len(sizes))
+        turned = [grid_rotations(tuple(size), *self._rope, name) for size, name in zip(sizes, names, strict=True)]
+        return Layout.of(turned, device)
 
     def run(self, x: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
         """Return the prediction (n, c) for packed tokens ``x`` (n, c) and one row of ``modulation`` an image."""
@@ -320,22 +328,29 @@ class FiTv2(ModelMixin, ConfigMixin):
     ) -> Tensor:
         first = self.config.channels_first
         places = Padded.of(mask)
-        positions = places.take(grid.transpose(1, 2)).flip(-1).float()  # (n, 2), rows and columns
-        counts = places.offsets.diff().tolist()
-        if sizes is None:
-            ends = [part.amax(0).long() + 1 for part in positions.split(counts)]
-            sizes = [(int(end[0]), int(end[1])) for end in ends]
-        head_dim, config = self.config.dim // self.config.heads, self.config
-        turned = []
-        for part, size, name in zip(positions.split(counts), sizes, each(extrapolation, len(counts)), strict=True):
-            down, right, magnitude = frequencies(size, head_dim, config.rope_theta, config.trained_side, name)
-            turned.append(rotations(part, down.to(x.device), right.to(x.device), magnitude))
-        cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
-        index = torch.repeat_interleave(torch.arange(len(counts), device=x.device), places.offsets.diff())
+        positions = places.take(grid.transpose(1, 2)).flip(-1).float().cpu()  # (n, 2), rows and columns
+        layout = self._layout_at(positions.split(places.offsets.diff().tolist()), sizes, extrapolation, x.device)
         rows = self._rows(t, y, None, len(x))[places.sequence]
-        out = self.run(places.take(x.transpose(1, 2) if first else x), rows, Layout(places.offsets, index, cos, sin))
-        padded = places.put(out, mask)
-        return padded.transpose(1, 2) if first else padded
+        out = places.put(self.run(places.take(x.transpose(1, 2) if first else x), rows, layout), mask)
+        return out.transpose(1, 2) if first else out
+
+    def _layout_at(
+        self,
+        positions: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
+        extrapolation: str | Sequence[str],
+        device: Any,
+    ) -> Layout:
+        """Return the layout of packed images whose tokens are at any ``positions`` (n_i, 2), rows and columns."""
+        if sizes is None:
+            ends = [places.amax(0).long() + 1 for places in positions]
+            sizes = [(int(height), int(width)) for height, width in ends]
+        names = each(extrapolation, len(positions))
+        turned = [
+            rotations(places, *frequencies(size, *self._rope, name))
+            for places, size, name in zip(positions, sizes, names, strict=True)
+        ]
+        return Layout.of(turned, device)
 
 
 def loss(

@@ -26,5 +26,6 @@ def flow_loss(prediction: Tensor, target: Tensor, offsets: Tensor) -> Tensor:
     """
     check_offsets(offsets, len(prediction))
     error = (prediction.float() - target.float()).square().mean(-1)  # (n,)
+    offsets = offsets.to(error.device)
     total = torch.segment_reduce(error, "sum", offsets=offsets)  # (s,)
     return total / offsets.diff().clamp(min=1)

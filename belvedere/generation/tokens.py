@@ -25,7 +25,7 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch: int) -> Tensor:
 
 
 def offsets_of(lengths: Sequence[int]) -> Tensor:
-    """Return the cumulative starts int32 (s + 1,) of packed images of these lengths."""
+    """Return the cumulative starts of packed images of these lengths: int32 (s + 1,), on the CPU."""
     return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
 
 
@@ -35,7 +35,7 @@ class Padded(NamedTuple):
     order: Tensor
     """Places of the tokens in the flattened batch, packed: int64 (n,)."""
     offsets: Tensor
-    """Where each image begins: int32 (s + 1,)."""
+    """Where each image begins: int32 (s + 1,), on the CPU."""
     sequence: Tensor
     """The row of the batch that each image is in: int64 (s,)."""
 
@@ -47,7 +47,7 @@ class Padded(NamedTuple):
         real = ids.flatten().nonzero().flatten()
         order = real[key.flatten()[real].argsort(stable=True)]
         images, counts = key.flatten()[order].unique_consecutive(return_counts=True)
-        return cls(order, offsets_of(counts.tolist()).to(mask.device), images // (int(ids.max()) + 1))
+        return cls(order, offsets_of(counts.tolist()), images // (int(ids.max()) + 1))
 
     def take(self, values: Tensor) -> Tensor:
         """Return the packed tokens (n, ...) of a padded batch (b, N, ...)."""
