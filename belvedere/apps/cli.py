@@ -44,7 +44,7 @@ models_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 evaluate_app = typer.Typer(rich_markup_mode="rich")
 train_app = typer.Typer(cls=_NameOrCommand, rich_markup_mode="rich")
 app.add_typer(models_app, name="models")
-app.add_typer(train_app, name="train", help="Train a model (train NAME), or prepare its data (train prepare).")
+app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate", help="Measure what a model makes.")
 
 Model = Annotated[str, typer.Option(help="Embedded name, folder, or hub id OWNER/NAME or OWNER/NAME@REVISION.")]
@@ -177,6 +177,18 @@ def regenerate(
         what = f"{done.origin.kind}, picture {done.origin.index} of seed {asked.seed} by {asked.model}"
         print("\n".join([f"differs: {what}", *done.differences]) if done.differences else f"bit-identical: {what}")
     raise typer.Exit(1 if done.differences else 0)
+
+
+@train_app.callback()
+def _train() -> None:
+    """Train a model (``train NAME``, short for ``train run NAME``), or prepare its data (``train prepare``).
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere train fitv2-toybox --check
+      belvedere train prepare --data photos --out latents --vae ./vae
+    """
 
 
 @train_app.command("run")

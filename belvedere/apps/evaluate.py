@@ -80,6 +80,7 @@ def evaluate_generation(
     _check_balance(count, kinds)
     request = GenerateRequest(model, kinds, count, seed, steps, guidance, dtype, device, sizes, extrapolation)
     job = work.prepare(request)
+    Toybox(job.size(0))  # refuses what no render can be compared with, before any picture is made
     pictures = [to_tensor(p.image) for p in work.run(job, range(count), progress=progress)]
     images = torch.stack(pictures).float() / 127.5 - 1  # (n, 3, h, w)
     quality = evaluate_images(images, torch.arange(count) % len(kinds), classifier)

@@ -115,7 +115,8 @@ def columns(count: int, kinds: int) -> int:
 def sheet(images: "Sequence[Image.Image]", captions: Sequence[str], across: int) -> "Image.Image":
     """Return one picture of all ``images``, ``across`` in a row, each above its caption in a cell of one size.
 
-    Small pictures are enlarged by a whole factor to at least 128 pixels where the sheet stays below 16383 a side.
+    All are scaled alike: by a whole factor that brings the largest to at least 128 pixels, where the sheet stays below
+    16383 a side.
     """
     from PIL import Image, ImageDraw, ImageFont
 

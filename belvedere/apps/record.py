@@ -44,7 +44,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture's origin. ``request`` has the steps, guidance, dtype and device that were used, not None or auto.
+    """One picture's origin. ``request`` has the steps, guidance, dtype and device that were used, not None or auto, and
+    for a model of any size the sizes and the extrapolation.
 
     ``index``: number of the picture in the request. ``label``, ``kind``: id and name of its class. ``weights``:
     SHA-256 of the model (``checkpoints.store.digest``). ``pixels``: SHA-256 of the generated pixels, before any

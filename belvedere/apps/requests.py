@@ -101,9 +101,11 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     """Return the (width, height) pairs in text like "48x96,64x64"; nothing in empty text."""
     sizes = []
     for item in filter(None, (part.strip() for part in text.split(","))):
-        if not (match := re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", item)):
+        if not (match := re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", item)):
             raise InputError(f"size {item[:80]!r}: write WIDTHxHEIGHT in pixels, like 48x96")
         sizes.append((int(match[1]), int(match[2])))
+    if text.strip() and not sizes:
+        raise InputError(f"size {text[:80]!r} names none: write WIDTHxHEIGHT in pixels, like 48x96")
     return tuple(sizes)
 
 
@@ -111,9 +113,11 @@ def _check_sizes(sizes: object) -> None:
     pairs = isinstance(sizes, tuple) and all(isinstance(size, tuple) and len(size) == 2 for size in sizes)
     if not isinstance(sizes, tuple) or not pairs:
         raise InputError("sizes must be a list of [width, height], like [[48, 96]]")
+    if len(sizes) > MAX_JSON // 8:
+        raise InputError(f"sizes: {len(sizes)} are too many for one request; split it")
     for size in sizes:
         for side in size:
-            _whole(f"sizes: a side of {'x'.join(str(part)[:20] for part in size)}", side, 1, MAX_SIDE)
+            _whole(f"sizes: a side of {'x'.join(repr(part)[:20] for part in size)}", side, 1, MAX_SIDE)
 
 
 def _text(name: str, value: object) -> None:
@@ -123,10 +127,10 @@ def _text(name: str, value: object) -> None:
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{name} must be a whole number from {low} to {high}, not {str(value)[:80]}")
+        raise InputError(f"{name} must be a whole number from {low} to {high}, not {repr(value)[:80]}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     known = isinstance(value, int | float) and not isinstance(value, bool)
     if not known or not low <= value <= high:  # type: ignore[operator]
-        raise InputError(f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:80]}")
+        raise InputError(f"{name} must be a number from {low:g} to {high:g}, not {repr(value)[:80]}")

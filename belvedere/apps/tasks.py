@@ -80,6 +80,7 @@ def dimr_task(config: TrainConfig) -> Task:
     from belvedere.generation.pipelines import DiMRPipeline
 
     check_keys(config.loss, ("class_dropout",), "loss.")
+    _check_numbers(config.loss, ("class_dropout",))
     loss = partial(dimr.loss, **config.loss)
     return _generator_task(config, dimr.DiMR, VARIANTS, DiMRPipeline, loss, dimr.parameter_groups, _dimr_sheet)
 
@@ -92,6 +93,9 @@ def fitv2_task(config: TrainConfig) -> Task:
     from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
 
     check_keys(config.loss, ("class_dropout", "times", "time_mean"), "loss.")
+    _check_numbers(config.loss, ("class_dropout", "time_mean"))
+    if config.loss.get("times", "lognorm") not in ("lognorm", "uniform"):
+        raise InputError(f"config loss.times {config.loss['times']!r}: choose lognorm or uniform")
     loss = partial(fitv2.loss, **config.loss)
     return _generator_task(config, fitv2.FiTv2, VARIANTS, FiTv2Pipeline, loss, fitv2.parameter_groups, _any_size_sheet)
 
@@ -109,6 +113,13 @@ def _generator_task(
     dataset, vae = make_dataset(config.data), load_vae(config.vae)
     model = _make_network(cls, variants, config.model)
     _check_classes(model, dataset)
+    if not pipeline.any_size and "size" in dataset.batch([0]):
+        raise InputError(
+            f"config data.kind {config.data['kind']!r} has many sizes: {config.task} takes pictures of one"
+        )
+    for height, width in getattr(dataset, "sizes", ()):
+        if height % model.config.patch or width % model.config.patch:
+            raise InputError(f"config data.sizes: {width}x{height} is no multiple of patches of {model.config.patch}")
     if config.finetune is not None:
         begin(config.task, model, config.finetune)
 
@@ -131,6 +142,12 @@ def _make_network(cls: Any, variants: Mapping[str, dict[str, Any]], values: Mapp
     if variant is not None and variant not in variants:
         raise InputError(f"config model.variant {variant!r}: choose from {', '.join(variants)}")
     return call(cls, variants.get(variant, {}) | fields, "model")
+
+
+def _check_numbers(values: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(values.get(name, 0), int | float):
+            raise InputError(f"config loss.{name}: {values[name]!r} is not a number")
 
 
 def _check_classes(model: Any, dataset: Dataset) -> None:

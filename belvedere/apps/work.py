@@ -135,7 +135,7 @@ def _with_sizes(request: GenerateRequest, pipeline: Any) -> GenerateRequest:
         raise InputError(
             f"model {request.model} makes pictures of {width}x{height} only; leave out size and extrapolation"
         )
-    return request
+    return replace(request, sizes=())  # so that a picture has one origin, whether its size is named or not
 
 
 def _names(pipeline: Any) -> dict[int, str]:

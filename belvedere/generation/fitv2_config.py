@@ -15,7 +15,15 @@ CHOICES = {
 }
 """Fields that are names, and the names they may have; "w_" means with a learned weight."""
 
-LARGEST = {"channels": 4096, "patch": 64, "dim": 65536, "depth": 1000, "heads": 1024, "num_classes": 10**6}
+LARGEST = {
+    "channels": 4096,
+    "patch": 64,
+    "dim": 65536,
+    "depth": 1000,
+    "heads": 1024,
+    "num_classes": 10**6,
+    "trained_side": 65536,
+}
 
 
 def _lora(dim: int, depth: int, heads: int, **rest: Any) -> dict[str, Any]:
@@ -59,8 +67,8 @@ def check_config(config: Any) -> None:
         raise InputError("num_classes counts the null class: 2 at least")
     if config.adaln == "lora" and not (isinstance(config.adaln_rank, int) and 1 <= config.adaln_rank <= 65536):
         raise InputError(f"adaln_rank {config.adaln_rank!r}: adaln lora needs an integer of at least 1")
-    if not config.mlp_ratio > 0 or not config.rope_theta > 1 or not config.trained_side > 1:
-        raise InputError("mlp_ratio must be above 0, rope_theta and trained_side above 1")
+    if not config.mlp_ratio > 0 or not config.rope_theta > 1 or config.trained_side < 2:
+        raise InputError("mlp_ratio must be above 0, rope_theta above 1, trained_side at least 2")
     if not config.time_shift > 0:
         raise InputError(f"time_shift {config.time_shift!r}: must be above 0")
     check_extrapolation(config.extrapolation)

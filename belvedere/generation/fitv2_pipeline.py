@@ -147,7 +147,8 @@ class FiTv2Pipeline(ClassPipeline):
 
     def _sizes(self, count: int, height: int | None, width: int | None, sizes: Sequence[Size] | None) -> list[Size]:
         if sizes is None:
-            return [(height or self.default_size[0], width or self.default_size[1])] * count
+            high, wide = self.default_size
+            return [(high if height is None else height, wide if width is None else width)] * count
         if height is not None or width is not None or len(sizes) != count:
             raise InputError(
                 f"{len(sizes)} sizes for {count} images: give one (height, width) each, or height and width"

@@ -130,7 +130,8 @@ class PackedCall:
         else:
             conditional, unconditional = self._run([x, x], ts, images).chunk(2)
             lengths = torch.tensor([len(part) for part in xs])
-            weight = torch.repeat_interleave(torch.tensor(weights), lengths).to(x.device)[:, None]  # (n, 1)
+            shares = torch.tensor(weights, dtype=torch.float32)
+            weight = torch.repeat_interleave(shares, lengths).to(x.device)[:, None]  # (n, 1)
             channels = self.guidance.channels
             out = combine(conditional, unconditional, weight, channels and channels * self.network.config.patch**2)
         return list(out.split([len(part) for part in xs]))

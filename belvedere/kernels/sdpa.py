@@ -30,4 +30,6 @@ def attend(
             continue
         one_q, one_k, one_v = (x.unflatten(0, (count, length)) for x in part)  # (b, n, h, d)
         rows.append(attend(one_q, one_k, one_v, None, bias, scale, activation).flatten(0, 1))  # (n, h, d)
+    if len(rows) == 1:
+        return rows[0]
     return torch.cat(rows) if rows else torch.empty_like(v)

@@ -81,7 +81,7 @@ def test_a_wrong_value_names_its_field(values: dict[str, object]) -> None:
 
 
 def test_too_many_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="0 classes and 100000 sizes are too many for one request; split it"):
+    with pytest.raises(InputError, match=r"sizes.* too many for one request; split it"):
         GenerateRequest.from_dict({"sizes": [[64, 64]] * 100_000})
 
 

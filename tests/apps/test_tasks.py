@@ -107,7 +107,7 @@ def test_a_resumed_fitv2_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (FITV2 | {"loss": {"time_means": 1}}, "unknown config key 'loss.time_means': did you mean 'time_mean'"),
-        (FITV2 | {"loss": {"times": "cosine"}}, "unknown distribution of times 'cosine'"),
+        (FITV2 | {"loss": {"times": "cosine"}}, "loss.times 'cosine': choose lognorm"),
         (FITV2 | {"model": FITV2["model"] | {"num_classes": 5}}, "12 classes in the data need 13"),
         (FITV2 | {"model": {"variant": "huge"}}, "config model.variant 'huge': choose from B/2"),
         (FITV2 | {"data": FITV2["data"] | {"sizes": [[16, 16], [16, 18]]}}, "18x16"),

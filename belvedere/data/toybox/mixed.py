@@ -28,17 +28,17 @@ class MixedToybox:
         samples: int = 4,
         device: torch.device | str = "cpu",
     ):
-        if not sizes or isinstance(sizes, str) or not all(isinstance(size, list | tuple) for size in sizes):
+        if not (isinstance(sizes, list | tuple) and sizes and all(isinstance(size, list | tuple) for size in sizes)):
             raise InputError(f"toybox sizes must be a list of [height, width], not {sizes!r}")
         self.sizes = [tuple(size) for size in sizes]
         options = {"seed": seed, "length": length, "kinds": kinds, "samples": samples, "device": device}
         self.toys = {size: Toybox(size, **options) for size in self.sizes}  # type: ignore[arg-type]
-        self.seed, self.length = seed, length
-        self.classes = next(iter(self.toys.values())).classes
+        first = next(iter(self.toys.values()))
+        self.seed, self.length, self.classes = first.seed, first.length, first.classes
 
     def size_of(self, index: int) -> tuple[int, ...]:
         """Return the (height, width) of item ``index``."""
-        return self.sizes[derive(self.seed, "toybox size", index) % len(self.sizes)]
+        return self.sizes[derive(self.seed, "toybox size", int(index)) % len(self.sizes)]
 
     def __len__(self) -> int:
         """Return the number of items."""
