@@ -22,6 +22,8 @@ from belvedere.data.ragged import unpack_images
 from belvedere.errors import InputError
 from belvedere.generation.extrapolation import each, frequencies, grid_rotations, rotations
 from belvedere.generation.fitv2_config import VARIANTS, check_config, mlp_width
+from belvedere.generation.fitv2_modulation import Modulation
+from belvedere.generation.fitv2_refine import Refinement
 from belvedere.generation.flow_training import flow_loss, flow_times
 from belvedere.generation.tokens import Padded, offsets_of, patchify
 from belvedere.seeds import BatchRng
@@ -30,6 +32,8 @@ from belvedere.seeds import BatchRng
 class Layout(NamedTuple):
     """Where the tokens of a packed batch belong."""
 
+    sizes: tuple[tuple[int, int], ...]
+    """The (height, width) of each image in patches."""
     offsets: Tensor
     """Where each image begins: int32 (s + 1,), on the CPU."""
     image: Tensor
@@ -39,12 +43,13 @@ class Layout(NamedTuple):
     sin: Tensor
 
     @classmethod
-    def of(cls, turned: Sequence[tuple[Tensor, Tensor]], device: Any) -> "Layout":
+    def of(cls, sizes: Sequence[Sequence[int]], turned: Sequence[tuple[Tensor, Tensor]], device: Any) -> "Layout":
         """Return the layout of images with these ``rotations``."""
         lengths = [len(cos) for cos, _ in turned]
         image = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
-        return cls(offsets_of(lengths), image.to(device), cos.to(device), sin.to(device))
+        grids = tuple((height, width) for height, width in sizes)
+        return cls(grids, offsets_of(lengths), image.to(device), cos.to(device), sin.to(device))
 
 
 def _norm_of(name: str) -> kernels.Norm:
@@ -124,38 +129,6 @@ class Block(nn.Module):
         return kernels.gated_residual(x, self.mlp(self.norm2(x, shift2, scale2, layout.image)), gate2, layout.image)
 
 
-class Modulation(nn.Module):
-    """The adaLN rows of all blocks and of the head from one condition, in one product (section 3.3, adaLN-LoRA).
-
-    ``normal``: a linear map a block. ``lora``: a map through ``rank`` channels a block, and one map that all blocks
-    share. ``swiglu``: a small SwiGLU a block.
-    """
-
-    def __init__(self, config: Any):
-        super().__init__()
-        dim, depth, self.kind = config.dim, config.depth, config.adaln
-        self.depth, rows = depth, 6 * dim
-        inner = {"normal": dim, "lora": config.adaln_rank, "swiglu": 3 * (dim // 4)}[self.kind]
-        if self.kind != "normal":
-            self.down = nn.Linear(dim, depth * inner * (2 if self.kind == "swiglu" else 1))
-        self.up_weight = nn.Parameter(torch.zeros(depth, rows, inner))
-        self.up_bias = nn.Parameter(torch.zeros(depth, rows))
-        self.shared = nn.Linear(dim, rows) if self.kind == "lora" else None
-        self.head_down = nn.Linear(dim, 2 * (dim // 2)) if self.kind == "swiglu" else None
-        self.head = nn.Linear(dim // 2 if self.kind == "swiglu" else dim, 2 * dim)
-
-    def forward(self, condition: Tensor) -> Tensor:
-        """Return rows (b, 6 c depth + 2 c) for conditions (b, c)."""
-        active = condition if self.kind == "swiglu" else F.silu(condition)
-        inner = active[:, None] if self.kind == "normal" else self.down(active).unflatten(-1, (self.depth, -1))
-        if self.head_down is not None:
-            inner, active = kernels.gated_mlp(inner, "silu"), kernels.gated_mlp(self.head_down(active), "silu")
-        rows = torch.einsum("bli,loi->blo", inner.expand(-1, self.depth, -1), self.up_weight) + self.up_bias
-        if self.shared is not None:
-            rows = rows + self.shared(active)[:, None]  # (b, depth, 6 c)
-        return torch.cat((rows.flatten(1), self.head(active)), -1)
-
-
 class FiTv2(ModelMixin, ConfigMixin):
     """The network. Every field of its config is a keyword of the constructor.
 
@@ -168,7 +141,8 @@ class FiTv2(ModelMixin, ConfigMixin):
     in FiT of version 1.
 
     Ours, with defaults that give the published network: ``prediction`` "sample": the output is the clean picture,
-    not the velocity; ``class_std`` is the deviation of class embeddings at the start.
+    not the velocity; ``class_std`` is the deviation of class embeddings at the start; ``refine_depth`` convolutional
+    blocks of ``refine_dim`` channels correct the prediction (``fitv2_refine``; 0: none).
     """
 
     _supports_gradient_checkpointing = True
@@ -201,6 +175,8 @@ class FiTv2(ModelMixin, ConfigMixin):
         channels_first: bool = False,
         prediction: str = "velocity",
         class_std: float = 0.02,
+        refine_depth: int = 0,
+        refine_dim: int = 128,
     ):
         super().__init__()
         config: Any = self.config
@@ -212,6 +188,7 @@ class FiTv2(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(config) for _ in range(depth))
         self.head_norm = AdaptiveNorm(norm, dim)
         self.head = nn.Linear(dim, channels * patch**2 * (2 if learn_sigma else 1))
+        self.refinement = Refinement(config) if refine_depth else None
         self._initialise()
 
     @classmethod
@@ -230,9 +207,11 @@ class FiTv2(ModelMixin, ConfigMixin):
         for layer in self.time_embed:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
-        shared = [] if self.modulation.shared is None else [self.modulation.shared]
-        for module in (*shared, self.modulation.head, self.head):
-            nn.init.zeros_(module.weight)
+        for module in (self.modulation.head, self.head, self.modulation.shared, self.modulation.refine):
+            if module is not None:
+                nn.init.zeros_(module.weight)
+        if self.refinement is not None:
+            nn.init.zeros_(self.refinement.head.weight)
 
     @property
     def null_class(self) -> int:
@@ -293,19 +272,25 @@ class FiTv2(ModelMixin, ConfigMixin):
         """Return the layout of packed images of these ``sizes``; the same for every step of a sampler."""
         names = each(extrapolation, len(sizes))
         turned = [grid_rotations(tuple(size), *self._rope, name) for size, name in zip(sizes, names, strict=True)]
-        return Layout.of(turned, device)
+        return Layout.of(sizes, turned, device)
 
     def run(self, x: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
         """Return the prediction (n, c) for packed tokens ``x`` (n, c) and one row of ``modulation`` an image."""
-        *blocks, head = modulation.split([6 * self.config.dim] * self.config.depth + [2 * self.config.dim], -1)
-        x = self.embed(x)
+        dim, depth = self.config.dim, self.config.depth
+        *blocks, head, refine = modulation.split(
+            [6 * dim] * depth + [2 * dim, modulation.shape[-1] - 6 * dim * depth - 2 * dim], -1
+        )
+        noisy, x = x, self.embed(x)
         for block, rows in zip(self.blocks, blocks, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, x, rows, layout)
             else:
                 x = block(x, rows, layout)
         shift, scale = head.chunk(2, -1)
-        return self.head(self.head_norm(x, shift, scale, layout.image))
+        x = self.head_norm(x, shift, scale, layout.image)
+        if self.refinement is None:
+            return self.head(x)
+        return self.head(x) + self.refinement(x, noisy, refine, layout.image, layout.sizes)
 
     def _rows(self, t: Tensor | None, y: Tensor | None, modulation: Tensor | None, count: int) -> Tensor:
         if modulation is None:
@@ -350,7 +335,7 @@ class FiTv2(ModelMixin, ConfigMixin):
             rotations(places, *frequencies(size, *self._rope, name))
             for places, size, name in zip(positions, sizes, names, strict=True)
         ]
-        return Layout.of(turned, device)
+        return Layout.of(sizes, turned, device)
 
 
 def loss(

@@ -23,6 +23,7 @@ LARGEST = {
     "heads": 1024,
     "num_classes": 10**6,
     "trained_side": 65536,
+    "refine_dim": 65536,
 }
 
 
@@ -39,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "v1-XL/2": {"dim": 1152, "depth": 28, "heads": 16, "num_classes": 1001, "adaln": "normal"}
     | {"mlp": "swiglu_large", "learn_sigma": True, "channels_first": True},
     "S/2": _lora(384, 12, 6),
-    "toybox": _lora(256, 8, 8)
+    "toybox": _lora(256, 6, 8)
     | {
         "channels": 3,
         "patch": 8,
@@ -48,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "prediction": "sample",
         "class_std": 0.3,
         "adaln_rank": 48,
+        "refine_depth": 4,
     },
 }
 """Published sizes by their paper names (HR: post-trained at 1024 tokens with vision-ntk positions), and ours."""
@@ -63,6 +65,10 @@ def check_config(config: Any) -> None:
             raise InputError(f"{field} {config[field]!r}: must be an integer from 1 to {top}")
     if config.dim % config.heads or config.dim // config.heads % 4:
         raise InputError(f"dim {config.dim} over {config.heads} heads: the channels of a head must divide by 4")
+    if not isinstance(config.refine_depth, int) or not 0 <= config.refine_depth <= 1000:
+        raise InputError(f"refine_depth {config.refine_depth!r}: must be an integer from 0 to 1000")
+    if config.refine_depth and (config.patch % 2 or config.learn_sigma or config.channels_first):
+        raise InputError("refine_depth: only for networks of even patches in the layout of FiTv2, without learn_sigma")
     if config.num_classes < 2:
         raise InputError("num_classes counts the null class: 2 at least")
     if config.adaln == "lora" and not (isinstance(config.adaln_rank, int) and 1 <= config.adaln_rank <= 65536):
