@@ -14,6 +14,7 @@ _EXPORTS = {
     "FiTv2": "belvedere.generation.fitv2",
     "FiTv2Pipeline": "belvedere.generation.fitv2_pipeline",
     "InputError": "belvedere.errors",
+    "SegPIC": "belvedere.compression.segpic",
     "Toybox": "belvedere.data.toybox",
     "ToyClassifier": "belvedere.data.toybox.classifier",
     "load": "belvedere.checkpoints.store",
@@ -26,6 +27,7 @@ __all__ = [
     "FiTv2",
     "FiTv2Pipeline",
     "InputError",
+    "SegPIC",
     "ToyClassifier",
     "Toybox",
     "load",
@@ -35,6 +37,7 @@ __all__ = [
 if TYPE_CHECKING:
     from belvedere.checkpoints.official import load_official
     from belvedere.checkpoints.store import load
+    from belvedere.compression.segpic import SegPIC
     from belvedere.data.toybox import Toybox
     from belvedere.data.toybox.classifier import ToyClassifier
     from belvedere.errors import InputError

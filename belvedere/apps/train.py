@@ -192,7 +192,7 @@ class Trainer:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, clip / result.grad_norm)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = result.lr
+            group["lr"] = result.lr * group.get("lr_scale", 1.0)
         self.state.optimizer.step()
         self.state.ema.update(step)
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from belvedere.checkpoints.official_fitv2 import fitv2_config, fitv2_names, infer_fitv2
+from belvedere.checkpoints.official_segpic import infer_segpic, segpic_config, segpic_names
+from belvedere.compression import segpic_config as segpic_sizes
+from belvedere.compression.segpic import SegPIC
 from belvedere.errors import InputError
 from belvedere.generation import dimr_config as dimr_sizes
 from belvedere.generation import fitv2_config as fitv2_sizes
@@ -131,6 +134,7 @@ class _Importer(NamedTuple):
 IMPORTERS = {
     "dimr": _Importer(DiMR, dimr_names, dimr_config, _infer_dimr, dimr_sizes.VARIANTS),
     "fitv2": _Importer(FiTv2, fitv2_names, fitv2_config, infer_fitv2, fitv2_sizes.VARIANTS),
+    "segpic": _Importer(SegPIC, segpic_names, segpic_config, infer_segpic, segpic_sizes.VARIANTS),
 }
 
 
@@ -139,7 +143,7 @@ def load_official(
 ) -> Any:
     """Return our network with the numbers of a published state dict.
 
-    ``system``: "dimr" or "fitv2". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without unpickling
+    ``system``: "dimr", "fitv2" or "segpic". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without unpickling
     anything but tensors) or ``.safetensors`` file. ``config``: the official config fields, or the name of a variant;
     inferred for the published sizes. Raises ``InputError`` when names or shapes do not fit the config.
     """

@@ -5,6 +5,7 @@ from belvedere.kernels.concat import Accumulated, concat_add, concat_begin, conc
 from belvedere.kernels.gates import gated_mlp
 from belvedere.kernels.norms import Norm, gated_residual, modulate_norm, normalise, rms_norm, time_norm
 from belvedere.kernels.packed import Packed
+from belvedere.kernels.region import region_filter
 from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "modulate_norm",
     "normalise",
     "qk_norm_rope",
+    "region_filter",
     "rms_norm",
     "rotate_pairs",
     "time_norm",

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -120,3 +121,10 @@ def concat_norm_linear(
 ) -> Tensor:
     """Twin of ``concat_begin``, ``concat_add`` and ``concat_end``: the concatenation is made, normalised, projected."""
     return time_norm(torch.cat(list(parts), -1), gain, bias) @ weight.T + linear_bias
+
+
+def region_filter(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Twin of ``belvedere.kernels.region_filter``: all taps and all neighbours as maps of 9 c channels."""
+    shape = (len(x), x.shape[1], 9, *x.shape[2:])
+    taps = F.conv2d(features, weight, bias, padding=1, groups=x.shape[1]).reshape(shape)
+    return (taps * F.unfold(x, 3, padding=1).reshape(shape)).sum(2)
