@@ -18,8 +18,8 @@ from belvedere.apps.requests import GenerateRequest
 from belvedere.data.toybox import KINDS, Toybox
 
 ROOT = Path(__file__).parents[1]
-TRAINED = ("64x64", "48x96", "96x48", "32x32", "48x48", "96x32")
-BEYOND = ("none", "vision-ntk", "vision-yarn", "pi", "ntk")
+TRAINED = ("64x64", "48x96", "96x48")
+BEYOND = ("none", "vision-ntk")
 
 
 def judge_renders(size: str, count: int) -> float:
@@ -55,7 +55,7 @@ def main() -> None:
     """Print the table, write the JSON and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="fitv2-toybox")
-    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "extrapolation.json")
     parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args()

@@ -143,9 +143,9 @@ def load_official(
 ) -> Any:
     """Return our network with the numbers of a published state dict.
 
-    ``system``: "dimr", "fitv2" or "segpic". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without unpickling
-    anything but tensors) or ``.safetensors`` file. ``config``: the official config fields, or the name of a variant;
-    inferred for the published sizes. Raises ``InputError`` when names or shapes do not fit the config.
+    ``system``: "dimr", "fitv2" or "segpic". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without
+    unpickling anything but tensors) or ``.safetensors`` file. ``config``: the official config fields, or the name of a
+    variant; inferred for the published sizes. Raises ``InputError`` when names or shapes do not fit the config.
     """
     if system not in IMPORTERS:
         raise InputError(f"no importer for {system!r}: choose from {', '.join(IMPORTERS)}")

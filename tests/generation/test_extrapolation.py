@@ -1,4 +1,4 @@
-"""Positions beyond the trained grid, by hand: what each mode does to the angles, per axis, and how large cos and sin are."""
+"""Positions beyond the trained grid, by hand: what each mode does to the angles of each axis, and to their length."""
 
 import math
 
@@ -43,6 +43,11 @@ def test_ntk_keeps_the_fastest_and_stretches_the_slowest_by_the_scale() -> None:
     stretch = PLAIN / angles((48, 48), "ntk")[0]
     assert stretch[0] == 1 and stretch[-1].item() == pytest.approx(3, rel=1e-6)
     assert (stretch.diff() > 0).all()
+
+
+def test_ntk_keeps_a_single_frequency() -> None:
+    down, _, _ = frequencies((32, 32), 4, THETA, TRAINED, "ntk")
+    assert down.tolist() == [1.0]
 
 
 def test_yarn_by_hand() -> None:
@@ -125,13 +130,6 @@ def test_more_than_256_positions() -> None:
 def test_a_table_is_made_once() -> None:
     first, again = (grid_rotations((5, 7), HEAD_DIM, THETA, TRAINED, "ntk") for _ in range(2))
     assert all(a is b for a, b in zip(first, again, strict=True))
-
-
-def test_a_table_made_while_exporting_is_not_kept() -> None:
-    model, x, t, y = tiny(), torch.randn(4, 16), torch.rand(1), torch.zeros(1, dtype=torch.int64)
-    grid_rotations.cache_clear()
-    torch.export.export(model, (x, t, y), {"sizes": [(2, 2)]})
-    assert model(x, t, y, sizes=[(2, 2)]).isfinite().all()
 
 
 def test_a_table_made_among_meta_tensors_is_a_real_one() -> None:

@@ -53,7 +53,11 @@ def test_runs_of_one_length_share_a_call(monkeypatch: pytest.MonkeyPatch) -> Non
     offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     q, k, v = (random(sum(lengths), 2, 8, seed=seed) for seed in range(3))
     agree(
-        lambda *x: attend(*x, offsets=offsets, backend="sdpa"), lambda *x: reference.attend(*x, offsets=offsets), q, k, v
+        lambda *x: attend(*x, offsets=offsets, backend="sdpa"),
+        lambda *x: reference.attend(*x, offsets=offsets),
+        q,
+        k,
+        v,
     )
     assert batches == [3, 1, 1, 2, 1, 1]
 

@@ -108,7 +108,11 @@ def test_modulate_norm(
 ) -> None:
     shape, images, index = batch
     weight = [random(d, seed=3)] if weighted else []
-    inputs = random(*shape, d, dtype=dtype), random(images, d, dtype=rows, seed=1), random(images, d, dtype=rows, seed=2)
+    inputs = (
+        random(*shape, d, dtype=dtype),
+        random(images, d, dtype=rows, seed=1),
+        random(images, d, dtype=rows, seed=2),
+    )
 
     def of(ops: ModuleType) -> Callable[..., Tensor]:
         return lambda x, shift, scale, w=None: ops.modulate_norm(x, shift, scale, index, norm=norm, weight=w)
@@ -165,7 +169,8 @@ def test_qk_norm_rope(
 
         return joined
 
-    agree(of(kernels), of(reference), q, k, cos, sin, *weights)
+    loosest = 0.12 if dtype == torch.bfloat16 and weighted == "a head" else None  # a gradient summed over all tokens
+    agree(of(kernels), of(reference), q, k, cos, sin, *weights, loosest=loosest)
 
 
 def test_rotation_by_a_right_angle() -> None:
@@ -206,7 +211,8 @@ def test_concat_norm_linear(b: int, n: int, parts: int, c: int, dtype: torch.dty
     def plain(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
         return reference.concat_norm_linear(xs, gain, bias, weight, linear_bias)
 
-    agree(streamed, plain, gain, bias, weight, linear_bias, *activations)
+    loosest = 7e-2 if dtype == torch.bfloat16 else None  # a variance of four numbers can be small
+    agree(streamed, plain, gain, bias, weight, linear_bias, *activations, loosest=loosest)
 
 
 def test_concat_keeps_precision_far_from_zero() -> None:
