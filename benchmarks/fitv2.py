@@ -192,7 +192,7 @@ def sampling(variant: str, repeats: int, steps: int = 25) -> dict[str, Any]:
     plan = Plan(steps, Guidance(weight), "euler")
 
     def once() -> Tensor:
-        call = PackedCall(network, [size], [label], ["none"], plan.guidance, CAPACITY, visited(plan))
+        call = PackedCall(network, [size], [label], ["none"], plan.guidance, CAPACITY, visited(plan, True))
         return solve(call, noise, plan, lambda step: noise, lambda *state: None)
 
     def each_step() -> Tensor:

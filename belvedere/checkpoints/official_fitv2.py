@@ -79,6 +79,9 @@ def fitv2_config(official: Mapping[str, Any]) -> dict[str, Any]:
     known = (*_FIELDS, *_READ_ELSEWHERE, *_OF_THE_RUN)
     if unknown := [key for key in official if key not in known]:
         raise InputError(f"unknown official FiTv2 field {unknown[0]!r}: known are {', '.join(known)}")
+    needed = ("hidden_size", "depth", "num_heads", "num_classes", "q_norm", "k_norm")
+    if missing := [key for key in needed if key not in official]:
+        raise InputError(f"official FiTv2 config lacks {', '.join(missing)}")
     for key, value in (("rel_pos_embed", "rope"),):
         if official.get(key, value) != value:
             raise InputError(f"official {key} {official[key]!r}: only {value!r} is supported")
@@ -157,7 +160,7 @@ def _gate(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         if len(present) == 1:
             raise InputError(f"official weights have one half of {name} but not the other: the file is incomplete")
         if present:
-            fused[part] = torch.cat(present)
+            fused[part] = _joined(torch.cat, present, f"{name}_g and _x")
     return fused
 
 
@@ -175,4 +178,14 @@ def _stacked(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         for part in ("weight", "bias"):
             if f"{last}.{part}" in found:
                 maps.setdefault(f"modulation.up_{part}", []).append(found[f"{last}.{part}"])
-    return {name: (torch.cat if ".down." in name else torch.stack)(tensors) for name, tensors in maps.items()}
+    return {
+        name: _joined(torch.cat if ".down." in name else torch.stack, tensors, "adaLN_modulation of the blocks")
+        for name, tensors in maps.items()
+    }
+
+
+def _joined(join: Any, tensors: list[Tensor], name: str) -> Tensor:
+    if len({tensor.shape for tensor in tensors}) > 1:
+        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+        raise InputError(f"official weights have {name} of different shapes, {shapes}: the file is incomplete")
+    return join(tensors)

@@ -31,7 +31,7 @@ class Axis(NamedTuple):
 
 
 def _plain(axis: Axis) -> Tensor:
-    return axis.theta ** (-torch.arange(0, axis.dim, 2, dtype=torch.float64) / axis.dim)
+    return axis.theta ** (-torch.arange(0, axis.dim, 2, dtype=torch.float64, device="cpu") / axis.dim)
 
 
 def _interpolated(axis: Axis) -> Tensor:
@@ -39,7 +39,7 @@ def _interpolated(axis: Axis) -> Tensor:
 
 
 def _ntk(axis: Axis) -> Tensor:
-    return _plain(axis._replace(theta=axis.theta * axis.scale ** (axis.dim / (axis.dim - 2))))
+    return _plain(axis._replace(theta=axis.theta * axis.scale ** (axis.dim / max(axis.dim - 2, 1))))
 
 
 def _keep(axis: Axis, fast: float, slow: float) -> Tensor:
@@ -53,7 +53,7 @@ def _keep(axis: Axis, fast: float, slow: float) -> Tensor:
 
     low, high = max(math.floor(pair(fast)), 0), min(math.ceil(pair(slow)), axis.dim - 1)
     width = high - low if high != low else 0.001
-    ramp = (torch.arange(axis.dim // 2, dtype=torch.float64) - low) / width
+    ramp = (torch.arange(axis.dim // 2, dtype=torch.float64, device="cpu") - low) / width
     return 1 - ramp.clamp(0, 1)
 
 
@@ -126,7 +126,7 @@ def rotations(positions: Tensor, down: Tensor, right: Tensor, magnitude: float) 
 @lru_cache(maxsize=256)
 def grid_rotations(size: Size, head_dim: int, theta: float, trained: int, name: str) -> tuple[Tensor, Tensor]:
     """Return ``rotations`` of a whole grid, row by row: one table a size, made once."""
-    positions = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in size)).view(-1, 2)
+    positions = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32, device="cpu") for n in size)).view(-1, 2)
     return rotations(positions, *frequencies(size, head_dim, theta, trained, name))
 
 

@@ -271,7 +271,9 @@ class FiTv2(ModelMixin, ConfigMixin):
     def layout(self, sizes: Sequence[tuple[int, int]], extrapolation: str | Sequence[str], device: Any) -> Layout:
         """Return the layout of packed images of these ``sizes``; the same for every step of a sampler."""
         names = each(extrapolation, len(sizes))
-        turned = [grid_rotations(tuple(size), *self._rope, name) for size, name in zip(sizes, names, strict=True)]
+        traced = torch.compiler.is_compiling()  # then tensors are not real ones, which a cache may not keep
+        table = grid_rotations.__wrapped__ if traced else grid_rotations
+        turned = [table(tuple(size), *self._rope, name) for size, name in zip(sizes, names, strict=True)]
         return Layout.of(sizes, turned, device)
 
     def run(self, x: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
@@ -312,7 +314,7 @@ class FiTv2(ModelMixin, ConfigMixin):
         extrapolation: str | Sequence[str],
     ) -> Tensor:
         first = self.config.channels_first
-        places = Padded.of(mask)
+        places = Padded.of(mask).row_by_row(grid)
         positions = places.take(grid.transpose(1, 2)).flip(-1).float().cpu()  # (n, 2), rows and columns
         layout = self._layout_at(positions.split(places.offsets.diff().tolist()), sizes, extrapolation, x.device)
         rows = self._rows(t, y, None, len(x))[places.sequence]
@@ -330,6 +332,8 @@ class FiTv2(ModelMixin, ConfigMixin):
         if sizes is None:
             ends = [places.amax(0).long() + 1 for places in positions]
             sizes = [(int(height), int(width)) for height, width in ends]
+        if len(sizes) != len(positions):
+            raise InputError(f"{len(sizes)} sizes for {len(positions)} images: give one (h, w) each")
         names = each(extrapolation, len(positions))
         turned = [
             rotations(places, *frequencies(size, *self._rope, name))

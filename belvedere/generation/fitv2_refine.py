@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from belvedere import kernels
+from belvedere.errors import InputError
 
 
 class RefineBlock(nn.Module):
@@ -72,6 +73,8 @@ def from_cells(cells: Tensor, channels: int, side: int) -> Tensor:
 
 def convolve(conv: nn.Conv2d, cells: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Return the convolution of packed cells (4 n, c) over each image's grid, one by one: none has neighbours."""
+    if sum(4 * h * w for h, w in sizes) != len(cells):
+        raise InputError("tokens of images that do not fill their grid: a refined FiTv2 takes whole pictures")
     done = []
     for part, (h, w) in zip(cells.split([4 * h * w for h, w in sizes]), sizes, strict=True):
         grid = part.view(h, w, 2, 2, -1).transpose(1, 2).reshape(1, 2 * h, 2 * w, -1)  # (1, 2 h, 2 w, c)

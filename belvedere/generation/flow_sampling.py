@@ -23,6 +23,8 @@ class Field(Protocol):
     """What a solver asks of a packed call."""
 
     lengths: list[int]
+    reaches_end: bool
+    """Whether there is a velocity at t = 1; a network of clean pictures has none."""
 
     def clean(self, x: Tensor, t: float) -> Tensor: ...
 
@@ -50,6 +52,18 @@ class Plan:
             raise InputError(f"solver {self.solver} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
 
 
+class _Watched:
+    """The velocity of a field, and the clean data it implied last."""
+
+    def __init__(self, field: Field):
+        self.field = field
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        v = self.field.velocity(x, t)
+        self.clean = x + (1 - t) * v
+        return v
+
+
 def _multistep(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
     return dpm_solver_multistep(
         lambda x, t: field.clean(x, 1 - t),
@@ -62,11 +76,18 @@ def _multistep(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report
 
 def _fixed(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
     times = 1 - time_grid(Flow(), plan.steps, shift=plan.shift)
+    watched = _Watched(field)
 
-    def seen(step: int, t: float, x: Tensor, v: Tensor) -> None:
-        report(step, t, x, x + (1 - t) * v)
+    def part(x: Tensor, first: int, stop: int, method: Any) -> Tensor:
+        def seen(step: int, t: float, x: Tensor, v: Tensor) -> None:
+            report(first + step, t, x, watched.clean)
 
-    return integrate(field.velocity, x, times, plan.solver, callback=seen)  # type: ignore[arg-type]
+        return integrate(watched.velocity, x, times[first : stop + 1], method, callback=seen) if first < stop else x
+
+    if field.reaches_end or plan.solver == "euler":
+        return part(x, 0, plan.steps, plan.solver)
+    x = part(x, 0, plan.steps - 1, plan.solver)
+    return part(x, plan.steps - 1, plan.steps, "midpoint")  # heun and rk4 would ask for the velocity at the end
 
 
 def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
@@ -81,11 +102,13 @@ def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report)
 
 
 def _stochastic(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+    watched = _Watched(field)
+
     def seen(step: int, t: float, x: Tensor, v: Tensor) -> None:
-        report(step, t, x, x + (1 - t) * v)
+        report(step, t, x, watched.clean)
 
     method: Any = plan.solver.removeprefix("sde-")
-    return sde(field.velocity, x, plan.steps, noise=noise, method=method, callback=seen, **plan.options)
+    return sde(watched.velocity, x, plan.steps, noise=noise, method=method, callback=seen, **plan.options)
 
 
 SOLVERS: dict[str, Callable[[Field, Tensor, Plan, Noise, Report], Tensor]] = {
@@ -112,8 +135,8 @@ def solve(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> 
 class _Recorder:
     """A field that is zero everywhere and remembers when it was asked."""
 
-    def __init__(self) -> None:
-        self.lengths, self.times = [1], list[float]()
+    def __init__(self, reaches_end: bool) -> None:
+        self.lengths, self.times, self.reaches_end = [1], list[float](), reaches_end
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         self.times.append(t)
@@ -125,22 +148,26 @@ class _Recorder:
         raise NotImplementedError
 
 
-def visited(plan: Plan) -> list[float]:
-    """Return the times at which a plan's solver asks the network, in order: found by a run on nothing.
+def visited(plan: Plan, reaches_end: bool) -> list[float]:
+    """Return the times at which a plan's solver asks a network, in order: found by a run on nothing.
 
     Empty for the adaptive solver, which cannot know them.
     """
     if plan.solver == "dopri5":
         return []
-    recorder = _Recorder()
+    recorder = _Recorder(reaches_end)
     solve(recorder, torch.zeros(1, 1), plan, lambda step: torch.zeros(1, 1), lambda step, t, x, clean: None)
     return list(dict.fromkeys(recorder.times))
 
 
 def scheduler_times(schedulers: Sequence[Any], steps: int) -> list[float]:
     """Set the steps of flow-match schedulers, one an image, and return the times they visit."""
+    if steps < 1:
+        raise InputError(f"num_inference_steps {steps}: a scheduler needs steps >= 1")
     for scheduler in schedulers:
-        if "prediction_type" in scheduler.config and scheduler.config.prediction_type != "flow_prediction":
+        config = scheduler.config
+        flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
+        if not flow or not config.get("use_flow_sigmas", True):
             raise InputError(f"{type(scheduler).__name__} is not configured for flows: use a FlowMatch scheduler")
         scheduler.set_timesteps(steps)
     return [1 - float(n) / 1000 for n in schedulers[0].timesteps]

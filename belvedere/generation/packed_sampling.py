@@ -103,6 +103,7 @@ class PackedCall:
         self.lengths = [height * width for height, width in sizes]
         self.guidance, self.capacity = guidance, capacity
         self.table = ModulationTable(network, times)
+        self.reaches_end = network.config.prediction == "velocity"
         self.layouts: dict[tuple[int, ...], Layout] = {}
 
     def velocities(self, xs: Sequence[Tensor], ts: Sequence[float], images: Sequence[int]) -> list[Tensor]:
@@ -123,18 +124,33 @@ class PackedCall:
         return found if self.network.config.prediction == "sample" else x + (1 - t) * found
 
     def _predict(self, xs: Sequence[Tensor], ts: Sequence[float], images: Sequence[int]) -> list[Tensor]:
+        """Return the predictions of ``images``; guided and unguided ones have a call each, as they would alone."""
         weights = [self.guidance.at(t) for t in ts]
+        found: dict[int, Tensor] = {}
+        for guided in (False, True):
+            chosen = [i for i, weight in enumerate(weights) if (weight != 1) == guided]
+            if chosen:
+                out = self._guided(
+                    [xs[i] for i in chosen],
+                    [ts[i] for i in chosen],
+                    [images[i] for i in chosen],
+                    [weights[i] for i in chosen] if guided else None,
+                )
+                found |= dict(zip(chosen, out.split([len(xs[i]) for i in chosen]), strict=True))
+        return [found[i] for i in range(len(xs))]
+
+    def _guided(
+        self, xs: Sequence[Tensor], ts: Sequence[float], images: Sequence[int], weights: Sequence[float] | None
+    ) -> Tensor:
         x = torch.cat(list(xs))
-        if all(weight == 1 for weight in weights):
-            out = self._run([x], ts, images)
-        else:
-            conditional, unconditional = self._run([x, x], ts, images).chunk(2)
-            lengths = torch.tensor([len(part) for part in xs])
-            shares = torch.tensor(weights, dtype=torch.float32)
-            weight = torch.repeat_interleave(shares, lengths).to(x.device)[:, None]  # (n, 1)
-            channels = self.guidance.channels
-            out = combine(conditional, unconditional, weight, channels and channels * self.network.config.patch**2)
-        return list(out.split([len(part) for part in xs]))
+        if weights is None:
+            return self._run([x], ts, images)
+        conditional, unconditional = self._run([x, x], ts, images).chunk(2)
+        lengths = torch.tensor([len(part) for part in xs])
+        shares = torch.tensor(weights, dtype=torch.float32)
+        weight = torch.repeat_interleave(shares, lengths).to(x.device)[:, None]  # (n, 1)
+        channels = self.guidance.channels
+        return combine(conditional, unconditional, weight, channels and channels * self.network.config.patch**2)
 
     def _run(self, halves: Sequence[Tensor], ts: Sequence[float], images: Sequence[int]) -> Tensor:
         """Return the predictions (n, c) of each half, one behind the other, without the filling image."""

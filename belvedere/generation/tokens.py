@@ -49,6 +49,13 @@ class Padded(NamedTuple):
         images, counts = key.flatten()[order].unique_consecutive(return_counts=True)
         return cls(order, offsets_of(counts.tolist()), images // (int(ids.max()) + 1))
 
+    def row_by_row(self, grid: Tensor) -> "Padded":
+        """Return the same, each image's tokens in the order of their positions ``grid`` (b, 2, N), columns and rows."""
+        columns, rows = self.take(grid.transpose(1, 2)).unbind(-1)
+        image = torch.repeat_interleave(self.offsets.diff().long()).to(rows.device)
+        key = (image * (rows.max() + 1) + rows) * (columns.max() + 1) + columns
+        return self._replace(order=self.order[key.argsort()])
+
     def take(self, values: Tensor) -> Tensor:
         """Return the packed tokens (n, ...) of a padded batch (b, N, ...)."""
         return values.flatten(0, 1)[self.order]
