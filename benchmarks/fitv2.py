@@ -217,42 +217,56 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):7.3f} s   ({min(values):.3f} to {max(values):.3f})"
 
 
-def main() -> None:
-    """Print the tables and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", default="XL/2")
-    parser.add_argument("--sampling-variant", default="B/2")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fitv2.json")
-    options = parser.parse_args()
-    result = {
-        "cpu": processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    result["network"] = speed = network_speed(options.variant, options.repeats)
+def show_network(row: dict[str, Any]) -> None:
+    """Print what ``network_speed`` found."""
     for name in ("bfloat16", "float32"):
-        row = speed[name]
+        part = row[name]
         print(
-            f"{options.variant} 2 x 256 tokens, {name:9} {spread(row['seconds'])}  {row['share_of_peak']:.0%} of "
-            f"{row['gemm_peak_flops'] / 1e9:.0f} GFLOP/s ({row['flops'] / 1e9:.0f} GFLOP)"
+            f"{row['variant']} 2 x 256 tokens, {name:9} {spread(part['seconds'])}  {part['share_of_peak']:.0%} of "
+            f"{part['gemm_peak_flops'] / 1e9:.0f} GFLOP/s ({part['flops'] / 1e9:.0f} GFLOP)"
         )
-    result["packing"] = packed = packing(options.variant, options.repeats)
-    print(f"sizes {MIXED}: {packed['tokens']} tokens, padded form {packed['fill_of_padded']:.0%} full")
-    for name, values in packed["seconds"].items():
+
+
+def show_packing(row: dict[str, Any]) -> None:
+    """Print what ``packing`` found."""
+    print(f"sizes {MIXED}: {row['tokens']} tokens, padded form {row['fill_of_padded']:.0%} full")
+    for name, values in row["seconds"].items():
         print(f"  {name:14} {spread(values)}")
     print(
-        f"  packed / token sum {packed['packed_over_token_sum']:.3f}, "
-        f"padded / packed {packed['padded_over_packed']:.2f}, "
-        f"largest difference {packed['largest_difference']:.1e}"
+        f"  packed / token sum {row['packed_over_token_sum']:.3f}, padded / packed {row['padded_over_packed']:.2f}, "
+        f"largest difference {row['largest_difference']:.1e}"
     )
-    result["sampling"] = sampled = sampling(options.sampling_variant, max(2, options.repeats // 2))
-    for name, values in sampled["seconds"].items():
-        print(f"  {sampled['steps']} steps, work {name:9} {spread(values)}")
-    print(f"  gain {sampled['gain']:.3f}, largest difference {sampled['largest_difference']:.1e}")
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def show_sampling(row: dict[str, Any]) -> None:
+    """Print what ``sampling`` found."""
+    for name, values in row["seconds"].items():
+        print(f"{row['variant']}, {row['steps']} guided steps, work {name:9} {spread(values)}")
+    print(f"  gain {row['gain']:.3f}, largest difference {row['largest_difference']:.1e}")
+
+
+def main() -> None:
+    """Print the tables and write the JSON after each part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", default="XL/2")
+    parser.add_argument("--sampling-variant", default="S/2")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", default="network,packing,sampling")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fitv2.json")
+    options = parser.parse_args()
+    parts = {
+        "network": lambda: (network_speed(options.variant, options.repeats), show_network),
+        "packing": lambda: (packing(options.variant, options.repeats), show_packing),
+        "sampling": lambda: (sampling(options.sampling_variant, options.repeats), show_sampling),
+    }
+    machine = {"cpu": processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    machine |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    for name in options.parts.split(","):
+        result, show = parts[name]()
+        show(result)
+        before = json.loads(options.out.read_text()) if options.out.exists() else {}
+        options.out.parent.mkdir(exist_ok=True)
+        options.out.write_text(json.dumps(before | {name: machine | result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
