@@ -82,9 +82,8 @@ def fitv2_config(official: Mapping[str, Any]) -> dict[str, Any]:
     needed = ("hidden_size", "depth", "num_heads", "num_classes", "q_norm", "k_norm")
     if missing := [key for key in needed if key not in official]:
         raise InputError(f"official FiTv2 config lacks {', '.join(missing)}")
-    for key, value in (("rel_pos_embed", "rope"),):
-        if official.get(key, value) != value:
-            raise InputError(f"official {key} {official[key]!r}: only {value!r} is supported")
+    if official.get("rel_pos_embed", "rope") != "rope":
+        raise InputError(f"official rel_pos_embed {official['rel_pos_embed']!r}: only 'rope' is supported")
     if not official.get("class_dropout_prob", 0.1) > 0:
         raise InputError("official class_dropout_prob 0: a network without a null class is not supported")
     config = {"adaln": "normal"} | {ours: official[key] for key, ours in _FIELDS.items() if key in official}

@@ -218,6 +218,11 @@ class FiTv2(ModelMixin, ConfigMixin):
         """The label that stands for no class."""
         return self.config.num_classes - 1
 
+    @property
+    def reaches_end(self) -> bool:
+        """Whether it tells a velocity at t = 1; a network of clean pictures does not."""
+        return bool(self.config.prediction == "velocity")
+
     def modulate(self, t: Tensor, y: Tensor) -> Tensor:
         """Return the modulation rows (b, total) for times ``t`` (b,) in [0, 1] and labels ``y`` (b,).
 

@@ -176,7 +176,7 @@ class FiTv2Pipeline(ClassPipeline):
     ) -> list[Tensor]:
         """Return the samples (c, h, w), float32, of the images of one network call."""
         schedulers = None if self.scheduler is None else [copy.deepcopy(self.scheduler) for _ in noise]
-        ends = self.network.config.prediction == "velocity"
+        ends = self.network.reaches_end
         times = visited(plan, ends) if schedulers is None else scheduler_times(schedulers, plan.steps)
         call = PackedCall(self.network, grids, ids, names, plan.guidance, self.capacity, times)
         patch = self.network.config.patch

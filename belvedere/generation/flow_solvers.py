@@ -24,7 +24,6 @@ FixedStep = Literal["euler", "heun", "midpoint", "rk4"]
 SdeMethod = Literal["euler", "heun"]
 Diffusion = Literal["sigma", "constant", "SBDM", "linear", "decreasing", "increasing-decreasing"]
 LastStep = Literal["mean", "tweedie", "euler"]
-FLOW_SOLVERS = (*get_args(FixedStep), "dopri5", "sde")
 
 Slope = Callable[[Velocity, Tensor, float, float, Tensor], Tensor]  # of a step from s to t; v is the one at s
 Query = tuple[Tensor, float]  # a place (x, t) whose velocity an image's solver asks for

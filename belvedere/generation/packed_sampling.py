@@ -103,7 +103,7 @@ class PackedCall:
         self.lengths = [height * width for height, width in sizes]
         self.guidance, self.capacity = guidance, capacity
         self.table = ModulationTable(network, times)
-        self.reaches_end = network.config.prediction == "velocity"
+        self.reaches_end = network.reaches_end
         self.layouts: dict[tuple[int, ...], Layout] = {}
 
     def velocities(self, xs: Sequence[Tensor], ts: Sequence[float], images: Sequence[int]) -> list[Tensor]:

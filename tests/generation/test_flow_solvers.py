@@ -12,7 +12,6 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.generation.flow_solvers import (
-    FLOW_SOLVERS,
     Diffusion,
     FixedStep,
     LastStep,
@@ -263,7 +262,7 @@ SOLVERS: dict[str, Callable[..., object]] = {
 }
 
 
-@pytest.mark.parametrize("solver", FLOW_SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_callback_sees_every_update_and_may_stop(solver: str) -> None:
     x, seen = random(5), []
 
