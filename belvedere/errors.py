@@ -6,3 +6,23 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2; the library raises it like any ``ValueError``.
     """
+
+
+class BitstreamError(InputError):
+    """A compressed file or stream that cannot be decoded. Every reason has a class of its own."""
+
+
+class TruncatedError(BitstreamError):
+    """It ends before it should."""
+
+
+class DamagedError(BitstreamError):
+    """What it says does not fit together: a checksum, a length, a number outside its range."""
+
+
+class UnsupportedError(BitstreamError):
+    """It is no file of ours, of a version unknown here, or larger than allowed."""
+
+
+class WrongModelError(BitstreamError):
+    """It was made with another model than the one at hand."""
