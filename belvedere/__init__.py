@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "BitstreamError": "belvedere.errors",
     "DiMR": "belvedere.generation.dimr",
     "DiMRPipeline": "belvedere.generation.pipelines",
     "FiTv2": "belvedere.generation.fitv2",
@@ -17,11 +18,15 @@ _EXPORTS = {
     "SegPIC": "belvedere.compression.segpic",
     "Toybox": "belvedere.data.toybox",
     "ToyClassifier": "belvedere.data.toybox.classifier",
+    "decode": "belvedere.compression.codec",
+    "encode": "belvedere.compression.codec",
     "load": "belvedere.checkpoints.store",
+    "load_codec": "belvedere.checkpoints.codecs",
     "load_official": "belvedere.checkpoints.official",
 }
 
 __all__ = [
+    "BitstreamError",
     "DiMR",
     "DiMRPipeline",
     "FiTv2",
@@ -30,17 +35,22 @@ __all__ = [
     "SegPIC",
     "ToyClassifier",
     "Toybox",
+    "decode",
+    "encode",
     "load",
+    "load_codec",
     "load_official",
 ]
 
 if TYPE_CHECKING:
+    from belvedere.checkpoints.codecs import load_codec
     from belvedere.checkpoints.official import load_official
     from belvedere.checkpoints.store import load
+    from belvedere.compression.codec import decode, encode
     from belvedere.compression.segpic import SegPIC
     from belvedere.data.toybox import Toybox
     from belvedere.data.toybox.classifier import ToyClassifier
-    from belvedere.errors import InputError
+    from belvedere.errors import BitstreamError, InputError
     from belvedere.generation.dimr import DiMR
     from belvedere.generation.fitv2 import FiTv2
     from belvedere.generation.fitv2_pipeline import FiTv2Pipeline

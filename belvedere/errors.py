@@ -1,4 +1,4 @@
-"""The one exception a user can cause."""
+"""What a user, or a file, can cause."""
 
 
 class InputError(ValueError):

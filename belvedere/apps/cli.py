@@ -10,19 +10,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from belvedere.apps import cli_compress
+from belvedere.apps.cli_common import Json, progress_bar
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
-    from belvedere.apps.work import Progress
+    pass
 
 
 class _NameOrCommand(TyperGroup):
@@ -54,7 +54,6 @@ Extrapolation = Annotated[
         help="Positions beyond the trained size: none, vision-ntk, vision-yarn, pi ... Default: the model's own."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -128,7 +127,7 @@ def generate(
     if grid:
         output.check_sheet(grid, count)
     began = time.monotonic()
-    with _progress(f"loading {model}", f"{count} pictures") as progress:
+    with progress_bar(f"loading {model}", f"{count} pictures") as progress:
         job = work.prepare(request)
         made = output.write_pictures(job, out, kind, grid, progress)
     result = {"model": model, "seed": seed, "seconds": round(time.monotonic() - began, 1), "pictures": made}
@@ -165,7 +164,7 @@ def regenerate(
         output.kind_of(target)
         if target.exists():
             raise InputError(f"{target} exists; choose another --out, or move it away")
-    with _progress(f"loading the model of {image.name}", "1 picture") as progress:
+    with progress_bar(f"loading the model of {image.name}", "1 picture") as progress:
         done = work.regenerate(image, model=model, progress=progress)
     if target:
         output.save(done.picture.image, target, done.picture.record.to_json())
@@ -245,7 +244,7 @@ def train_prepare(
     """
     from belvedere.apps.prepare import pictures_at, prepare
 
-    with _progress(f"loading {vae}", "encoding pictures") as progress:
+    with progress_bar(f"loading {vae}", "encoding pictures") as progress:
         code = prepare(
             pictures_at(data),
             out,
@@ -290,7 +289,7 @@ def evaluate_generation(
     """
     from belvedere.apps.evaluate import evaluate_generation as run
 
-    with _progress(f"loading {model}", f"{count} pictures") as progress:
+    with progress_bar(f"loading {model}", f"{count} pictures") as progress:
         found = run(
             model,
             count=count,
@@ -311,6 +310,10 @@ def evaluate_generation(
         print(json.dumps(found))
     else:
         print("\n".join(f"{key:20} {value}" for key, value in found.items()))
+
+
+app.command()(cli_compress.compress)
+app.command()(cli_compress.decompress)
 
 
 @models_app.callback()
@@ -349,20 +352,6 @@ def doctor(as_json: Json = False) -> None:
     found = checks.report()
     print(json.dumps(found)) if as_json else checks.print_report(found)
     raise typer.Exit(1 if checks.faults(found) else 0)
-
-
-@contextmanager
-def _progress(loading: str, working: str) -> "Iterator[Progress | None]":
-    """Show a bar on stderr when it is a terminal, by one process only; yield the function that moves it."""
-    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(loading, total=None)
-        yield lambda done, total: bar.update(task, description=working, completed=done, total=total)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -12,6 +12,7 @@ from belvedere.checkpoints.store import DTYPES
 from belvedere.errors import InputError
 
 DEFAULT_MODEL = "dimr-toybox"
+DEFAULT_CODEC = "segpic-photo"
 MAX_COUNT = 1_000_000
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
@@ -62,8 +63,7 @@ class GenerateRequest:
             _text("extrapolation", self.extrapolation)
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", self.device):
-            raise InputError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}")
+        _check_device(self.device)
         if len(self.to_json()) > MAX_JSON:
             many = f"{len(self.classes)} classes and {len(self.sizes)} sizes"
             raise InputError(f"classes or sizes: {many} are too many for one request; split it")
@@ -97,6 +97,51 @@ class GenerateRequest:
         return cls(**{**values, **listed})
 
 
+METADATA = ("colour", "all", "none")
+
+
+@dataclass(frozen=True)
+class CompressRequest:
+    """Pictures as small files by a codec.
+
+    ``model``: embedded name, folder or hub id. One of ``quality``, 1 to the model's highest; ``bpp``, the most bits a
+    pixel; ``psnr``, the least dB. ``metadata``: what is kept, "colour" (the profile), "all" (EXIF too) or "none".
+    ``background``: colour that transparency is laid over; None = such a picture is refused. ``jobs``: tiles at once,
+    1 to 64. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
+    """
+
+    model: str = DEFAULT_CODEC
+    quality: float | None = None
+    bpp: float | None = None
+    psnr: float | None = None
+    metadata: str = "colour"
+    background: str | None = None
+    jobs: int = 1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _text("model", self.model)
+        if sum(value is not None for value in (self.quality, self.bpp, self.psnr)) > 1:
+            raise InputError("give one of quality, target bpp and target PSNR, not several")
+        for name, value, high in (("quality", self.quality, 64), ("bpp", self.bpp, 64), ("psnr", self.psnr, 100)):
+            if value is not None:
+                _number(name, value, 1.0 if name == "quality" else 0.0, high)
+        if self.metadata not in METADATA:
+            raise InputError(f"metadata must be one of {', '.join(METADATA)}, not {self.metadata!r}")
+        if self.background is not None:
+            _text("background", self.background)
+        _whole("jobs", self.jobs, 1, 64)
+        _check_device(self.device)
+
+
+def parse_region(text: str) -> tuple[int, int, int, int]:
+    """Return (x, y, width, height) of text like "100,50,640,480"."""
+    if not (match := re.fullmatch(r"\s*" + r"\s*,\s*".join([r"([0-9]{1,9})"] * 4) + r"\s*", text)):
+        raise InputError(f"region {text[:80]!r}: write X,Y,WIDTH,HEIGHT in pixels, like 100,50,640,480")
+    x, y, width, height = map(int, match.groups())
+    return x, y, width, height
+
+
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     """Return the (width, height) pairs in text like "48x96,64x64"; nothing in empty text."""
     sizes = []
@@ -118,6 +163,11 @@ def _check_sizes(sizes: object) -> None:
     for size in sizes:
         for side in size:
             _whole(f"sizes: a side of {'x'.join(repr(part)[:20] for part in size)}", side, 1, MAX_SIDE)
+
+
+def _check_device(device: object) -> None:
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", device):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}")
 
 
 def _text(name: str, value: object) -> None:

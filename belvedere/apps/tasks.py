@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ DATASETS = {
     "folder": ("belvedere.data.folders", "ImageFolder"),
     "latents": ("belvedere.data.latents", "Latents"),
     "mixed-latents": ("belvedere.data.latents", "MixedLatents"),
+    "photographs": ("belvedere.data.photographs", "Photographs"),
+    "panoptic": ("belvedere.data.photographs", "PanopticPhotographs"),
 }
 """Every dataset by the name that a config's ``data.kind`` gives."""
 
@@ -223,6 +225,48 @@ def _export_pipeline(pipeline: Any, dtype: str, folder: Path, facts: dict[str, A
     return store.save(pipeline, folder, facts)
 
 
+def segpic_task(config: TrainConfig) -> Task:
+    """SegPIC: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config; ``loss`` has
+    ``weights``, a lambda for each rate, and ``prototype_share``."""
+    from belvedere.checkpoints.codecs import save_codec
+    from belvedere.compression import segpic
+    from belvedere.compression.segpic_config import STRIDE, VARIANTS
+
+    dataset, model = make_dataset(config.data), _make_network(segpic.SegPIC, VARIANTS, config.model)
+    check_keys(config.loss, ("weights", "prototype_share"), "loss.")
+    _check_numbers(config.loss, ("prototype_share",))
+    weights = config.loss.get("weights", [0.013])
+    if not isinstance(weights, list) or not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
+        raise InputError(f"config loss.weights: {weights!r} must be a list of numbers above 0")
+    if len(weights) != max(1, model.config.rates):
+        raise InputError(
+            f"config loss.weights: {len(weights)} for {max(1, model.config.rates)} rates; give one for each"
+        )
+    if getattr(dataset, "size", 0) % STRIDE:
+        raise InputError(f"config data.size {dataset.size}: must be a multiple of {STRIDE}")  # type: ignore[attr-defined]
+    examples = dataset.batch(range(0, len(dataset), max(1, len(dataset) // 8)))["image"][:8]
+    return Task(
+        model=model,
+        dataset=dataset,
+        loss=partial(segpic.loss, **config.loss),
+        groups=segpic.parameter_groups,
+        export=lambda network, folder, facts: save_codec(
+            cast(segpic.SegPIC, network), config.export.dtype, folder, facts
+        ),
+        sheet=lambda network, path: _segpic_sheet(network, (examples + 1) / 2, path),
+    )
+
+
+@torch.no_grad()
+def _segpic_sheet(network: Any, examples: Tensor, path: Path) -> None:
+    """Write a sheet of pictures (b, 3, h, w) in [0, 1]: a row as they are, and one a rate as they come out."""
+    rows = [examples.to(network.device)]
+    for rate in range(max(1, network.config.rates)):
+        quality = torch.full((len(examples),), float(rate), device=network.device) if network.config.rates else None
+        rows.append(network(rows[0], quality=quality).reconstruction.clamp(0, 1))
+    save_grid(torch.cat(rows), len(examples), path)
+
+
 def toybox_classifier_task(config: TrainConfig) -> Task:
     """The classifier that measures generated toys: ``model`` is {width, size}."""
     from belvedere.data.toybox.classifier import ToyClassifier, loss, parameter_groups
@@ -257,6 +301,7 @@ def _export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[st
 TASKS: dict[str, Callable[[TrainConfig], Task]] = {
     "dimr": dimr_task,
     "fitv2": fitv2_task,
+    "segpic": segpic_task,
     "toybox-classifier": toybox_classifier_task,
 }
 """Every task by the name that a config's ``task`` gives."""

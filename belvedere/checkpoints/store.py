@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,16 +169,22 @@ def choose_dtype(dtype: "torch.dtype | str | None", device: "torch.device") -> "
 
 
 def save(pipeline: Any, folder: Path, facts: dict[str, Any]) -> str:
+    """Write the folder of a pipeline and its card; see ``save_folder``."""
+    return save_folder(partial(pipeline.save_pretrained, safe_serialization=True), folder, facts)
+
+
+def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, Any]) -> str:
     """Write a model folder and its card (``facts`` and the digest) whole or not at all; return the digest.
 
-    A model already there is replaced. Raises ``InputError`` when ``folder`` holds something else.
+    ``write(path)`` writes the model to a folder that does not exist yet. A model already there is replaced. Raises
+    ``InputError`` when ``folder`` holds something else.
     """
     if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty and not a model; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
-        pipeline.save_pretrained(fresh, safe_serialization=True)
+        write(fresh)
         found = digest(fresh)
         with atomic_write(fresh / "card.json") as file:
             file.write(json.dumps({**facts, "digest": found}, indent=2).encode() + b"\n")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from belvedere import kernels
 from belvedere.compression.context import Context
+from belvedere.compression.gain import Gain
 from belvedere.compression.layers import GDN, AttentionModule, Down, Up
 from belvedere.compression.probabilities import Bottleneck, gaussian_likelihood, rate_noise, round_through
 from belvedere.compression.regions import Places, places
@@ -33,6 +34,8 @@ from belvedere.seeds import BatchRng
 
 SLOPE = 0.1
 """Of the leaky ReLUs."""
+AUXILIARY = 1e-3
+"""Weight of the auxiliary loss. Adam moves the quantiles alike for any; clipping does not see one as small as this."""
 
 
 class Coded(NamedTuple):
@@ -119,7 +122,7 @@ class SegPIC(ModelMixin, ConfigMixin):
     the last convolution. ``hyper``: widths of the hyper analysis, the last those of the hyper latent, at a 64th.
     ``prototype``: widths of the prototype coders, the last that of the code. ``context``: widths of the context
     networks. ``heads``, ``windows``: of the attention at a quarter and at a sixteenth. ``grid``: cells a side where
-    no regions are given.
+    no regions are given. ``rates``: how many rates one network has (``Gain``); 0 as published, a network a rate.
     """
 
     @register_to_config
@@ -137,6 +140,7 @@ class SegPIC(ModelMixin, ConfigMixin):
         heads: int = 8,
         windows: Sequence[int] = (8, 4),
         grid: int = 4,
+        rates: int = 0,
     ):
         super().__init__()
         check_config(self.config)
@@ -156,6 +160,7 @@ class SegPIC(ModelMixin, ConfigMixin):
         self.hyper_means, self.hyper_scales = _hyper_synthesis(latent, hyper), _hyper_synthesis(latent, hyper)
         self.bottleneck = Bottleneck(hyper[-1])
         self.channel_context = Context(self.config)
+        self.gain = Gain(rates, latent) if rates else None
 
     @classmethod
     def from_variant(cls, name: str) -> "SegPIC":
@@ -165,12 +170,19 @@ class SegPIC(ModelMixin, ConfigMixin):
         return cls(**VARIANTS[name])
 
     def forward(
-        self, x: Tensor, regions: Tensor | None = None, *, grid: int | None = None, rng: BatchRng | None = None
+        self,
+        x: Tensor,
+        regions: Tensor | None = None,
+        *,
+        quality: Tensor | None = None,
+        grid: int | None = None,
+        rng: BatchRng | None = None,
     ) -> Coded:
         """Return what a decoder makes of pictures ``x`` (b, 3, h, w) in [0, 1], and how probable what it reads is.
 
         ``h`` and ``w`` are multiples of 64. ``regions``: labels of the pixels, integers (b, h, w), numbered from 0 in
-        each picture; without them a grid of ``grid`` cells a side, by default the config's. ``rng``: likelihoods are
+        each picture; without them a grid of ``grid`` cells a side, by default the config's. ``quality`` (b,): the rate
+        of each picture, from 0 to the config's ``rates`` - 1, for a network that has rates. ``rng``: likelihoods are
         those of latents with uniform noise, for training; without it those of the rounded ones. The reconstruction is
         from rounded latents either way.
         """
@@ -180,13 +192,22 @@ class SegPIC(ModelMixin, ConfigMixin):
         likelihoods: dict[str, Tensor] = {}
         features = self.analysis1(x)
         prototypes1, likelihoods["prototypes1"] = self.prototypes1(features, quarter, rng, "prototypes1")
-        y = self.analysis2(self.encoder_rat(features, prototypes1, quarter)).float()
+        gain, inverse = self.gains(quality)
+        y = self.analysis2(self.encoder_rat(features, prototypes1, quarter)).float() * gain
         prototypes2, likelihoods["prototypes2"] = self.prototypes2(y, sixteenth, rng, "prototypes2")
         z = self.hyper_analysis(self.hyper_rat(y, prototypes2, sixteenth)).float()
         z, likelihoods["z"] = self.bottleneck(z, rate_noise(rng, "z", z, [1] * len(z)))
         means, scales = self.hyper_synthesis(z, prototypes2, sixteenth)
         latent, likelihoods["y"] = self.code(y, means, scales, rate_noise(rng, "y", y, [1] * len(y)))
-        return Coded(self.synthesise(latent, prototypes1, quarter), likelihoods)
+        return Coded(self.synthesise(latent * inverse, prototypes1, quarter), likelihoods)
+
+    def gains(self, quality: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        """Return the factors (b, c, 1, 1) of the latent before and after rounding; 1 for a network of one rate."""
+        if (quality is None) != (self.gain is None):
+            rates = self.config.rates
+            found = f"{rates} rates: give a quality" if rates else "one rate: give no quality"
+            raise InputError(f"this network has {found}")
+        return (1.0, 1.0) if self.gain is None or quality is None else self.gain(quality)
 
     def hyper_synthesis(self, z: Tensor, prototypes: Tensor, place: Places) -> tuple[Tensor, Tensor]:
         """Return the maps (b, c, h, w) that means and scales of the latent are made from, of rounded ``z``."""
@@ -218,26 +239,45 @@ class SegPIC(ModelMixin, ConfigMixin):
 
 
 def loss(
-    model: SegPIC, batch: dict[str, Tensor], rng: BatchRng, *, weight: float = 0.013
+    model: SegPIC,
+    batch: dict[str, Tensor],
+    rng: BatchRng,
+    *,
+    weights: Sequence[float] = (0.013,),
+    prototype_share: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the rate-distortion loss of a batch plus the auxiliary loss, and what to log.
 
     ``batch``: ``image`` (b, 3, h, w) in [-1, 1] and, unless the grid is to be used, ``regions``, integers (b, h, w).
-    ``weight``: lambda, published from 0.0018 to 0.0483.
+    ``weights``: lambda, published from 0.0018 to 0.0483; of a network of many rates one for each, from the lowest, and
+    every picture of the batch draws its rate. ``prototype_share``: what counts of the prototypes' bits; below 1 where
+    crops stand for larger pictures, which pay for as many prototypes.
     """
     x = (batch["image"] + 1) / 2
-    value, logs = rate_distortion(model(x, batch.get("regions"), rng=rng), x, weight)
+    quality, weight = None, torch.full((len(x),), weights[0], device=x.device)
+    if model.config.rates:
+        drawn = (rng.uniform("quality") * len(weights)).long()
+        quality, weight = drawn.float(), torch.tensor(weights, device=x.device)[drawn]
+    coded = model(x, batch.get("regions"), quality=quality, rng=rng)
+    value, logs = rate_distortion(coded, x, weight, prototype_share)
     auxiliary = model.quantile_loss()
-    return value + auxiliary, logs | {"auxiliary": auxiliary.item()}
+    return value + AUXILIARY * auxiliary, logs | {"auxiliary": auxiliary.item()}
 
 
-def rate_distortion(coded: Coded, x: Tensor, weight: float) -> tuple[Tensor, dict[str, float]]:
-    """Return weight * 255^2 * mean squared error + bits a pixel, and its parts, for pictures ``x`` in [0, 1]."""
+def rate_distortion(
+    coded: Coded, x: Tensor, weight: float | Tensor, prototype_share: float = 1.0
+) -> tuple[Tensor, dict[str, float]]:
+    """Return weight * 255^2 * mean squared error + bits a pixel, and its parts, for pictures ``x`` in [0, 1].
+
+    ``weight``: one for all or one a picture (b,).
+    """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    rate = sum((-torch.log2(likelihood).sum() for likelihood in coded.likelihoods.values()), x.new_zeros(())) / pixels
-    error = F.mse_loss(coded.reconstruction.float(), x)
-    value = weight * 255**2 * error + rate
-    return value, {"loss": value.item(), "bpp": rate.item(), "mse": error.item()}
+    bits = {name: -torch.log2(likelihood).sum() for name, likelihood in coded.likelihoods.items()}
+    shares = {name: prototype_share if name.startswith("prototypes") else 1.0 for name in bits}
+    rate = sum((shares[name] * count for name, count in bits.items()), x.new_zeros(())) / pixels
+    errors = F.mse_loss(coded.reconstruction.float(), x, reduction="none").mean((1, 2, 3))  # (b,)
+    value = (weight * 255**2 * errors).mean() + rate
+    return value, {"loss": value.item(), "bpp": rate.item(), "mse": errors.mean().item()}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

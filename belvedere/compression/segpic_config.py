@@ -7,7 +7,16 @@ from belvedere.errors import InputError
 STRIDE = 64
 """Pictures are multiples of this many pixels on both sides."""
 
-LARGEST = {"channels": 8192, "latent": 8192, "head": 8192, "slices": 64, "support": 64, "heads": 256, "grid": 64}
+LARGEST = {
+    "channels": 8192,
+    "latent": 8192,
+    "head": 8192,
+    "slices": 64,
+    "support": 64,
+    "heads": 256,
+    "grid": 64,
+    "rates": 64,
+}
 LENGTHS = {"hyper": 4, "prototype": 2, "context": 4, "windows": 2}
 """Fields that are lists of widths, and how many each has."""
 
@@ -20,14 +29,19 @@ def _width(divisor: int) -> dict[str, Any]:
     return narrow | {field: [width // divisor for width in list_] for field, list_ in lists.items()}
 
 
-VARIANTS: dict[str, dict[str, Any]] = {"SegPIC": _width(1), "SegPIC/4": _width(4), "SegPIC/8": _width(8)}
-"""The published network, one for all rates, and the same at a quarter and an eighth of its width."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "SegPIC": _width(1),
+    "SegPIC/4": _width(4),
+    "SegPIC/8": _width(8),
+    "photo": _width(4) | {"slices": 5, "rates": 8},
+}
+"""The published network, of one rate; the same at a quarter and an eighth of its width; our small one, of 8 rates."""
 
 
 def check_config(config: Any) -> None:
     """Raise ``InputError`` unless the fields of a SegPIC's config are known and fit together."""
     for field, top in LARGEST.items():
-        least = 0 if field == "support" else 1
+        least = 0 if field in ("support", "rates") else 1
         if not isinstance(config[field], int) or not least <= config[field] <= top:
             raise InputError(f"{field} {config[field]!r}: must be an integer from {least} to {top}")
     for field, length in LENGTHS.items():

@@ -2,7 +2,10 @@
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +13,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.limits import MAX_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PIXELS = 64_000_000
-"""Below the 89 million at which Pillow itself begins to warn."""
+
+
+class Photograph(NamedTuple):
+    """A picture and what its file says of it."""
+
+    image: Image.Image
+    """Upright, RGB or 8-bit grey ("L")."""
+    profile: bytes
+    """ICC colour profile; empty without one that fits the picture."""
+    exif: bytes
+    """EXIF data, the orientation taken out; empty without any."""
 
 
 def open_image(source: Path | str | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -23,18 +36,64 @@ def open_image(source: Path | str | bytes, *, name: str = "", max_pixels: int = 
     brought to 8 bits, of an animation the first frame is taken. Anything unreadable, and a picture of more than
     ``max_pixels`` (known before it is decoded), raises ``InputError`` naming ``name``, by default the path.
     """
+    with _opened(source, name, max_pixels) as image:
+        return _to_rgb(image)
+
+
+def open_photograph(
+    source: Path | str | bytes, *, background: str | None = None, name: str = "", max_pixels: int = MAX_PIXELS
+) -> Photograph:
+    """Return the picture in a file, or in its encoded bytes, and its metadata; see ``open_image``.
+
+    Transparency is laid over ``background``, the name or #hex of a colour; without one a picture that has some raises
+    ``InputError``.
+    """
+    with _opened(source, name, max_pixels) as image:
+        profile, exif = image.info.get("icc_profile") or b"", image.getexif()
+        if image.has_transparency_data:
+            image = _flatten(image, background, name or str(source))
+        image = image if image.mode == "L" else _grey(image) or _to_rgb(image)
+        if profile[16:20] != {"L": b"GRAY", "RGB": b"RGB "}[image.mode]:
+            profile = b""
+        return Photograph(image, profile, exif.tobytes() if exif else b"")
+
+
+@contextmanager
+def _opened(source: Path | str | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture and turn it upright; all that goes wrong becomes an ``InputError``."""
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise InputError(f"{name} has {image.width} x {image.height} pixels: at most {max_pixels} allowed")
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield ImageOps.exif_transpose(image)
     except InputError:
         raise
     except Exception as error:  # damaged bytes make decoders and EXIF readers raise anything, TypeError included
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"cannot read {name}: {error.strerror}") from error
         raise InputError(f"{name} is not a whole PNG, JPEG or WebP picture: replace or remove it") from error
+
+
+def _flatten(image: Image.Image, background: str | None, name: str) -> Image.Image:
+    """Return a picture with transparency as RGB over a colour."""
+    colours = image.convert("RGBA")
+    if colours.getchannel("A").getextrema()[0] == 255:
+        return colours.convert("RGB")
+    if background is None:
+        raise InputError(f"{name} has transparent parts, which are not kept: lay it over a colour (--background white)")
+    try:
+        below = Image.new("RGBA", colours.size, background)
+    except ValueError as error:
+        raise InputError(f"background {background!r} is no colour: give a name or #hex") from error
+    return Image.alpha_composite(below, colours).convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image | None:
+    """Return a picture of a grey mode as 8-bit grey; None for one of colours."""
+    if image.mode in ("1", "LA", "La") or image.mode.startswith("I"):
+        return _to_rgb(image).getchannel(0)
+    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

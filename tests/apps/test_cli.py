@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,30 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from belvedere.apps import cli, record
+from tests.apps.conftest import Done, assert_refused
 from tests.conftest import Run
 
 WEIGHTS = "network/diffusion_pytorch_model.safetensors"
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    error: str
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
-    """Run ``main()`` in this process: the same path as the command, without two seconds of imports."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["belvedere", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -49,15 +28,6 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def assert_refused(done: Done, *words: str) -> None:
-    """One line on stderr, exit code 2, nothing on stdout."""
-    assert done.code == 2, done
-    assert done.out == ""
-    assert done.error.startswith("belvedere: error: ") and done.error.count("\n") == 1
-    for word in words:
-        assert word in done.error
 
 
 def copy_without_card(model: Path, folder: Path) -> Path:

@@ -36,12 +36,15 @@ def halves(batch: int = 1) -> Tensor:
     return regions
 
 
-@pytest.mark.parametrize(("name", "count"), [("SegPIC", 83_503_971), ("SegPIC/4", 5_264_883), ("SegPIC/8", 1_333_435)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("SegPIC", 83_503_971), ("SegPIC/4", 5_264_883), ("SegPIC/8", 1_333_435), ("photo", 3_885_863)],
+)
 def test_parameter_counts(name: str, count: int) -> None:
     with torch.device("meta"):
         model = SegPIC.from_variant(name)
     assert sum(p.numel() for p in model.parameters()) == count
-    assert set(VARIANTS) == {"SegPIC", "SegPIC/4", "SegPIC/8"}
+    assert set(VARIANTS) == {"SegPIC", "SegPIC/4", "SegPIC/8", "photo"}
 
 
 def test_the_constructor_alone_makes_the_published_network() -> None:

@@ -1,0 +1,28 @@
+"""What the verbs of the command line share."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from belvedere.apps.work import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+@contextmanager
+def progress_bar(loading: str, working: str) -> "Iterator[Progress | None]":
+    """Show a bar on stderr when it is a terminal, by one process only; yield the function that moves it."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(loading, total=None)
+        yield lambda done, total: bar.update(task, description=working, completed=done, total=total)

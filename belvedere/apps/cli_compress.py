@@ -1,0 +1,146 @@
+"""The verbs of the codec: ``belvedere compress`` and ``belvedere decompress``."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from belvedere.apps.cli_common import Json, progress_bar
+from belvedere.apps.requests import DEFAULT_CODEC, CompressRequest, parse_region
+from belvedere.errors import InputError
+
+Codec = Annotated[str, typer.Option("--model", help="Embedded name, folder, or hub id of the codec.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Jobs = Annotated[int, typer.Option(help="Tiles of a large picture at once.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
+
+
+def compress(
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP pictures.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File, or folder for several. Default: beside each picture.")
+    ] = None,
+    quality: Annotated[
+        float | None, typer.Option(help="1 (smallest) to 8 (best), fractions too. Default: 4.", show_default=False)
+    ] = None,
+    target_bpp: Annotated[float | None, typer.Option(help="Instead: at most so many bits a pixel.")] = None,
+    target_psnr: Annotated[float | None, typer.Option(help="Instead: at least so many dB.")] = None,
+    regions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Grey picture of the same size: white matters, black does not.")
+    ] = None,
+    metadata: Annotated[str, typer.Option(help="Keep colour (the profile), all (EXIF too) or none.")] = "colour",
+    background: Annotated[str | None, typer.Option(help="Colour to lay transparency over, like white.")] = None,
+    model: Codec = DEFAULT_CODEC,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compress pictures into .bvd files.
+
+    The same file decodes on every machine, or is refused: never a wrong picture.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere compress photo.jpg -o photo.bvd --quality 3
+      belvedere compress photos/*.jpg --out small --target-psnr 34
+      belvedere compress portrait.png --quality 5 --regions face.png
+    """
+    from belvedere.apps import compress as verbs
+
+    request = CompressRequest(model, quality, target_bpp, target_psnr, metadata, background, jobs, device)
+    targets = verbs.targets(images, out, verbs.SUFFIX, force)
+    if regions is not None and len(images) > 1:
+        raise InputError("--regions belongs to one picture: give one")
+    with progress_bar(f"loading {model}", "tiles") as progress:
+        from belvedere.checkpoints.codecs import load_codec
+
+        codec = load_codec(model, device)
+        _each(
+            images,
+            lambda i: verbs.compress_file(images[i], targets[i], codec, request, regions, progress),
+            lambda facts: (
+                f"{facts['file']}: {facts['bytes']} bytes, {facts['bpp']:.3f} bits a pixel, "
+                f"quality {facts['quality']:g}, {facts['seconds']} s"
+            ),
+            as_json,
+        )
+
+
+def decompress(
+    files: Annotated[list[Path], typer.Argument(help=".bvd files.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File, or folder for several. Default: beside each, as PNG.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Only this part, in pixels; other tiles are not decoded.")
+    ] = None,
+    model: Codec = DEFAULT_CODEC,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make pictures of .bvd files; the ending of --out says of which format (png, jpg, webp).
+
+    A file that is cut, altered, or was made with another model is refused with one line.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere decompress photo.bvd -o photo.png
+      belvedere decompress small/*.bvd --out pictures
+      belvedere decompress map.bvd -o corner.png --region 0,0,512,512
+    """
+    from belvedere.apps import compress as verbs
+
+    part = parse_region(region) if region is not None else None
+    targets = verbs.targets(files, out, ".png", force)
+    with progress_bar(f"loading {model}", "tiles") as progress:
+        load = _once(model, device)
+        _each(
+            files,
+            lambda i: verbs.decompress_file(files[i], targets[i], load, part, jobs, progress),
+            lambda facts: f"{facts['file']}: {facts['width']}x{facts['height']}, {facts['seconds']} s",
+            as_json,
+        )
+
+
+def _once(model: str, device: str) -> Callable[[], Any]:
+    """Return a function that loads the codec when it is called first."""
+    loaded: list[Any] = []
+
+    def load() -> Any:
+        if not loaded:
+            from belvedere.checkpoints.codecs import load_codec
+
+            loaded.append(load_codec(model, device))
+        return loaded[0]
+
+    return load
+
+
+def _each(
+    paths: list[Path], work: Callable[[int], dict[str, Any]], line: Callable[[dict[str, Any]], str], as_json: bool
+) -> None:
+    """Do the work on each file and say so; of several, one that cannot be done does not stop the others."""
+    done, failed = [], []
+    for i, path in enumerate(paths):
+        try:
+            done.append(work(i))
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            failed.append(str(path))
+            print(f"belvedere: error: {' '.join(str(error).split())}", file=sys.stderr)
+            continue
+        if not as_json:
+            print(line(done[-1]))
+    if as_json:
+        print(json.dumps({"done": done, "failed": failed}))
+    if failed:
+        raise InputError(f"{len(failed)} of {len(paths)} files could not be done: see above")

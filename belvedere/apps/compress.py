@@ -1,0 +1,168 @@
+"""Compressing files and making pictures of them again: from a request to a result, and from a file to a file."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from belvedere.apps.output import kind_of, writing
+from belvedere.apps.requests import CompressRequest
+from belvedere.compression.bitstream import QUALITY_STEP, read
+from belvedere.errors import InputError
+from belvedere.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from belvedere.compression.codec import Codec, Progress
+    from belvedere.data.images import Photograph
+
+SUFFIX = ".bvd"
+MAX_BYTES = 1 << 30
+"""Of a file that is read: far more than any picture within the limits needs."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {},
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"lossless": True},
+}
+"""How decompressed pictures are saved, by format."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A file's bytes and what it took."""
+
+    data: bytes
+    bpp: float
+    """Bits a pixel of the whole file."""
+    quality: float
+    seconds: float
+
+
+def compress(
+    photograph: "Photograph",
+    codec: "Codec",
+    request: CompressRequest,
+    importance: "np.ndarray | None" = None,
+    progress: "Progress | None" = None,
+) -> Compressed:
+    """Return a picture as a ``.bvd`` file; ``importance``: see ``belvedere.encode``."""
+    from belvedere.compression.codec import DEFAULT_QUALITY, encode
+    from belvedere.compression.rate_control import encode_to_bpp, encode_to_psnr
+
+    options: dict[str, Any] = {"importance": importance, "jobs": request.jobs, "progress": progress}
+    options["profile"] = b"" if request.metadata == "none" else photograph.profile
+    options["exif"] = photograph.exif if request.metadata == "all" else b""
+    began = time.monotonic()
+    if request.bpp is not None:
+        data = encode_to_bpp(photograph.image, codec, request.bpp, **options)
+    elif request.psnr is not None:
+        data = encode_to_psnr(photograph.image, codec, request.psnr, **options)
+    else:
+        data = encode(photograph.image, codec, quality=request.quality or DEFAULT_QUALITY, **options)
+    header, _ = read(data)
+    bpp = len(data) * 8 / (header.width * header.height)
+    return Compressed(data, bpp, 1 + header.quality / QUALITY_STEP, time.monotonic() - began)
+
+
+def compress_file(
+    path: Path,
+    target: Path,
+    codec: "Codec",
+    request: CompressRequest,
+    regions: Path | None = None,
+    progress: "Progress | None" = None,
+) -> dict[str, Any]:
+    """Compress a picture's file to ``target``, whole or not at all; return what was done, as plain JSON."""
+    from belvedere.data.images import open_photograph
+
+    photograph = open_photograph(path, background=request.background)
+    importance = None if regions is None else read_importance(regions, photograph.image.size)
+    done = compress(photograph, codec, request, importance, progress)
+    _write(target, lambda file: file.write(done.data))
+    facts = {"bytes": len(done.data), "bpp": round(done.bpp, 4), "quality": done.quality}
+    return {"file": str(target), **facts, "seconds": round(done.seconds, 2)}
+
+
+def decompress_file(
+    path: Path,
+    target: Path,
+    load: "Callable[[], Codec]",
+    region: tuple[int, int, int, int] | None = None,
+    jobs: int = 1,
+    progress: "Progress | None" = None,
+) -> dict[str, Any]:
+    """Make the picture of a ``.bvd`` file in ``target``, whole or not at all; return what was done, as plain JSON.
+
+    ``load`` is called for the codec once the file is known to be whole.
+    """
+    kind = kind_of(target)
+    data = read_file(path)
+    try:
+        read(data)
+        codec = load()
+        from belvedere.compression.codec import decode
+
+        began = time.monotonic()
+        image = decode(data, codec, region=region, jobs=jobs, progress=progress)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+    _write(target, lambda file: image.save(file, kind, **OPTIONS[kind], **metadata(image)))
+    seconds = round(time.monotonic() - began, 2)
+    return {"file": str(target), "width": image.width, "height": image.height, "seconds": seconds}
+
+
+def metadata(image: "Image.Image") -> dict[str, bytes]:
+    """Return what Pillow is to save with a picture."""
+    return {key: image.info[key] for key in ("icc_profile", "exif") if image.info.get(key)}
+
+
+def read_importance(path: Path, size: tuple[int, int]) -> "np.ndarray":
+    """Return a map of what matters, float32 (h, w): white of the picture in ``path`` 1, black 0."""
+    import numpy as np
+
+    from belvedere.data.images import open_image
+
+    image = open_image(path).convert("L")
+    if image.size != size:
+        width, height = size
+        raise InputError(f"{path} has {image.width} x {image.height} pixels, the picture {width} x {height}: must fit")
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes; ``InputError`` when it cannot be read or is far too large."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} has more than {MAX_BYTES} bytes: no .bvd file has")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _write(target: Path, content: Callable[[BinaryIO], object]) -> None:
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as file:
+            content(file)
+
+
+def targets(paths: list[Path], out: Path | None, suffix: str, force: bool) -> list[Path]:
+    """Return the file that each of ``paths`` becomes: beside it, in the folder ``out``, or, of one, the file ``out``.
+
+    ``suffix``: how its name ends. Raises ``InputError`` when two become the same file, or one is there and not
+    ``force``.
+    """
+    if out is not None and out.suffix and not out.is_dir():
+        if len(paths) > 1:
+            raise InputError(f"{len(paths)} files cannot become the one file {out}: give a folder")
+        found = [out]
+    else:
+        found = [(path.parent if out is None else out) / f"{path.stem}{suffix}" for path in paths]
+    if twice := {path for path in found if found.count(path) > 1}:
+        raise InputError(f"several files become {min(twice)}: give them in separate calls")
+    if not force and (there := [path for path in found if path.exists()]):
+        raise InputError(f"{there[0]} exists: choose another --out, or --force to replace it")
+    return found

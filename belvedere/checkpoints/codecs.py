@@ -1,0 +1,56 @@
+"""Codecs as model folders: ``model_index.json``, ``network/`` and, beside it, the integer tables both sides share.
+
+The tables are made once, at the end of training, from the weights as they are stored. A file names the digest of all.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from belvedere.checkpoints import store
+from belvedere.checkpoints.components import load_network
+from belvedere.compression import exact_tables
+from belvedere.compression.codec import Codec
+from belvedere.compression.exact_tables import ExactTables
+from belvedere.compression.segpic import SegPIC
+from belvedere.errors import InputError
+
+CLASS = "SegPICCodec"
+"""What ``model_index.json`` calls a codec."""
+TABLES = "tables.safetensors"
+
+
+def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = None) -> Codec:
+    """Return the codec of an embedded name, a folder or a hub id, in float32; ``device`` as for ``store.load``.
+
+    Raises ``InputError`` for anything unknown, damaged or inconsistent.
+    """
+    folder = store.resolve(name_or_path)
+    digest = store.verify(folder)
+    if store.read_json(folder / "model_index.json").get("_class_name") != CLASS:
+        raise InputError(f"model {name_or_path} is no codec: choose one, such as segpic-photo")
+    model = load_network(folder / "network", SegPIC, torch.float32)
+    try:
+        tables = ExactTables.of(load_file(folder / TABLES), model.config)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / TABLES} is missing or damaged; get the model again") from error
+    return Codec(nn.Module.to(model, store.choose_device(device)), tables, digest)
+
+
+def save_codec(model: SegPIC, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
+    """Write a network, its weights in ``dtype``, as a codec's folder with its card; return the digest."""
+    stored: SegPIC = nn.Module.to(copy.deepcopy(model), "cpu", getattr(torch, dtype))
+    tables = exact_tables.make(nn.Module.to(copy.deepcopy(stored), torch.float32))
+
+    def write(fresh: Path) -> None:
+        stored.save_pretrained(fresh / "network", safe_serialization=True)
+        save_file(tables, fresh / TABLES)
+        (fresh / "model_index.json").write_text(json.dumps({"_class_name": CLASS}) + "\n")
+
+    return store.save_folder(write, folder, facts)

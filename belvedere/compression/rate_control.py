@@ -1,0 +1,83 @@
+"""Files of a wanted size, or of a wanted likeness: the quality is found by halving."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from belvedere.compression.codec import Codec, Progress, Source, decode, reported, workers
+from belvedere.compression.rate_distortion import psnr
+from belvedere.errors import InputError
+
+RESOLUTION = 8
+"""Levels that the search does not tell apart: a 32nd of the distance between two trained rates."""
+
+
+class _Trials:
+    """The files of one picture by level; what does not depend on the level is computed once."""
+
+    def __init__(self, image: Image.Image, codec: Codec, jobs: int, progress: Progress | None, options: dict[str, Any]):
+        self.source, self.jobs, self.top = Source(image, codec, **options), jobs, codec.level(codec.qualities[1])
+        self.files: dict[int, bytes] = {}
+        boxes = self.source.boxes
+        with workers(jobs) as run:
+            self.analyses = list(reported(run(self.source.analyse, boxes), progress, len(boxes)))
+
+    def file(self, level: int) -> bytes:
+        """Return the file of a level."""
+        if level not in self.files:
+            with workers(self.jobs) as run:
+                tile = partial(self.source.tile, level)
+                self.files[level] = self.source.file(list(run(tile, self.source.boxes, self.analyses)), level)
+        return self.files[level]
+
+
+def encode_to_bpp(
+    image: Image.Image, codec: Codec, bpp: float, *, jobs: int = 1, progress: Progress | None = None, **options: Any
+) -> bytes:
+    """Return the best picture in at most ``bpp`` bits a pixel, whole file; options as for ``codec.encode``.
+
+    Raises ``InputError`` when the lowest quality needs more.
+    """
+    trials, pixels = _Trials(image, codec, jobs, progress, options), image.width * image.height
+
+    def fits(level: int) -> bool:
+        return len(trials.file(level)) * 8 <= bpp * pixels
+
+    if not fits(0):
+        least = len(trials.file(0)) * 8 / pixels
+        raise InputError(f"{bpp:g} bits a pixel are too few: this picture needs {least:.3f} with quality 1")
+    return trials.file(trials.top if fits(trials.top) else _boundary(fits, trials.top)[0])
+
+
+def encode_to_psnr(
+    image: Image.Image, codec: Codec, wanted: float, *, jobs: int = 1, progress: Progress | None = None, **options: Any
+) -> bytes:
+    """Return the smallest file whose picture has a PSNR of ``wanted`` dB or more; options as for ``codec.encode``.
+
+    Raises ``InputError`` when the highest quality does not reach it.
+    """
+    trials, before = _Trials(image, codec, jobs, progress, options), torch.tensor(np.array(image))
+
+    def reached(level: int) -> float:
+        return psnr(torch.tensor(np.array(decode(trials.file(level), codec, jobs=jobs))), before)
+
+    if (most := reached(trials.top)) < wanted:
+        raise InputError(
+            f"{wanted:g} dB are more than this model reaches: {most:.2f} with quality {codec.qualities[1]:g}"
+        )
+    if reached(0) >= wanted:
+        return trials.file(0)
+    return trials.file(_boundary(lambda level: reached(level) < wanted, trials.top)[1])
+
+
+def _boundary(holds: Callable[[int], bool], top: int) -> tuple[int, int]:
+    """Return two levels near each other, of which ``holds`` is true and false; it is so of 0 and of ``top``."""
+    low, high = 0, top
+    while high - low > RESOLUTION:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low, high

@@ -1,0 +1,181 @@
+"""Compressing and decompressing files: what is written where, what is kept, one line for each refusal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from belvedere.apps.compress import targets
+from belvedere.apps.requests import CompressRequest, parse_region
+from belvedere.checkpoints.codecs import load_codec, save_codec
+from belvedere.errors import InputError
+from tests.apps.conftest import Done, assert_refused
+from tests.compression.test_codec import photograph
+from tests.compression.test_segpic import small
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small codec of four rates with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "codec"
+    save_codec(small(rates=4), "float16", folder, {"steps": 0})
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    photograph().save(path)
+    return path
+
+
+def test_there_and_back(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
+    done = command("compress", photo, "-o", tmp_path / "small.bvd", "--quality", 3, "--model", model, "--json")
+    (facts,) = json.loads(done.out)["done"]
+    assert facts["bytes"] == (tmp_path / "small.bvd").stat().st_size and facts["quality"] == 3
+    done = command("decompress", tmp_path / "small.bvd", "-o", tmp_path / "again.png", "--model", model)
+    assert done.code == 0 and "again.png: 100x70" in done.out
+    with Image.open(tmp_path / "again.png") as image:
+        assert image.size == (100, 70)
+    done = command(
+        "decompress", tmp_path / "small.bvd", "-o", tmp_path / "part.png", "--model", model, "--region", "9,8,7,6"
+    )
+    assert done.code == 0
+    whole, part = (np.array(Image.open(tmp_path / name)) for name in ("again.png", "part.png"))
+    assert (part == whole[8:14, 9:16]).all()
+
+
+def test_a_model_that_is_saved_and_loaded_reads_its_files(model: Path) -> None:
+    from belvedere import decode, encode
+
+    data = encode(photograph(), load_codec(model), quality=2)
+    assert (np.array(decode(data, load_codec(model))) == np.array(decode(data, load_codec(str(model))))).all()
+
+
+def test_several_files_stand_beside_their_pictures(command: Command, model: Path, tmp_path: Path) -> None:
+    names = ["a.png", "b.webp", "c.jpg"]
+    for name in names:
+        photograph(80, 64).save(tmp_path / name)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    done = command("compress", *(tmp_path / name for name in (*names[:1], "bad.png", *names[1:])), "--model", model)
+    assert done.code == 2 and "bad.png is not a whole" in done.error and "1 of 4" in done.error
+    assert sorted(path.name for path in tmp_path.glob("*.bvd")) == ["a.bvd", "b.bvd", "c.bvd"]
+    done = command("decompress", *sorted(tmp_path.glob("*.bvd")), "--out", tmp_path / "out", "--model", model)
+    assert done.code == 0 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_metadata_is_kept_as_asked(command: Command, model: Path, tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a view"
+    photograph().save(tmp_path / "photo.jpg", icc_profile=profile, exif=exif)
+    for keep in ("colour", "all", "none"):
+        command(
+            "compress", tmp_path / "photo.jpg", "-o", tmp_path / f"{keep}.bvd", "--metadata", keep, "--model", model
+        )
+        command("decompress", tmp_path / f"{keep}.bvd", "-o", tmp_path / f"{keep}.png", "--model", model)
+        with Image.open(tmp_path / f"{keep}.png") as image:
+            assert image.size == (70, 100)  # turned as the orientation says
+            assert image.info.get("icc_profile") == (None if keep == "none" else profile)
+            found = image.getexif()
+            assert found.get(0x010E) == ("a view" if keep == "all" else None) and 0x0112 not in found
+
+
+def test_grey_stays_grey_and_transparency_is_named(command: Command, model: Path, tmp_path: Path) -> None:
+    photograph(mode="L").save(tmp_path / "grey.png")
+    command("compress", tmp_path / "grey.png", "--model", model)
+    assert command("decompress", tmp_path / "grey.bvd", "-o", tmp_path / "again.png", "--model", model).code == 0
+    with Image.open(tmp_path / "again.png") as image:
+        assert image.mode == "L"
+    clear = photograph().convert("RGBA")
+    clear.putpixel((3, 4), (0, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert_refused(command("compress", tmp_path / "clear.png", "--model", model), "transparent", "--background white")
+    assert command("compress", tmp_path / "clear.png", "--model", model, "--background", "white").code == 0
+    refused = command("compress", tmp_path / "clear.png", "--model", model, "--background", "wheat-ish", "--force")
+    assert_refused(refused, "wheat-ish", "is no colour")
+
+
+def test_regions_get_the_bits(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
+    Image.new("L", (100, 70), 0).save(tmp_path / "nothing.png")
+    Image.new("L", (99, 70), 255).save(tmp_path / "other.png")
+    for name, options in (("all", []), ("none", ["--regions", tmp_path / "nothing.png"])):
+        command("compress", photo, "-o", tmp_path / f"{name}.bvd", "--quality", 4, "--model", model, *options)
+    assert (tmp_path / "none.bvd").stat().st_size < (tmp_path / "all.bvd").stat().st_size
+    refused = command(
+        "compress", photo, "-o", tmp_path / "x.bvd", "--model", model, "--regions", tmp_path / "other.png"
+    )
+    assert_refused(refused, "other.png", "99 x 70", "100 x 70")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--quality", "9"), ("quality 9", "1 to 4")),
+        (("--quality", "0"), ("quality", "from 1")),
+        (("--quality", "2", "--target-bpp", "1"), ("one of",)),
+        (("--target-bpp", "0.001"), ("too few", "needs")),
+        (("--target-psnr", "99"), ("more than this model reaches",)),
+        (("--metadata", "some"), ("colour, all, none",)),
+        (("--jobs", "0"), ("jobs",)),
+        (("--model", "dimr-toybox"), ("no codec",)),
+        (("--device", "tpu"), ("device",)),
+        (("-o", "missing/../photo.png"), ("exists", "--force")),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    command: Command,
+    model: Path,
+    photo: Path,
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    (photo.parent / "missing").mkdir()
+    assert_refused(command("compress", photo, "--model", model, *options), *words)
+    assert not list(photo.parent.glob("*.bvd"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n123", b"\x89BVD\x01"])
+def test_files_that_are_none_are_one_line_before_a_model_is_loaded(
+    command: Command, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "bad.bvd").write_bytes(content)
+    assert_refused(command("decompress", tmp_path / "bad.bvd", "--model", "no/such"), "bad.bvd")
+    assert_refused(command("decompress", tmp_path / "none.bvd", "--model", "no/such"), "none.bvd", "cannot read")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.bvd"]
+
+
+def test_a_file_of_another_model_is_one_line(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
+    save_codec(small(rates=2), "float16", tmp_path / "other", {})
+    command("compress", photo, "--model", tmp_path / "other")
+    assert_refused(command("decompress", tmp_path / "photo.bvd", "--model", model, "--force"), "photo.bvd", "model")
+
+
+def test_targets() -> None:
+    pair = [Path("a/x.jpg"), Path("b/y.jpg")]
+    assert targets(pair, None, ".bvd", False) == [Path("a/x.bvd"), Path("b/y.bvd")]
+    assert targets(pair, Path("new"), ".bvd", False) == [Path("new/x.bvd"), Path("new/y.bvd")]
+    with pytest.raises(InputError, match="cannot become the one file"):
+        targets(pair, Path("z.bvd"), ".bvd", False)
+    with pytest.raises(InputError, match="several files become"):
+        targets([Path("a/x.jpg"), Path("b/x.png")], Path("new"), ".bvd", False)
+
+
+@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,-4", "a,b,c,d", "1,2,3,4,5", "1" * 10 + ",0,0,0"])
+def test_regions_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="X,Y,WIDTH,HEIGHT"):
+        parse_region(text)
+
+
+def test_a_request_is_within_its_limits() -> None:
+    assert parse_region(" 1, 2,3 ,4") == (1, 2, 3, 4)
+    for wrong in ({"quality": "3"}, {"bpp": -1}, {"psnr": float("nan")}, {"jobs": True}, {"background": ""}):
+        with pytest.raises(InputError):
+            CompressRequest(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,186 @@
+"""Pictures through the whole codec: what comes back, tiles, parts, rates, wanted sizes, hostile files."""
+
+import zlib
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from belvedere.compression import bitstream, exact_tables
+from belvedere.compression.bitstream import Tile
+from belvedere.compression.codec import Codec, decode, encode
+from belvedere.compression.exact_tables import ExactTables
+from belvedere.compression.rate_control import encode_to_bpp, encode_to_psnr
+from belvedere.compression.rate_distortion import psnr
+from belvedere.compression.tile_codec import TileCodec
+from belvedere.compression.tiling import Layout
+from belvedere.errors import BitstreamError, DamagedError, InputError, WrongModelError
+from tests.compression.test_segpic import small
+
+SMALL_TILES = Layout(256, 32)
+
+
+@cache
+def codec(rates: int = 4) -> Codec:
+    model = small(rates=rates)
+    return Codec(model, ExactTables.of(exact_tables.make(model), model.config), "0123456789abcdef" * 4)
+
+
+def photograph(width: int = 100, height: int = 70, mode: str = "RGB") -> Image.Image:
+    """A picture with smooth parts and noise."""
+    y, x = np.mgrid[0:height, 0:width] / 64
+    waves = np.stack([np.sin(3 * x + y), np.cos(2 * y), np.sin(x * y)], 2)
+    noise = np.random.default_rng(0).normal(0, 0.1, waves.shape)
+    return Image.fromarray(((waves + noise).clip(-1, 1) * 127 + 128).astype(np.uint8)).convert(mode)
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.tensor(np.array(image))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (63, 65), (64, 64), (100, 70), (130, 10)])
+@pytest.mark.parametrize("rates", [0, 4])
+def test_a_picture_comes_back_as_the_encoder_had_it(size: tuple[int, int], rates: int) -> None:
+    image, coder = photograph(*size), codec(rates)
+    data = encode(image, coder, quality=2.5 if rates else 1.0)
+    decoded = decode(data, coder)
+    assert decoded.size == size and decoded.mode == "RGB"
+    analysis = coder.tiles.analyse(np.array(image), coder.model.config.grid)
+    rate = coder.rate(bitstream.read(data)[0].quality)
+    tile = coder.tiles.write(analysis, rate)
+    latent, codes = coder.tiles.read(tile, size[::-1], coder.model.config.grid)
+    assert (codes == analysis.codes).all()
+    assert (np.array(decoded) == coder.tiles.synthesise(latent, codes, rate, size[::-1])).all()
+
+
+def test_the_reconstruction_is_that_of_the_float_network() -> None:
+    coder, image = codec(), photograph(128, 64)
+    x = pixels(image).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        wanted = coder.model(x, quality=torch.tensor([1.5])).reconstruction.clamp(0, 1)[0].permute(1, 2, 0) * 255
+    found = pixels(decode(encode(image, coder, quality=2.5), coder)).float()
+    assert (found - wanted).abs().mean() < 1
+
+
+def test_grey_and_metadata_come_back() -> None:
+    image = photograph(mode="L")
+    decoded = decode(encode(image, codec(), quality=4, profile=b"icc", exif=b"exif"), codec())
+    assert decoded.mode == "L" and decoded.info["icc_profile"] == b"icc" and decoded.info["exif"] == b"exif"
+    assert "icc_profile" not in decode(encode(image, codec()), codec()).info
+
+
+def test_higher_quality_takes_more_bytes() -> None:
+    sizes = [len(encode(photograph(), codec(), quality=quality)) for quality in (1, 2.5, 4)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[2]
+
+
+def test_tiles_make_the_picture_and_a_part_of_it() -> None:
+    image = photograph(500, 300)
+    seen: list[tuple[float, int]] = []
+    data = encode(image, codec(), layout=SMALL_TILES, progress=lambda *now: seen.append(now))
+    assert seen == [(i, 6) for i in range(1, 7)]
+    whole = np.array(decode(data, codec()))
+    part = decode(data, codec(), region=(230, 100, 40, 150))
+    assert (np.array(part) == whole[100:250, 230:270]).all()
+    assert (np.array(decode(data, codec(), jobs=2)) == whole).all()
+    assert encode(image, codec(), layout=SMALL_TILES, jobs=2) == data
+
+
+def test_a_part_does_not_need_the_other_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photograph(500, 300), codec(), layout=SMALL_TILES)
+    sizes: list[int] = []
+    plain = TileCodec.read
+    monkeypatch.setattr(TileCodec, "read", lambda self, tile, *rest: sizes.append(1) or plain(self, tile, *rest))
+    decode(data, codec(), region=(0, 0, 10, 10))
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("region", [(-1, 0, 5, 5), (0, 0, 0, 5), (96, 0, 5, 5), (0, 66, 5, 5)])
+def test_a_part_outside_is_refused(region: tuple[int, int, int, int]) -> None:
+    data = encode(photograph(), codec())
+    with pytest.raises(InputError, match="not inside the picture of 100 x 70"):
+        decode(data, codec(), region=region)
+
+
+def test_what_does_not_matter_costs_less() -> None:
+    image = photograph(256, 128)
+    importance = np.zeros((128, 256), np.float32)
+    importance[:, :128] = 1
+    sizes = [len(encode(image, codec(), quality=4, importance=map_)) for map_ in (None, importance, 0 * importance)]
+    assert sizes[0] > sizes[1] > sizes[2]
+    everywhere = encode(image, codec(), quality=4, importance=np.ones_like(importance))
+    assert everywhere == encode(image, codec(), quality=4)
+    with pytest.raises(InputError, match="must fit"):
+        encode(image, codec(), importance=importance.T)
+    with pytest.raises(InputError, match="one rate"):
+        encode(image, codec(0), quality=1, importance=importance)
+
+
+def test_a_wanted_size_is_met_from_below() -> None:
+    image = photograph()
+    least, most = (len(encode(image, codec(), quality=quality)) * 8 / 7000 for quality in (1, 4))
+    wanted = (least + most) / 2
+    data = encode_to_bpp(image, codec(), wanted)
+    assert least * 7000 / 8 <= len(data) <= wanted * 7000 / 8
+    assert len(encode_to_bpp(image, codec(), 60)) == round(most * 7000 / 8)
+    with pytest.raises(InputError, match="too few: this picture needs"):
+        encode_to_bpp(image, codec(), least * 0.9)
+
+
+def test_a_wanted_likeness_is_met_from_above() -> None:
+    image = photograph()
+    reached = [psnr(pixels(decode(encode(image, codec(), quality=q), codec())), pixels(image)) for q in (1, 2.5, 4)]
+    wanted = sorted(reached)[1]
+    data = encode_to_psnr(image, codec(), min(wanted, reached[-1]))
+    assert psnr(pixels(decode(data, codec())), pixels(image)) >= min(wanted, reached[-1])
+    with pytest.raises(InputError, match="more than this model reaches"):
+        encode_to_psnr(image, codec(), 90)
+
+
+@pytest.mark.parametrize("quality", [0.9, 4.1, float("nan")])
+def test_a_quality_the_model_does_not_have_is_refused(quality: float) -> None:
+    with pytest.raises(InputError, match="this model has 1 to 4"):
+        encode(photograph(), codec(), quality=quality)
+
+
+def test_pictures_of_other_modes_are_refused() -> None:
+    with pytest.raises(InputError, match="mode RGBA"):
+        encode(photograph().convert("RGBA"), codec())
+
+
+def test_another_model_is_refused() -> None:
+    data = encode(photograph(), codec())
+    other = Codec(codec().model, ExactTables.of(exact_tables.make(codec().model), codec().model.config), "ff" * 32)
+    with pytest.raises(WrongModelError, match="give the model it was made with"):
+        decode(data, other)
+
+
+def test_a_quality_beyond_the_model_is_refused() -> None:
+    header, tiles = bitstream.read(encode(photograph(), codec(), quality=4))
+    with pytest.raises(WrongModelError):
+        decode(bitstream.write(replace(header, quality=header.quality + 1), tiles), codec())
+
+
+def test_what_passes_every_checksum_but_says_something_else_is_refused() -> None:
+    header, (tile,) = bitstream.read(encode(photograph(), codec(), quality=4))
+    with pytest.raises(DamagedError):
+        decode(bitstream.write(header, [replace(tile, latents=tile.latents ^ 1)]), codec())
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        altered = bytearray(tile.payload)
+        altered[random.integers(len(altered))] ^= int(random.integers(1, 256))
+        with pytest.raises(BitstreamError):
+            decode(bitstream.write(header, [Tile(bytes(altered), tile.latents)]), codec())
+    for payload in (b"", b"\xff" * 8, random.bytes(len(tile.payload) // 4 * 4), tile.payload * 2):
+        with pytest.raises(BitstreamError):
+            decode(bitstream.write(header, [Tile(payload, zlib.crc32(payload))]), codec())
+
+
+def test_a_wider_grid_or_another_size_than_the_encoder_had_is_noticed() -> None:
+    header, tiles = bitstream.read(encode(photograph(), codec(), quality=4))
+    for changed in (replace(header, grid=1), replace(header, width=129), replace(header, height=1000)):
+        with pytest.raises(BitstreamError):
+            decode(bitstream.write(changed, tiles * len(changed.layout.boxes(changed.width, changed.height))), codec())

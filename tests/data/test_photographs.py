@@ -1,0 +1,112 @@
+"""Crops of photographs: a function of the index, maps that follow their pictures, what is refused."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from belvedere.data.photographs import CELLS, PanopticPhotographs, Photographs
+from belvedere.errors import InputError
+
+
+def halves(width: int, height: int, split: int) -> np.ndarray:
+    """A map of two regions, 3 left and 200 right of ``split``."""
+    return np.where(np.arange(width) < split, 3, 200).astype(np.uint8)[None].repeat(height, 0)
+
+
+def encoded(pixels: np.ndarray) -> dict[str, bytes]:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return {"bytes": stream.getvalue()}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Three photographs whose brightness is their map; the last is small and has none."""
+    maps = [halves(120, 90, 60), halves(80, 140, 30), halves(40, 30, 20)]
+    rows = {
+        "image": [encoded(np.stack([m, m, m], 2)) for m in maps],
+        "regions": [*(encoded(m) for m in maps[:2]), None],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "photos.parquet")
+    return tmp_path / "photos.parquet"
+
+
+def test_an_item_is_the_same_whenever_it_is_asked_for(file: Path) -> None:
+    data = Photographs([file], 32, crops=5)
+    assert len(data) == 15
+    batch = data.batch([3, 0, 3])
+    assert batch["image"].shape == (3, 3, 32, 32) and batch["regions"].dtype == torch.int64
+    assert torch.equal(batch["image"][0], batch["image"][2])
+    assert torch.equal(batch["image"][1], torch.as_tensor(data[0]["image"]))
+    assert not torch.equal(Photographs([file], 32, crops=5, seed=1)[3]["image"], data[3]["image"])
+
+
+def test_maps_follow_their_pictures(file: Path) -> None:
+    data = Photographs([file], 32, crops=40, scale=1.0)
+    for item in (data[i] for i in range(80)):
+        bright = (item["image"][0] > 0).long()
+        labels = item["regions"]
+        assert labels.min() == 0 and torch.equal(labels, bright if bright.unique().numel() == 2 else labels * 0)
+
+
+def test_crops_differ_in_place_scale_and_turn(file: Path) -> None:
+    data = Photographs([file], 32, crops=40)
+    widths = {int((data[i]["regions"] == 0).sum()) for i in range(40)}
+    firsts = {bool(data[i]["image"][0, 0, 0] > 0) for i in range(40)}
+    assert len(widths) > 5 and firsts == {True, False}
+
+
+def test_without_a_map_the_cells_of_a_grid_are_the_regions(file: Path) -> None:
+    item = Photographs([file], 32, crops=1)[2]
+    assert item["image"].shape == (3, 32, 32)  # scaled up
+    assert item["regions"].unique().numel() == CELLS**2
+    assert "regions" not in Photographs([file], 32, crops=1, regions=False)[2]
+
+
+def test_panoptic_maps_tell_regions_by_all_three_colours(tmp_path: Path) -> None:
+    for folder in ("images", "maps"):
+        (tmp_path / folder).mkdir()
+    colours = np.zeros((64, 64, 3), np.uint8)
+    colours[:32, :, 0], colours[32:, :32, 1], colours[32:, 32:, 2] = 7, 7, 7
+    Image.fromarray(colours).save(tmp_path / "maps" / "a.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "images" / "a.jpg")
+    data = PanopticPhotographs(tmp_path / "images", tmp_path / "maps", size=64)
+    assert data[0]["regions"].unique(return_counts=True)[1].tolist().count(1024) == 2
+    (tmp_path / "maps" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"1 photographs have no map.*a\.png"):
+        PanopticPhotographs(tmp_path / "images", tmp_path / "maps")
+
+
+def test_a_map_of_another_size_is_refused(tmp_path: Path) -> None:
+    rows = {"image": [encoded(np.zeros((40, 40, 3), np.uint8))], "regions": [encoded(np.zeros((40, 41), np.uint8))]}
+    pq.write_table(pa.table(rows), tmp_path / "photos.parquet")
+    with pytest.raises(InputError, match="must be of one size"):
+        Photographs([tmp_path / "photos.parquet"], 32)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"paths": []}, "list of parquet files"),
+        ({"paths": "photos.parquet"}, "list of parquet files"),
+        ({"paths": ["none.parquet"]}, "cannot read photographs from none.parquet"),
+        ({"size": 0}, "1 to 4096 pixels"),
+        ({"crops": 0}, "1 crop or more"),
+        ({"scale": 0}, "above 0"),
+    ],
+)
+def test_what_is_refused(file: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Photographs(**({"paths": [file], "size": 32} | options))  # type: ignore[arg-type]
+
+
+def test_a_file_without_photographs_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
+    with pytest.raises(InputError, match="holds no photographs"):
+        Photographs([tmp_path / "numbers.parquet"], 32)
