@@ -10,7 +10,7 @@ import belvedere
 
 ROOT = Path(belvedere.__file__).parent
 FLOORS = {"kernels": 0, "data": 0, "generation": 1, "synthesis": 1, "compression": 1, "checkpoints": 2, "apps": 3}
-GROUND = {"errors", "seeds", "files", "__version__"}
+GROUND = {"errors", "limits", "seeds", "files", "__version__"}
 UNSAFE = {
     ("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("yaml", "load"), ("", "eval"), ("", "exec"),
     ("", "extractall"),

@@ -314,6 +314,7 @@ def evaluate_generation(
 
 app.command()(cli_compress.compress)
 app.command()(cli_compress.decompress)
+evaluate_app.command("compression")(cli_compress.evaluate)
 
 
 @models_app.callback()

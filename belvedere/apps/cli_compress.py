@@ -1,4 +1,4 @@
-"""The verbs of the codec: ``belvedere compress`` and ``belvedere decompress``."""
+"""The verbs of the codec: ``belvedere compress``, ``decompress`` and ``evaluate compression``."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from belvedere.apps.cli_common import Json, progress_bar
-from belvedere.apps.requests import DEFAULT_CODEC, CompressRequest, parse_region
+from belvedere.apps.requests import DEFAULT_CODEC, CompressRequest, parse_qualities, parse_region
 from belvedere.errors import InputError
 
 Codec = Annotated[str, typer.Option("--model", help="Embedded name, folder, or hub id of the codec.")]
@@ -108,6 +108,60 @@ def decompress(
             lambda facts: f"{facts['file']}: {facts['width']}x{facts['height']}, {facts['seconds']} s",
             as_json,
         )
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder of PNG, JPEG or WebP pictures, 161 pixels a side or more.")],
+    model: Codec = DEFAULT_CODEC,
+    qualities: Annotated[str, typer.Option(help="Of the model, separated by commas.")] = "1,2,3,4,5,6,7,8",
+    peers: Annotated[
+        str, typer.Option(help="Formats to compare with, of jpeg, webp, avif, jpeg2000, jxl; empty for none.")
+    ] = "jpeg,webp,avif,jpeg2000,jxl",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for result.json, plot.png and plot.svg. Default: none.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("-n", "--count", help="Only the first pictures. Default: all.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a codec, and the usual formats on the same pictures: rate, quality, seconds and BD-rate.
+
+    On the 24 pictures of Kodak the published results of SegPIC and VTM-17.0 are compared with too.
+
+    [bold]Examples[/bold]
+
+    \b
+      belvedere evaluate compression --data kodak --out results
+      belvedere evaluate compression --data photos -n 10 --qualities 2,4,6,8 --peers jpeg,avif --json
+    """
+    from belvedere.apps import evaluate_compression as evaluation
+    from belvedere.apps import output
+    from belvedere.apps import peers as formats
+
+    pictures, wanted = evaluation.pictures_in(data, count), parse_qualities(qualities)
+    others, missing = formats.find_peers(name.strip() for name in peers.split(",") if name.strip())
+    if out:
+        output.check_folder(out)
+        evaluation.new_figure()  # says now what is missing for the plot
+    with progress_bar(f"loading {model}", f"{len(pictures)} pictures") as progress:
+        from belvedere.checkpoints.codecs import load_codec
+
+        ours = evaluation.Learned(model, wanted, load_codec(model, device))
+        found = evaluation.evaluate_compression([ours, *others], pictures, progress=progress)
+    found |= {"left_out": missing, "versions": formats.versions()}
+    if out:
+        evaluation.save(found, out)
+    if card:
+        from belvedere.checkpoints import store
+
+        facts = {"data": data.name, "count": len(pictures), "points": found["curves"][ours.name]}
+        rates = {f"BD-rate against {name}": rate for name, rate in found["bd_rate"]["psnr"][ours.name].items()}
+        store.amend_card(store.resolve(model), {"quality": {**facts, **rates}})
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print("\n".join([evaluation.table(found), *(f"left out: {name}: {why}" for name, why in missing.items())]))
 
 
 def _once(model: str, device: str) -> Callable[[], Any]:

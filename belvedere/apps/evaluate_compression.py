@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from belvedere.apps import output, work
+from belvedere.compression.codec import Codec, decode, encode
 from belvedere.compression.rate_distortion import SMALLEST, Point, bd_rate, mean_point, ms_ssim, psnr
 from belvedere.data.folders import SUFFIXES
 from belvedere.data.images import open_image, to_tensor
@@ -41,6 +42,23 @@ class Coder(Protocol):
 
     def decode(self, content: bytes) -> Image.Image:
         """Return the RGB picture in a file."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A codec of ours as a ``Coder``."""
+
+    name: str
+    qualities: Sequence[float]
+    codec: Codec
+
+    def encode(self, image: Image.Image, quality: float) -> bytes:
+        """Return the ``.bvd`` file of an RGB picture."""
+        return encode(image, self.codec, quality=quality)
+
+    def decode(self, content: bytes) -> Image.Image:
+        """Return the picture in a ``.bvd`` file."""
+        return decode(content, self.codec)
 
 
 def pictures_in(folder: Path, count: int | None = None) -> list[Path]:

@@ -134,6 +134,15 @@ class CompressRequest:
         _check_device(self.device)
 
 
+def parse_qualities(text: str) -> tuple[float, ...]:
+    """Return the numbers in text like "1,2.5,4", rising, each once."""
+    try:
+        found = sorted({float(item) for item in text.split(",")})
+    except ValueError as error:
+        raise InputError(f"qualities {text[:80]!r}: write numbers separated by commas, like 1,2.5,4") from error
+    return tuple(found)
+
+
 def parse_region(text: str) -> tuple[int, int, int, int]:
     """Return (x, y, width, height) of text like "100,50,640,480"."""
     if not (match := re.fullmatch(r"\s*" + r"\s*,\s*".join([r"([0-9]{1,9})"] * 4) + r"\s*", text)):

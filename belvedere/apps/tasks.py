@@ -227,13 +227,15 @@ def _export_pipeline(pipeline: Any, dtype: str, folder: Path, facts: dict[str, A
 
 def segpic_task(config: TrainConfig) -> Task:
     """SegPIC: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config; ``loss`` has
-    ``weights``, a lambda for each rate, and ``prototype_share``."""
+    ``weights``, a lambda for each rate, ``prototype_share`` and ``distortion``."""
     from belvedere.checkpoints.codecs import save_codec
     from belvedere.compression import segpic
     from belvedere.compression.segpic_config import STRIDE, VARIANTS
 
     dataset, model = make_dataset(config.data), _make_network(segpic.SegPIC, VARIANTS, config.model)
-    check_keys(config.loss, ("weights", "prototype_share"), "loss.")
+    check_keys(config.loss, ("weights", "prototype_share", "distortion"), "loss.")
+    if config.loss.get("distortion", "mse") not in ("mse", "ms-ssim"):
+        raise InputError(f"config loss.distortion {config.loss['distortion']!r}: choose mse or ms-ssim")
     _check_numbers(config.loss, ("prototype_share",))
     weights = config.loss.get("weights", [0.013])
     if not isinstance(weights, list) or not all(isinstance(weight, int | float) and weight > 0 for weight in weights):

@@ -27,6 +27,7 @@ from belvedere.compression.context import Context
 from belvedere.compression.gain import Gain
 from belvedere.compression.layers import GDN, AttentionModule, Down, Up
 from belvedere.compression.probabilities import Bottleneck, gaussian_likelihood, rate_noise, round_through
+from belvedere.compression.rate_distortion import ms_ssim
 from belvedere.compression.regions import Places, places
 from belvedere.compression.segpic_config import STRIDE, VARIANTS, check_config
 from belvedere.errors import InputError
@@ -245,13 +246,14 @@ def loss(
     *,
     weights: Sequence[float] = (0.013,),
     prototype_share: float = 1.0,
+    distortion: str = "mse",
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the rate-distortion loss of a batch plus the auxiliary loss, and what to log.
 
     ``batch``: ``image`` (b, 3, h, w) in [-1, 1] and, unless the grid is to be used, ``regions``, integers (b, h, w).
     ``weights``: lambda, published from 0.0018 to 0.0483; of a network of many rates one for each, from the lowest, and
     every picture of the batch draws its rate. ``prototype_share``: what counts of the prototypes' bits; below 1 where
-    crops stand for larger pictures, which pay for as many prototypes.
+    crops stand for larger pictures, which pay for as many prototypes. ``distortion``: see ``rate_distortion``.
     """
     x = (batch["image"] + 1) / 2
     quality, weight = None, torch.full((len(x),), weights[0], device=x.device)
@@ -259,24 +261,27 @@ def loss(
         drawn = (rng.uniform("quality") * len(weights)).long()
         quality, weight = drawn.float(), torch.tensor(weights, device=x.device)[drawn]
     coded = model(x, batch.get("regions"), quality=quality, rng=rng)
-    value, logs = rate_distortion(coded, x, weight, prototype_share)
+    value, logs = rate_distortion(coded, x, weight, prototype_share, distortion)
     auxiliary = model.quantile_loss()
     return value + AUXILIARY * auxiliary, logs | {"auxiliary": auxiliary.item()}
 
 
 def rate_distortion(
-    coded: Coded, x: Tensor, weight: float | Tensor, prototype_share: float = 1.0
+    coded: Coded, x: Tensor, weight: float | Tensor, prototype_share: float = 1.0, distortion: str = "mse"
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return weight * 255^2 * mean squared error + bits a pixel, and its parts, for pictures ``x`` in [0, 1].
+    """Return weight * distortion + bits a pixel, and its parts, for pictures ``x`` in [0, 1].
 
-    ``weight``: one for all or one a picture (b,).
+    ``weight``: one for all or one a picture (b,). ``distortion``: "mse", 255^2 times the mean squared error, or "ms-ssim",
+    1 less the similarity, of pictures of 161 pixels a side or more.
     """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     bits = {name: -torch.log2(likelihood).sum() for name, likelihood in coded.likelihoods.items()}
     shares = {name: prototype_share if name.startswith("prototypes") else 1.0 for name in bits}
     rate = sum((shares[name] * count for name, count in bits.items()), x.new_zeros(())) / pixels
-    errors = F.mse_loss(coded.reconstruction.float(), x, reduction="none").mean((1, 2, 3))  # (b,)
-    value = (weight * 255**2 * errors).mean() + rate
+    found = coded.reconstruction.float()
+    errors = F.mse_loss(found, x, reduction="none").mean((1, 2, 3))  # (b,)
+    worse = 1 - ms_ssim(found, x) if distortion == "ms-ssim" else 255**2 * errors  # (b,)
+    value = (weight * worse).mean() + rate
     return value, {"loss": value.item(), "bpp": rate.item(), "mse": errors.mean().item()}
 
 

@@ -60,3 +60,11 @@ def test_the_share_of_prototypes_counts() -> None:
     values = [loss(model, batch, BatchRng(0, 0, [0]), prototype_share=share)[1]["bpp"] for share in (0.0, 0.5, 1.0)]
     assert values[0] < values[1] < values[2]
     assert values[2] - values[1] == pytest.approx(values[1] - values[0], rel=1e-3)
+
+
+def test_ms_ssim_is_a_distortion_too() -> None:
+    model, batch = small(), {"image": pictures(1, 192, 192) * 2 - 1}
+    values = [loss(model, batch, BatchRng(0, 0, [0]), weights=(w,), distortion="ms-ssim")[1] for w in (0.0, 2.0)]
+    assert 0 < values[1]["loss"] - values[0]["loss"] <= 2.001
+    with pytest.raises(InputError, match="161"):
+        loss(model, {"image": pictures() * 2 - 1}, BatchRng(0, 0, [0]), distortion="ms-ssim")
