@@ -225,14 +225,22 @@ def _export_pipeline(pipeline: Any, dtype: str, folder: Path, facts: dict[str, A
     return store.save(pipeline, folder, facts)
 
 
+EXAMPLES = 128
+"""Pictures that a codec's beginning is made from, and the first of which its sheets show."""
+
+
 def segpic_task(config: TrainConfig) -> Task:
-    """SegPIC: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config; ``loss`` has
-    ``weights``, a lambda for each rate, ``prototype_share`` and ``distortion``."""
+    """SegPIC: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config, and ``start``, as
+    published random or linear (``begin_linear``); ``loss`` has ``weights``, a lambda for each rate, ``prototype_share``
+    and ``distortion``."""
     from belvedere.checkpoints.codecs import save_codec
-    from belvedere.compression import segpic
+    from belvedere.compression import initial, segpic
     from belvedere.compression.segpic_config import STRIDE, VARIANTS
 
-    dataset, model = make_dataset(config.data), _make_network(segpic.SegPIC, VARIANTS, config.model)
+    fields = dict(config.model)
+    if (start := fields.pop("start", "random")) not in ("random", "linear"):
+        raise InputError(f"config model.start {start!r}: choose random or linear")
+    dataset, model = make_dataset(config.data), _make_network(segpic.SegPIC, VARIANTS, fields)
     check_keys(config.loss, ("weights", "prototype_share", "distortion"), "loss.")
     if config.loss.get("distortion", "mse") not in ("mse", "ms-ssim"):
         raise InputError(f"config loss.distortion {config.loss['distortion']!r}: choose mse or ms-ssim")
@@ -246,16 +254,18 @@ def segpic_task(config: TrainConfig) -> Task:
         )
     if getattr(dataset, "size", 0) % STRIDE:
         raise InputError(f"config data.size {dataset.size}: must be a multiple of {STRIDE}")  # type: ignore[attr-defined]
-    examples = dataset.batch(range(0, len(dataset), max(1, len(dataset) // 8)))["image"][:8]
+    examples = (dataset.batch(range(0, len(dataset), max(1, len(dataset) // EXAMPLES)))["image"] + 1) / 2
+    if start == "linear":
+        initial.begin_linear(model, examples)
     return Task(
         model=model,
         dataset=dataset,
         loss=partial(segpic.loss, **config.loss),
-        groups=segpic.parameter_groups,
+        groups=(initial if start == "linear" else segpic).parameter_groups,
         export=lambda network, folder, facts: save_codec(
             cast(segpic.SegPIC, network), config.export.dtype, folder, facts
         ),
-        sheet=lambda network, path: _segpic_sheet(network, (examples + 1) / 2, path),
+        sheet=lambda network, path: _segpic_sheet(network, examples[:8], path),
     )
 
 

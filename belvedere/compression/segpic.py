@@ -271,8 +271,8 @@ def rate_distortion(
 ) -> tuple[Tensor, dict[str, float]]:
     """Return weight * distortion + bits a pixel, and its parts, for pictures ``x`` in [0, 1].
 
-    ``weight``: one for all or one a picture (b,). ``distortion``: "mse", 255^2 times the mean squared error, or "ms-ssim",
-    1 less the similarity, of pictures of 161 pixels a side or more.
+    ``weight``: one for all or one a picture (b,). ``distortion``: "mse", the mean squared error times 255^2, or
+    "ms-ssim", 1 less the similarity, of pictures of 161 pixels a side or more.
     """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     bits = {name: -torch.log2(likelihood).sum() for name, likelihood in coded.likelihoods.items()}

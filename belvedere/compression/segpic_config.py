@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "SegPIC": _width(1),
     "SegPIC/4": _width(4),
     "SegPIC/8": _width(8),
-    "photo": _width(4) | {"slices": 5, "rates": 8},
+    "photo": _width(4) | {"latent": 160, "context": [48, 40, 32, 32], "slices": 5, "rates": 8},
 }
 """The published network, of one rate; the same at a quarter and an eighth of its width; our small one, of 8 rates."""
 
