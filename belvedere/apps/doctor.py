@@ -12,8 +12,18 @@ from typing import Any
 from belvedere.checkpoints import store
 from belvedere.errors import InputError
 
-CORE = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow")
-EXTRAS = {"xformers": "gpu", "triton": "gpu"}
+CORE = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+    "constriction",
+)
+EXTRAS = {"xformers": "gpu", "triton": "gpu", "matplotlib": "evaluate", "pillow-jxl-plugin": "evaluate"}
 """Optional packages and the extra of Belvedere that installs each."""
 
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")

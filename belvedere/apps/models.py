@@ -19,7 +19,7 @@ def facts(name_or_path: str) -> dict[str, Any]:
     labels, card, digest = index.get("id2label"), store.card(folder), store.digest(folder)
     return {
         "name": name_or_path,
-        "system": str(index.get("_class_name", "?")).removesuffix("Pipeline"),
+        "system": str(index.get("_class_name", "?")).removesuffix("Pipeline").removesuffix("Codec"),
         "classes": list(labels.values()) if isinstance(labels, dict) else [],
         "steps": index.get("default_steps"),
         "guidance": index.get("default_guidance"),
@@ -72,7 +72,7 @@ def print_facts(row: dict[str, Any]) -> None:
         "name": row["name"],
         "system": row["system"],
         "classes": ", ".join(row["classes"][:40]) + (", ..." if len(row["classes"]) > 40 else ""),
-        "defaults": f"{row['steps']} steps, guidance {row['guidance']}",
+        **({} if row["steps"] is None else {"defaults": f"{row['steps']} steps, guidance {row['guidance']}"}),
         "size": f"{row['bytes'] / 1e6:.1f} MB",
         "digest": f"{row['digest']} ({_STATES[row['intact']]})",
         **{key: _flat(value) for key, value in row["card"].items() if key not in ("digest", "classes")},

@@ -14,15 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from belvedere.checkpoints import store
-from belvedere.checkpoints.components import load_network
+from belvedere.checkpoints.components import CODEC, load_network
 from belvedere.compression import exact_tables
 from belvedere.compression.codec import Codec
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.segpic import SegPIC
 from belvedere.errors import InputError
 
-CLASS = "SegPICCodec"
-"""What ``model_index.json`` calls a codec."""
 TABLES = "tables.safetensors"
 
 
@@ -33,7 +31,7 @@ def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = N
     """
     folder = store.resolve(name_or_path)
     digest = store.verify(folder)
-    if store.read_json(folder / "model_index.json").get("_class_name") != CLASS:
+    if store.read_json(folder / "model_index.json").get("_class_name") != CODEC:
         raise InputError(f"model {name_or_path} is no codec: choose one, such as segpic-photo")
     model = load_network(folder / "network", SegPIC, torch.float32)
     try:
@@ -51,6 +49,6 @@ def save_codec(model: SegPIC, dtype: str, folder: Path, facts: dict[str, Any]) -
     def write(fresh: Path) -> None:
         stored.save_pretrained(fresh / "network", safe_serialization=True)
         save_file(tables, fresh / TABLES)
-        (fresh / "model_index.json").write_text(json.dumps({"_class_name": CLASS}) + "\n")
+        (fresh / "model_index.json").write_text(json.dumps({"_class_name": CODEC}) + "\n")
 
     return store.save_folder(write, folder, facts)

@@ -21,6 +21,8 @@ PIPELINES = {
     "FiTv2Pipeline": "belvedere.generation.fitv2_pipeline",
 }
 NETWORKS = {"DiMR": "belvedere.generation.dimr", "FiTv2": "belvedere.generation.fitv2"}
+CODEC = "SegPICCodec"
+"""What ``model_index.json`` calls a codec, which is no pipeline."""
 
 _MAX_JSON = 4 << 20
 _MAX_NUMBER = 1 << 16

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from belvedere.checkpoints.components import PIPELINES, build, known_class, load_component, read_json
+from belvedere.checkpoints.components import CODEC, PIPELINES, build, known_class, load_component, read_json
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
@@ -128,6 +128,8 @@ def load_verified(folder: Path, dtype: "torch.dtype", device: "torch.device") ->
     """Return the pipeline in a model folder and the model's digest; see ``load``."""
     found = verify(folder)
     index = read_json(folder / "model_index.json")
+    if index.get("_class_name") == CODEC:
+        raise InputError(f"model {folder.name} is a codec: belvedere compress and belvedere.load_codec take it")
     cls = known_class(PIPELINES, index.get("_class_name"), folder / "model_index.json")
     values = {key: value for key, value in index.items() if not key.startswith("_")}
     for name, value in values.items():
