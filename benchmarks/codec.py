@@ -2,18 +2,18 @@
 
 For each picture of a folder, at qualities 1, 4 and 8:
 
-- the bytes of the file against the bits that the float network's probabilities say, and against the same of the entropy
-  path in exact integers with its tables: what tables, integers, header and coder cost;
+- the bytes of the file against the bits that the float network's probabilities say: what tables, integers, header and
+  coder cost;
 - whether the decoder's picture is the encoder's own reconstruction, bit for bit.
 
-And of the first picture at quality 4: the PSNR near the seams of 256-pixel tiles and elsewhere, against the same picture
-in one tile; and what a map costs and saves in which only the middle matters.
+And of the first picture: the PSNR near the seams of 256-pixel tiles and elsewhere, against that with one tile; and what a map costs and saves in which only the middle matters.
 """
 
 import argparse
 import json
 import math
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def seams(codec: Codec, image: Image.Image) -> dict[str, float]:
     near = np.zeros(before.shape[:2], bool)
     for axis, length in ((0, image.height), (1, image.width)):
         spans = layout.spans(length)
-        for left, right in zip(spans, spans[1:], strict=False):
+        for left, right in pairwise(spans):
             middle = (left.stop + right.start) // 2
             near[(slice(middle - SEAM, middle + SEAM), slice(None))[:: 1 if axis == 0 else -1]] = True
     found = {}
