@@ -6,7 +6,8 @@ For each picture of a folder, at qualities 1, 4 and 8:
   coder cost;
 - whether the decoder's picture is the encoder's own reconstruction, bit for bit.
 
-And of the first picture: the PSNR near the seams of 256-pixel tiles and elsewhere, against that with one tile; and what a map costs and saves in which only the middle matters.
+And of the first picture: the PSNR near the seams of 256-pixel tiles and elsewhere, against that with one tile; and what
+a map costs and saves in which only the middle matters.
 """
 
 import argparse

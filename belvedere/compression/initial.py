@@ -33,8 +33,8 @@ def begin_linear(model: SegPIC, pictures: Tensor) -> None:
     """Give a fresh network its linear beginning, by ``pictures`` (b, 3, h, w) in [0, 1], sides multiples of 16."""
     for module in model.modules():
         _calm(module)
-    downs = [module for module in (*model.analysis1, *model.analysis2) if isinstance(module, Down)]
-    ups = [module for module in (*model.synthesis1, *model.synthesis2) if isinstance(module, Up)]
+    downs: list[Any] = [module for module in (*model.analysis1, *model.analysis2) if isinstance(module, Down)]
+    ups: list[Any] = [module for module in (*model.synthesis1, *model.synthesis2) if isinstance(module, Up)]
     mean = pictures.mean((0, 2, 3))  # (3,)
     x = pictures - mean[:, None, None]
     for i, (down, up) in enumerate(zip(downs, reversed(ups), strict=True)):
@@ -45,21 +45,24 @@ def begin_linear(model: SegPIC, pictures: Tensor) -> None:
         if i == 0:
             down.conv.bias[: len(basis)] = -basis @ mean.repeat_interleave(4)
         x = torch.einsum("oc,bchw->bohw", basis, patches)
-    last = model.synthesis2[-1]
+    last: Any = model.synthesis2[-1]
     last.weight.copy_(torch.eye(3, last.in_channels)[:, :, None, None])
     last.bias.copy_(mean)
 
 
-def _calm(module: nn.Module) -> None:
+def _calm(module: Any) -> None:
     """Make a layer begin as the identity, if it is one that can."""
     if isinstance(module, GDN) and not module.inverse:
         module.gamma.copy_(torch.eye(len(module.gamma)) * GAMMA**0.5)
     elif isinstance(module, Affine | RegionAdaptiveTransform):
-        module.out.weight.zero_()
-        module.out.bias.zero_()
+        _constant(module.out, 0.0)
     elif isinstance(module, AttentionModule):
-        module.mask[-1].weight.zero_()
-        module.mask[-1].bias.fill_(ASLEEP)
+        _constant(module.mask[-1], ASLEEP)
+
+
+def _constant(layer: Any, value: float) -> None:
+    layer.weight.zero_()
+    layer.bias.fill_(value)
 
 
 def _principal(patches: Tensor, most: int) -> Tensor:
@@ -69,7 +72,7 @@ def _principal(patches: Tensor, most: int) -> Tensor:
     return vectors.flip(1).T[:most].float()
 
 
-def _set_kernels(down: nn.Conv2d, up: nn.ConvTranspose2d, basis: Tensor, scale: float, inputs: int) -> None:
+def _set_kernels(down: Any, up: Any, basis: Tensor, scale: float, inputs: int) -> None:
     """Give two layers the transform by ``basis`` (o, 4 c) and its transpose.
 
     Channels beyond those of the transform keep what they have as outputs, and weigh nothing as inputs.

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 from belvedere.apps.compress import targets
 from belvedere.apps.requests import CompressRequest, parse_region
 from belvedere.checkpoints.codecs import load_codec, save_codec
+from belvedere.compression.codec import decode, encode
 from belvedere.errors import InputError
 from tests.apps.conftest import Done, assert_refused
 from tests.compression.test_codec import photograph
@@ -51,8 +52,6 @@ def test_there_and_back(command: Command, model: Path, photo: Path, tmp_path: Pa
 
 
 def test_a_model_that_is_saved_and_loaded_reads_its_files(model: Path) -> None:
-    from belvedere import decode, encode
-
     data = encode(photograph(), load_codec(model), quality=2)
     assert (np.array(decode(data, load_codec(model))) == np.array(decode(data, load_codec(str(model))))).all()
 
@@ -156,6 +155,26 @@ def test_a_file_of_another_model_is_one_line(command: Command, model: Path, phot
     save_codec(small(rates=2), "float16", tmp_path / "other", {})
     command("compress", photo, "--model", tmp_path / "other")
     assert_refused(command("decompress", tmp_path / "photo.bvd", "--model", model, "--force"), "photo.bvd", "model")
+
+
+def test_a_codec_is_measured_beside_the_usual_formats(command: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    photograph(192, 176).save(tmp_path / "data" / "a.png")
+    out = tmp_path / "result"
+    options = ("--data", tmp_path / "data", "--model", model, "--qualities", "4,1", "--peers", "jpeg", "--out", out)
+    done = command("evaluate", "compression", *options, "--card", "--json")
+    found = json.loads(done.out)
+    ours = found["curves"][str(model)]
+    assert [point["quality"] for point in ours] == [1, 4] and ours[0]["bpp"] < ours[1]["bpp"]
+    size = len(encode(photograph(192, 176), load_codec(model), quality=4))
+    assert ours[1]["bpp"] == pytest.approx(size * 8 / (192 * 176))
+    assert {path.name for path in out.iterdir()} == {"result.json", "plot.png", "plot.svg"}
+    assert json.loads((model / "card.json").read_text())["quality"]["count"] == 1
+    assert_refused(command("evaluate", "compression", *options, "--qualities", "1,x"), "1,x", "commas")
+
+
+def test_a_codec_is_no_generator(command: Command, model: Path) -> None:
+    assert_refused(command("generate", "--model", model), "is a codec", "belvedere compress")
 
 
 def test_targets() -> None:
