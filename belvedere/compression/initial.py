@@ -91,11 +91,11 @@ def _set_kernels(down: Any, up: Any, basis: Tensor, scale: float, inputs: int) -
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return Adam groups as ``segpic.parameter_groups``, for a network that begins linear.
 
-    What codes the latent begins anywhere and learns ten times as fast as what makes it, which begins well.
+    What codes the latent begins anywhere and learns three times as fast as what makes it, which begins well.
     """
     groups = segpic.parameter_groups(model, weight_decay)
     coding = {id(p) for name, p in model.named_parameters() if name.startswith(CODING)}
     made, quantiles = groups
     fast = [p for p in made["params"] if id(p) in coding]
     slow = [p for p in made["params"] if id(p) not in coding]
-    return [made | {"params": slow}, made | {"params": fast, "lr_scale": 10.0}, quantiles]
+    return [made | {"params": slow}, made | {"params": fast, "lr_scale": 3.0}, quantiles]
