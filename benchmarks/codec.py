@@ -77,41 +77,36 @@ def one(codec: Codec, image: Image.Image, quality: float) -> dict[str, Any]:
     }
 
 
-def seams(codec: Codec, image: Image.Image) -> dict[str, float]:
+def seams(codec: Codec, image: Image.Image) -> dict[str, Any]:
     """Return the PSNR near seams of small tiles and elsewhere, with these tiles and with one."""
-    layout, before = Layout(256, 32), pixels(image)
-    near = np.zeros(before.shape[:2], bool)
+    layout = Layout(256, 32)
+    near = np.zeros((image.height, image.width), bool)
     for axis, length in ((0, image.height), (1, image.width)):
         spans = layout.spans(length)
         for left, right in pairwise(spans):
             middle = (left.stop + right.start) // 2
             near[(slice(middle - SEAM, middle + SEAM), slice(None))[:: 1 if axis == 0 else -1]] = True
-    found = {}
-    for name, choice in (("tiles of 256", layout), ("one tile", Layout())):
-        data = belvedere.encode(image, codec, quality=4, layout=choice)
-        after = pixels(belvedere.decode(data, codec))
-        found |= {
-            f"bytes, {name}": len(data),
-            f"near seams, {name}": psnr(before, after, near),
-            f"elsewhere, {name}": psnr(before, after, ~near),
-        }
-    return found
+    words = ("near seams", "elsewhere")
+    small, large = (parts(codec, image, near, words, quality=4, layout=choice) for choice in (layout, Layout()))
+    return {"tiles of 256": small, "one tile": large}
 
 
-def middle(codec: Codec, image: Image.Image) -> dict[str, float]:
+def middle(codec: Codec, image: Image.Image) -> dict[str, Any]:
     """Return bytes and PSNR with a map in which the middle ninth matters, and without one."""
     importance = np.zeros((image.height, image.width), np.float32)
     importance[image.height // 3 : 2 * image.height // 3, image.width // 3 : 2 * image.width // 3] = 1
-    before, inside, found = pixels(image), importance > 0, {}
-    for name, chosen in (("all alike", None), ("the middle matters", importance)):
-        data = belvedere.encode(image, codec, quality=6, importance=chosen)
-        after = pixels(belvedere.decode(data, codec))
-        found |= {
-            f"bytes, {name}": len(data),
-            f"inside, {name}": psnr(before, after, inside),
-            f"outside, {name}": psnr(before, after, ~inside),
-        }
-    return found
+    inside, words = importance > 0, ("inside", "outside")
+    alike, marked = (parts(codec, image, inside, words, quality=6, importance=chosen) for chosen in (None, importance))
+    return {"all alike": alike, "the middle matters": marked}
+
+
+def parts(
+    codec: Codec, image: Image.Image, where: np.ndarray, words: tuple[str, str], **options: Any
+) -> dict[str, float]:
+    """Return the bytes of a picture's file and the PSNR of the pixels ``where`` (h, w) and of the others."""
+    data = belvedere.encode(image, codec, **options)
+    before, after = pixels(image), pixels(belvedere.decode(data, codec))
+    return {"bytes": len(data), words[0]: psnr(before, after, where), words[1]: psnr(before, after, ~where)}
 
 
 def main() -> None:

@@ -76,10 +76,10 @@ def attack(hostile: Iterator[bytes]) -> int:
     for data in hostile:
         if data in files():
             continue
-        began = time.monotonic()
+        began = time.thread_time()
         with pytest.raises(BitstreamError) as caught:
             decode(data, codec())
-        assert time.monotonic() - began < SECONDS * 5  # of a machine that does other things besides
+        assert time.thread_time() - began < SECONDS  # of work, whatever else the machine does
         assert "\n" not in str(caught.value)
         count += 1
     assert peak() - before < MEGABYTES
