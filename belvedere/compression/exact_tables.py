@@ -50,7 +50,8 @@ class ExactTables:
     curves: dict[str, Tensor]
     """By the names of ``CURVES``: (2 REACH 2^FRACTION + 1,) each."""
     scales: Tensor
-    """The scales (63,), times 2^FRACTION, that all but the first tables of y begin above."""
+    """The scales (63,), times 2^FRACTION, that all but the first tables of y begin above: each halfway, by logarithm,
+    between the scale of its table and the one before."""
     medians: dict[str, Tensor]
     """Of z, prototypes1 and prototypes2, times 2^FRACTION: (c,) each."""
     numbers: dict[str, Tables]
@@ -85,7 +86,8 @@ def make(model: SegPIC) -> dict[str, Tensor]:
     """Return the tables of a model, int32, to be stored with it."""
     at = torch.arange(-REACH * 2**FRACTION, REACH * 2**FRACTION + 1, dtype=torch.float64) / 2**FRACTION
     tensors = {name: _rounded(curve(at), bits) for name, (curve, bits, _, _) in CURVES.items()}
-    tensors["scales"] = (scale_table()[:-1].double() * 2**FRACTION).floor().int()
+    logs = scale_table().double().log()
+    tensors["scales"] = (((logs[:-1] + logs[1:]) / 2).exp() * 2**FRACTION).floor().int()
     numbers = {"y": gaussian_tables()}
     bottlenecks = {
         "z": model.bottleneck,
@@ -94,6 +96,7 @@ def make(model: SegPIC) -> dict[str, Tensor]:
     }
     for name, bottleneck in bottlenecks.items():
         alone = deepcopy(bottleneck).float().cpu()
+        alone.settle_quantiles()
         numbers[name] = bottleneck_tables(alone)
         tensors[f"{name}.median"] = _rounded(alone.medians.flatten(), FRACTION)
     for name, tables in numbers.items():

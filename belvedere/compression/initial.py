@@ -4,6 +4,10 @@ A network of PyTorch's own initial weights spends its first tens of thousands of
 This one begins as a good linear transform, and learns from there: every layer that halves the resolution takes the
 principal components of 2x2 pixels of what it is given, every layer that doubles it their transpose, and affine layers,
 attention modules and region-adaptive transforms begin as the identity.
+
+Side information begins loud: PyTorch's initial weights would make a hyper latent so small that all of it rounds to 0,
+and one that is always 0 is never learned to be read. So the layers on its way there and back are scaled, by examples,
+to put out numbers of a given spread ("All you need is a good init", Mishkin and Matas, arXiv 1511.06422).
 """
 
 from typing import Any
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 
 from belvedere.compression import segpic
 from belvedere.compression.layers import GDN, Affine, AttentionModule, Down, Up
+from belvedere.compression.regions import places
 from belvedere.compression.segpic import RegionAdaptiveTransform, SegPIC
 
 GAMMA = 1e-4
@@ -22,15 +27,31 @@ ASLEEP = -4.0
 """Logit of an attention module's mask."""
 STEP = 0.2
 """Step at which an orthonormal transform is best rounded at the middle rate: 1 / sqrt(2503 lambda), lambda 0.0093."""
-CODING = ("channel_context", "hyper_", "means_rat", "scales_rat", "bottleneck", "prototypes", "gain")
+READING = (
+    "channel_context",
+    "hyper_means",
+    "hyper_scales",
+    "means_rat",
+    "scales_rat",
+    "bottleneck",
+    "prototypes1.bottleneck",
+    "prototypes2.bottleneck",
+    "prototypes1.decoder",
+    "prototypes2.decoder",
+    "gain",
+)
 """Parts by first name that say how probable the latent is, and how finely it is rounded."""
 CENTRE = slice(2, 4)
 """The taps of a 5x5 kernel that cover 2x2 pixels, each once."""
+LOUD = 3.0
+"""Standard deviation of side information before it is rounded."""
+QUIET = 0.1
+"""Standard deviation of what the context networks add to their biases."""
 
 
 @torch.no_grad()
 def begin_linear(model: SegPIC, pictures: Tensor) -> None:
-    """Give a fresh network its linear beginning, by ``pictures`` (b, 3, h, w) in [0, 1], sides multiples of 16."""
+    """Give a fresh network its linear beginning, by ``pictures`` (b, 3, h, w) in [0, 1], sides multiples of 64."""
     for module in model.modules():
         _calm(module)
     downs: list[Any] = [module for module in (*model.analysis1, *model.analysis2) if isinstance(module, Down)]
@@ -48,6 +69,42 @@ def begin_linear(model: SegPIC, pictures: Tensor) -> None:
     last: Any = model.synthesis2[-1]
     last.weight.copy_(torch.eye(3, last.in_channels)[:, :, None, None])
     last.bias.copy_(mean)
+    _calibrate_coding(model, pictures)
+
+
+def _calibrate_coding(model: SegPIC, pictures: Tensor) -> None:
+    """Scale the layers that code the latent by ``pictures`` (b, 3, h, w), sides multiples of 64, of all rates."""
+    quarter, sixteenth = places(pictures, None, model.config.grid)
+    rates = torch.linspace(0, model.config.rates - 1, len(pictures)) if model.config.rates else None
+    features = model.analysis1(pictures)
+    y = model.analysis2(features) * model.gains(rates)[0]
+    for coder, x, place in ((model.prototypes1, features, quarter), (model.prototypes2, y, sixteenth)):
+        code = _calibrate(coder.encoder, place.pool(x), LOUD)
+        _calibrate(coder.decoder, code.round(), 1.0)
+    z = _calibrate(model.hyper_analysis, y, LOUD).round()
+    means, scales = _calibrate(model.hyper_means, z, 1.0), _calibrate(model.hyper_scales, z, 1.0)
+    context, seen = model.channel_context, list[Tensor]()
+    for i, part in enumerate(y.chunk(model.config.slices, 1)):
+        _calibrate(context.means[i], torch.cat((means, *seen), 1), QUIET)
+        _calibrate(context.scales[i], torch.cat((scales, *seen), 1), QUIET)
+        context.scales[i][-1].bias.copy_(part.std((0, 2, 3)))
+        seen = [*seen, part][: model.config.support]
+
+
+def _calibrate(layers: Any, x: Tensor, spread: float) -> Tensor:
+    """Scale the convolutions of ``layers`` so that on ``x`` each channel has mean 0, and standard deviation 1 but at
+    the end ``spread``; return what comes out."""
+    flat = [layer for group in layers for layer in (group if isinstance(group, nn.Sequential) else [group])]
+    last = max(i for i, layer in enumerate(flat) if isinstance(layer, nn.Conv2d))
+    for i, layer in enumerate(flat):
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d):
+            deviation, mean = torch.std_mean(x, (0, 2, 3))  # (c,) each
+            factor = (spread if i == last else 1.0) / deviation.clamp(min=1e-6)
+            layer.weight.mul_(factor[:, None, None, None])
+            layer.bias.sub_(mean).mul_(factor)
+            x = (x - mean[:, None, None]) * factor[:, None, None]
+    return x
 
 
 def _calm(module: Any) -> None:
@@ -91,11 +148,12 @@ def _set_kernels(down: Any, up: Any, basis: Tensor, scale: float, inputs: int) -
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return Adam groups as ``segpic.parameter_groups``, for a network that begins linear.
 
-    What codes the latent begins anywhere and learns three times as fast as what makes it, which begins well.
+    What reads the side information, and what says how probable the latent is, begins anywhere and learns three times
+    as fast as what makes the latent and the side information, which begin well.
     """
     groups = segpic.parameter_groups(model, weight_decay)
-    coding = {id(p) for name, p in model.named_parameters() if name.startswith(CODING)}
+    reading = {id(p) for name, p in model.named_parameters() if name.startswith(READING)}
     made, quantiles = groups
-    fast = [p for p in made["params"] if id(p) in coding]
-    slow = [p for p in made["params"] if id(p) not in coding]
+    fast = [p for p in made["params"] if id(p) in reading]
+    slow = [p for p in made["params"] if id(p) not in reading]
     return [made | {"params": slow}, made | {"params": fast, "lr_scale": 3.0}, quantiles]

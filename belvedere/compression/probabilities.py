@@ -15,6 +15,12 @@ LEAST_PROBABILITY = 1e-9
 LEAST_SCALE = 0.11
 TAIL_MASS = 1e-9
 """Probability outside the outer quantiles of a bottleneck."""
+TAIL = math.log(2 / TAIL_MASS - 1)
+"""Logit of the cumulative distribution at the upper of them."""
+FAR = 1024.0
+"""Outer quantiles that are further out than this are put here; what is beyond is coded as an escape."""
+BISECTIONS = 24
+"""Until the interval, at first 2 ``FAR``, is about 1e-4."""
 
 FILTERS = (1, 3, 3, 3, 3, 1)
 """Widths of the network that is a bottleneck's cumulative distribution."""
@@ -104,6 +110,21 @@ class Bottleneck(nn.Module):
 
     def quantile_loss(self) -> Tensor:
         """Return how far the quantiles are from where they belong: they alone learn from it."""
-        tail = math.log(2 / TAIL_MASS - 1)
-        wanted = self.quantiles.new_tensor([-tail, 0.0, tail])
+        wanted = self.quantiles.new_tensor([-TAIL, 0.0, TAIL])
         return (self.logits(self.quantiles, fixed=True) - wanted).abs().sum()
+
+    @torch.no_grad()
+    def settle_quantiles(self) -> None:
+        """Move the outer quantiles to where they belong, by bisection, at most ``FAR`` from 0.
+
+        The auxiliary loss is slow to follow a distribution that changes; the median, about which numbers are rounded,
+        stays where training left it.
+        """
+        wanted = self.quantiles.new_tensor([-TAIL, TAIL])
+        low = torch.full_like(self.quantiles[..., ::2], -FAR)  # (c, 1, 2)
+        high = -low
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            below = self.logits(middle) < wanted
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        self.quantiles[..., ::2] = (low + high) / 2

@@ -282,7 +282,9 @@ def rate_distortion(
     errors = F.mse_loss(found, x, reduction="none").mean((1, 2, 3))  # (b,)
     worse = 1 - ms_ssim(found, x) if distortion == "ms-ssim" else 255**2 * errors  # (b,)
     value = (weight * worse).mean() + rate
-    return value, {"loss": value.item(), "bpp": rate.item(), "mse": errors.mean().item()}
+    side = sum((count for name, count in bits.items() if name != "y"), x.new_zeros(())) / pixels
+    logs = {"loss": value, "bpp": rate, "bpp_side": side, "mse": errors.mean()}
+    return value, {name: number.item() for name, number in logs.items()}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from belvedere.errors import InputError
 from belvedere.seeds import derive
 
 CELLS = 4
-"""Cells a side that stand for the regions of a photograph without a map."""
+"""Cells a side of the grid, over the whole photograph, that stands for the regions of one without a map."""
 Box = tuple[int, int, int, int]
 
 
@@ -77,12 +77,18 @@ class _Crops:
     def _regions(self, labels: Image.Image | None, size: tuple[int, int], box: Box) -> Tensor:
         """Return the labels of a crop (size, size), int64, numbered from 0."""
         if labels is None:
-            cell = torch.arange(self.size) * CELLS // self.size
-            return cell[:, None] * CELLS + cell
+            side = box[2] - box[0]
+            column, row = (self._cells(start, side, length) for start, length in zip(box, size, strict=False))
+            return (row[:, None] * CELLS + column).unique(return_inverse=True)[1]
         if labels.size != size:
             raise InputError(f"a map of {labels.size} pixels for a photograph of {size}: they must be of one size")
         colours = np.array(labels.resize((self.size, self.size), Image.Resampling.NEAREST, box), dtype=np.int64)
         return torch.from_numpy(colours @ np.array([1, 1 << 8, 1 << 16])).unique(return_inverse=True)[1]
+
+    def _cells(self, start: int, side: int, length: int) -> Tensor:
+        """Return the cell (size,) of each pixel of a crop on an axis of a photograph of ``length`` pixels."""
+        centre = start + (torch.arange(self.size) + 0.5) * side / self.size
+        return (centre * CELLS / length).long()
 
 
 class Photographs(_Crops):
@@ -90,7 +96,7 @@ class Photographs(_Crops):
 
     ``paths``: files whose rows have a struct ``image`` with the encoded photograph in ``bytes`` and, where there are
     maps, a struct ``regions`` with a PNG of labels of the same size. A photograph without a map has the cells of a
-    grid as its regions. The encoded photographs are held in memory.
+    grid over all of it as its regions. The encoded photographs are held in memory.
     """
 
     def __init__(

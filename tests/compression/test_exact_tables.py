@@ -41,11 +41,21 @@ def test_curves_by_the_standard_library() -> None:
         assert abs(curves["sigmoid"][at].item() - 2**GATE / (1 + math.exp(-x))) <= 0.5001
 
 
-def test_integer_scales_have_the_table_of_the_float() -> None:
+def test_a_scale_has_the_table_that_is_nearest_in_its_logarithm() -> None:
     bounds = ExactTables.of(STORED, MODEL.config).scales
-    scales = torch.arange(-5, 300 * UNIT, 7)
-    assert torch.equal(torch.searchsorted(bounds, scales.int()), scale_index(scales / UNIT))
+    scales = torch.arange(1, 300 * UNIT, 7)
+    distance = (torch.log(scales / UNIT)[:, None] - torch.log(scale_table())).abs()  # (n, tables)
+    found = distance.gather(1, torch.searchsorted(bounds, scales.int())[:, None])[:, 0]
+    assert (found - distance.amin(1)).max() < 2 / UNIT / 0.11  # a unit of rounding, at the smallest scale
     assert len(bounds) == len(scale_table()) - 1
+
+
+def test_the_tables_reach_as_far_as_the_distribution() -> None:
+    model = small()
+    with torch.no_grad():
+        model.bottleneck.matrices[0].add_(2)  # much narrower than the quantiles say
+    wide, narrow = (make(small())["z.length"], make(model)["z.length"])
+    assert (narrow < wide).all()
 
 
 def test_medians_are_rounded_and_the_model_stays_as_it_is() -> None:

@@ -83,6 +83,16 @@ def test_quantile_loss_is_zero_where_the_tails_begin() -> None:
     assert made.quantile_loss().item() == pytest.approx(0, abs=1e-4)
 
 
+def test_quantiles_settle_where_the_tails_begin() -> None:
+    made, medians = bottleneck(), bottleneck().medians
+    made.settle_quantiles()
+    tails = made.logits(made.quantiles)[:, 0, ::2]  # (c, 2)
+    assert torch.equal(made.medians, medians)
+    torch.testing.assert_close(
+        tails, torch.tensor([[-1.0, 1.0]] * len(tails)) * math.log(2 / 1e-9 - 1), rtol=1e-3, atol=0
+    )
+
+
 def test_noise_is_uniform_and_each_pictures_own() -> None:
     x = torch.zeros(5, 40, 10, 10)
     noise = rate_noise(BatchRng(0, 3, [7, 8]), "y", x, [2, 3])
