@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from belvedere.checkpoints.official_fitv2 import fitv2_config, fitv2_names, infer_fitv2
+from belvedere.checkpoints.official_nvist import infer_nvist, nvist_config, nvist_names
 from belvedere.checkpoints.official_segpic import infer_segpic, segpic_config, segpic_names
 from belvedere.compression import segpic_config as segpic_sizes
 from belvedere.compression.segpic import SegPIC
@@ -17,6 +18,7 @@ from belvedere.generation import dimr_config as dimr_sizes
 from belvedere.generation import fitv2_config as fitv2_sizes
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.fitv2 import FiTv2
+from belvedere.synthesis.nvist import NViST
 
 _DIMR_NAMES = (
     (r"(stages\.\d+)\.input_layer\.1\.", r"\1.embed."),
@@ -129,11 +131,14 @@ class _Importer(NamedTuple):
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     variants: Mapping[str, dict[str, Any]]
+    partial: bool = False
+    """Whether a config is only what the shapes do not tell."""
 
 
 IMPORTERS = {
     "dimr": _Importer(DiMR, dimr_names, dimr_config, _infer_dimr, dimr_sizes.VARIANTS),
     "fitv2": _Importer(FiTv2, fitv2_names, fitv2_config, infer_fitv2, fitv2_sizes.VARIANTS),
+    "nvist": _Importer(NViST, nvist_names, nvist_config, infer_nvist, {}, partial=True),
     "segpic": _Importer(SegPIC, segpic_names, segpic_config, infer_segpic, segpic_sizes.VARIANTS),
 }
 
@@ -143,9 +148,10 @@ def load_official(
 ) -> Any:
     """Return our network with the numbers of a published state dict.
 
-    ``system``: "dimr", "fitv2" or "segpic". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without
+    ``system``: "dimr", "fitv2", "nvist" or "segpic". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without
     unpickling anything but tensors) or ``.safetensors`` file. ``config``: the official config fields, or the name of a
-    variant; inferred for the published sizes. Raises ``InputError`` when names or shapes do not fit the config.
+    variant; inferred for the published sizes. For NViST: {"near": ..., "far": ...}, which no file of weights tells, and
+    other fields of ours that shapes do not. Raises ``InputError`` when names or shapes do not fit the config.
     """
     if system not in IMPORTERS:
         raise InputError(f"no importer for {system!r}: choose from {', '.join(IMPORTERS)}")
@@ -166,6 +172,9 @@ def load_official(
 def _config(
     importer: _Importer, weights: Mapping[str, Tensor], config: Mapping[str, Any] | str | None
 ) -> dict[str, Any]:
+    if importer.partial:
+        told = config if isinstance(config, Mapping) else {}
+        return importer.infer(weights) | importer.config(told)
     if config is None:
         return importer.infer(weights)
     if not isinstance(config, str):

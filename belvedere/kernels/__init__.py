@@ -7,23 +7,29 @@ from belvedere.kernels.norms import Norm, gated_residual, modulate_norm, normali
 from belvedere.kernels.packed import Packed
 from belvedere.kernels.region import region_filter
 from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
+from belvedere.kernels.volume import Composited, composite, distortion, ray_weights, sample_grid
 
 __all__ = [
     "Accumulated",
+    "Composited",
     "Norm",
     "Packed",
     "attend",
     "cell_centres",
+    "composite",
     "concat_add",
     "concat_begin",
     "concat_end",
+    "distortion",
     "gated_mlp",
     "gated_residual",
     "modulate_norm",
     "normalise",
     "qk_norm_rope",
+    "ray_weights",
     "region_filter",
     "rms_norm",
     "rotate_pairs",
+    "sample_grid",
     "time_norm",
 ]

@@ -128,3 +128,45 @@ def region_filter(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> 
     shape = (len(x), x.shape[1], 9, *x.shape[2:])
     taps = F.conv2d(features, weight, bias, padding=1, groups=x.shape[1]).reshape(shape)
     return (taps * F.unfold(x, 3, padding=1).reshape(shape)).sum(2)
+
+
+def sample_grid(points: Tensor, planes: Tensor | None, lines: Tensor | None, *, padding: str = "zeros") -> Tensor:
+    """Twin of ``belvedere.kernels.sample_grid``, plane by plane; also its backend where there is no faster one."""
+    x, y, z = points.unbind(-1)
+    features: list[Tensor | float] = [1.0, 1.0, 1.0]
+    for k, (column, row, along) in enumerate(((x, y, z), (z, x, y), (y, z, x))):
+        if planes is not None:
+            features[k] = features[k] * _grid_sample(planes[:, k], column, row, padding)
+        if lines is not None:
+            features[k] = features[k] * _grid_sample(lines[:, k, :, :, None], torch.zeros_like(along), along, padding)
+    return torch.stack([torch.as_tensor(feature) for feature in features], 2)
+
+
+def _grid_sample(image: Tensor, column: Tensor, row: Tensor, padding: str) -> Tensor:
+    """Return an image (b, c, h, w) at places (b, n) -> (b, n, c)."""
+    grid = torch.stack((column, row), -1).unsqueeze(2).to(image.dtype)  # (b, n, 1, 2)
+    return F.grid_sample(image, grid, padding_mode=padding, align_corners=False).squeeze(3).transpose(1, 2)
+
+
+def composite(density: Tensor, edges: Tensor, colour: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Twin of ``belvedere.kernels.composite``, sample by sample."""
+    edges = edges.expand(*density.shape[:-1], -1)
+    transmittance = torch.ones_like(density[..., 0])
+    weights, seen, depth = [], torch.zeros_like(colour[..., 0, :]), torch.zeros_like(transmittance)
+    for i in range(density.shape[-1]):
+        start, end = edges[..., i], edges[..., i + 1]
+        alpha = 1 - torch.exp(-density[..., i] * (end - start))
+        weights.append(alpha * transmittance)
+        seen = seen + weights[-1][..., None] * colour[..., i, :]
+        depth = depth + weights[-1] * (start + end) / 2
+        transmittance = transmittance * (1 - alpha + 1e-10)
+    stacked = torch.stack(weights, -1)
+    return stacked, seen, depth, stacked.sum(-1)
+
+
+def distortion(weights: Tensor, edges: Tensor) -> Tensor:
+    """Twin of ``belvedere.kernels.distortion``, the double sum written out."""
+    middles, lengths = (edges[..., 1:] + edges[..., :-1]) / 2, edges.diff()
+    distances = (middles[..., :, None] - middles[..., None, :]).abs()
+    between = (weights[..., :, None] * weights[..., None, :] * distances).sum((-2, -1))
+    return between + (weights.square() * lengths).sum(-1) / 3

@@ -69,6 +69,20 @@ def test_without_a_map_the_cells_of_a_grid_are_the_regions(file: Path) -> None:
     assert "regions" not in Photographs([file], 32, crops=1, regions=False)[2]
 
 
+def test_a_crop_has_the_cells_of_the_whole_photograph(tmp_path: Path) -> None:
+    side = 32 * CELLS  # crops of a cell's size, which touch four cells at most
+    pixels = np.arange(side, dtype=np.uint8)[:, None, None].repeat(side, 1).repeat(3, 2)  # brightness is the row
+    pq.write_table(pa.table({"image": [encoded(pixels)]}), tmp_path / "photo.parquet")
+    data = Photographs([tmp_path / "photo.parquet"], 32, crops=20, scale=1.0)
+    seen = set()
+    for item in (data[i] for i in range(20)):
+        rows = ((item["image"][0, :, 0] + 1) * 127.5).round().long() // 32  # the cell of each row
+        borders = item["regions"][:, 0].diff() != 0
+        assert torch.equal(borders, rows.diff() != 0)
+        seen.add(int(item["regions"].max()))
+    assert seen <= {0, 1, 3} and 3 in seen
+
+
 def test_panoptic_maps_tell_regions_by_all_three_colours(tmp_path: Path) -> None:
     for folder in ("images", "maps"):
         (tmp_path / folder).mkdir()
