@@ -22,6 +22,9 @@ CORE = (
     "numpy",
     "pillow",
     "constriction",
+    "imageio-ffmpeg",
+    "scikit-image",
+    "trimesh",
 )
 EXTRAS = {"xformers": "gpu", "triton": "gpu", "matplotlib": "evaluate", "pillow-jxl-plugin": "evaluate"}
 """Optional packages and the extra of Belvedere that installs each."""

@@ -83,7 +83,8 @@ def _calibrate_coding(model: SegPIC, pictures: Tensor) -> None:
         _calibrate(coder.decoder, code.round(), 1.0)
     z = _calibrate(model.hyper_analysis, y, LOUD).round()
     means, scales = _calibrate(model.hyper_means, z, 1.0), _calibrate(model.hyper_scales, z, 1.0)
-    context, seen = model.channel_context, list[Tensor]()
+    context: Any = model.channel_context
+    seen: list[Tensor] = []
     for i, part in enumerate(y.chunk(model.config.slices, 1)):
         _calibrate(context.means[i], torch.cat((means, *seen), 1), QUIET)
         _calibrate(context.scales[i], torch.cat((scales, *seen), 1), QUIET)
@@ -98,7 +99,7 @@ def _calibrate(layers: Any, x: Tensor, spread: float) -> Tensor:
     last = max(i for i, layer in enumerate(flat) if isinstance(layer, nn.Conv2d))
     for i, layer in enumerate(flat):
         x = layer(x)
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             deviation, mean = torch.std_mean(x, (0, 2, 3))  # (c,) each
             factor = (spread if i == last else 1.0) / deviation.clamp(min=1e-6)
             layer.weight.mul_(factor[:, None, None, None])
