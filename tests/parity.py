@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests import parity_dimr, parity_fitv2, parity_nvist, parity_segpic
+from tests import parity_dimr, parity_fitv2, parity_neti, parity_nvist, parity_segpic
 
 RTOL = 1e-4
 ATOL = 2e-5
@@ -24,6 +24,7 @@ Cases = Iterator[tuple[str, Tensor, Tensor]]
 SYSTEMS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Cases]] = {
     "dimr": parity_dimr.run,
     "fitv2": parity_fitv2.run,
+    "neti": parity_neti.run,
     "nvist": parity_nvist.run,
     "segpic": parity_segpic.run,
 }

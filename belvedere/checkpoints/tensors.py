@@ -5,13 +5,14 @@ older) are read by torch's weights-only reader in a child process under a memory
 writes the tensors to a private temporary folder as safetensors; this process never unpickles.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ CONTAINERS = ("ema", "model_ema", "ema_state_dict", "state_dict", "model_state_d
 
 _MEGABYTE = 1 << 20
 _MAX_ENTRIES = 65_535
+_MAX_DEPTH = 16
 _READ_MESSAGE = "Belvedere reads files of plain tensors only"
 
 
@@ -43,13 +45,28 @@ def read_state_dict(path: Path | str) -> "dict[str, torch.Tensor]":
     if path.suffix == ".safetensors":
         tensors = _load_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
-        tensors = _load_in_child(path)
+        tensors, _ = _load_in_child(path)
     else:
         known = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise InputError(f"{path.name}: not a weights file by its ending; known endings are {known}")
     tensors = unwrap(tensors, path.name)
     check_finite(tensors, path.name)
     return tensors
+
+
+def read_training_file(path: Path | str, objects: Sequence[str]) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+    """Return what a training script saved with ``torch.save``: tensors by dotted names, and the rest as plain values.
+
+    ``objects``: qualified names of classes of which there may be instances. Those classes are not imported, of an
+    instance only its attributes are read. The rest keeps its nesting, without the tensors. Raises ``InputError`` for
+    anything else in the file, by name, and as ``read_state_dict`` does. No code of the file runs.
+    """
+    path = Path(path)
+    if not path.is_file() or path.suffix not in TORCH_SUFFIXES:
+        raise InputError(f"no weights file at {path} ({', '.join(TORCH_SUFFIXES)}); check the path")
+    tensors, plain = _load_in_child(path, objects)
+    check_finite(tensors, path.name)
+    return tensors, plain
 
 
 def header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -65,6 +82,15 @@ def header(path: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"weights file {path} is damaged ({one_line(error)}); get it again") from error
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file; raises ``InputError`` as ``header`` does."""
+    from safetensors import safe_open
+
+    header(path)
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def check_finite(tensors: "Mapping[str, torch.Tensor]", name: str) -> None:
@@ -144,19 +170,19 @@ def _load_safetensors(path: Path) -> "dict[str, torch.Tensor]":
 # The reader of torch files: the parent's side.
 
 
-def _load_in_child(path: Path) -> "dict[str, torch.Tensor]":
+def _load_in_child(path: Path, objects: Sequence[str] = ()) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
     with tempfile.TemporaryDirectory(prefix="belvedere-", ignore_cleanup_errors=True) as folder:
         target = Path(folder) / "tensors.safetensors"
-        _run_child(path.resolve(), target)
-        return _load_safetensors(target)
+        _run_child(path.resolve(), target, objects)
+        return _load_safetensors(target), json.loads(metadata(target)["plain"])
 
 
-def _run_child(source: Path, target: Path) -> None:
+def _run_child(source: Path, target: Path, objects: Sequence[str]) -> None:
     megabytes = source.stat().st_size // _MEGABYTE
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-m", "belvedere.checkpoints.tensors", str(source), str(target)]
+    command = [sys.executable, "-P", "-m", "belvedere.checkpoints.tensors", str(source), str(target), *objects]
     try:
         done = subprocess.run(
             command, env=environment, cwd=target.parent, capture_output=True, timeout=60 + megabytes // 20
@@ -231,11 +257,16 @@ def check_archive(path: Path) -> None:
         raise InputError(f"{name}: its zip entries claim {total} bytes, more than the file has; refused")
 
 
-def _load_torch(path: Path) -> Any:
+class _Bag:
+    """Stands for an object of a training script; its attributes are put into it, nothing of it runs."""
+
+
+def _load_torch(path: Path, objects: Sequence[str]) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals([(_Bag, name) for name in objects]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         text = str(error)
         found = re.search(r"GLOBAL ([\w.]+)", text)
@@ -245,6 +276,33 @@ def _load_torch(path: Path) -> Any:
         if isinstance(error, MemoryError) or "allocate memory" in text:
             raise InputError(f"{path.name}: needs far more memory than its size explains; refused") from error
         raise InputError(f"{path.name}: not a torch weights file ({one_line(text)[:120]})") from error
+
+
+class Separator:
+    """Takes a tree of a training script apart: ``tensors`` by dotted names, the rest as plain values of JSON."""
+
+    def __init__(self, name: str):
+        self.name, self.tensors, self.entries = name, dict[str, Any](), 0
+
+    def __call__(self, value: object, key: str = "", depth: int = 0) -> Any:
+        """Return ``value`` without its tensors; ``key``: its dotted name."""
+        import torch
+
+        self.entries += 1
+        if self.entries > _MAX_ENTRIES or depth > _MAX_DEPTH or key in self.tensors:
+            raise InputError(f"{self.name}: '{key[:80]}' is there twice, nested too deeply or one too many; refused")
+        if isinstance(value, torch.Tensor):
+            self.tensors[key] = value
+            return None
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, _Bag):
+            value = vars(value)
+        elif isinstance(value, list | tuple | set):
+            value = dict(enumerate(value))
+        if not isinstance(value, Mapping) or not all(type(part) in (int, str) for part in value):
+            raise InputError(f"{self.name}: holds {_kind(value)} under '{key[:80]}'; {_READ_MESSAGE} and plain values")
+        return {str(part): self(item, f"{key}.{part}".removeprefix("."), depth + 1) for part, item in value.items()}
 
 
 def _own(tensors: "dict[str, torch.Tensor]", size: int, name: str) -> "dict[str, torch.Tensor]":
@@ -259,7 +317,7 @@ def _own(tensors: "dict[str, torch.Tensor]", size: int, name: str) -> "dict[str,
     return {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
 
 
-def _convert(source: Path, target: Path) -> None:
+def _convert(source: Path, target: Path, objects: Sequence[str]) -> None:
     size = source.stat().st_size
     _limit_files(4 * size + 64 * _MEGABYTE)
     _limit_memory(256 * _MEGABYTE)
@@ -272,14 +330,17 @@ def _convert(source: Path, target: Path) -> None:
 
     sys.addaudithook(_guard)
     _limit_memory(8 * size + 256 * _MEGABYTE)
-    tensors = unwrap(_load_torch(source), source.name)
-    save_file(_own(tensors, size, source.name), target)
+    loaded = _load_torch(source, objects)
+    separate = Separator(source.name)
+    plain = separate(loaded) if objects else {}
+    tensors = separate.tensors if objects else unwrap(loaded, source.name)
+    save_file(_own(tensors, size, source.name), target, {"plain": json.dumps(plain)})
 
 
-def _child(source: str, target: str) -> int:
+def _child(source: str, target: str, *objects: str) -> int:
     """Convert one torch file; print one line and return 2 when it cannot be."""
     try:
-        _convert(Path(source), Path(target))
+        _convert(Path(source), Path(target), objects)
     except InputError as error:
         print(one_line(error))
         return 2
@@ -293,4 +354,4 @@ def _child(source: str, target: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_child(*sys.argv[1:3]))
+    sys.exit(_child(*sys.argv[1:]))
