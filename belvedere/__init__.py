@@ -10,11 +10,14 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "BitstreamError": "belvedere.errors",
+    "Camera": "belvedere.data.cameras",
     "DiMR": "belvedere.generation.dimr",
     "DiMRPipeline": "belvedere.generation.pipelines",
+    "Field": "belvedere.synthesis.field",
     "FiTv2": "belvedere.generation.fitv2",
     "FiTv2Pipeline": "belvedere.generation.fitv2_pipeline",
     "InputError": "belvedere.errors",
+    "NViST": "belvedere.synthesis.nvist",
     "SegPIC": "belvedere.compression.segpic",
     "Toybox": "belvedere.data.toybox",
     "ToyClassifier": "belvedere.data.toybox.classifier",
@@ -23,15 +26,19 @@ _EXPORTS = {
     "load": "belvedere.checkpoints.store",
     "load_codec": "belvedere.checkpoints.codecs",
     "load_official": "belvedere.checkpoints.official",
+    "load_scene_model": "belvedere.checkpoints.views",
 }
 
 __all__ = [
     "BitstreamError",
+    "Camera",
     "DiMR",
     "DiMRPipeline",
     "FiTv2",
     "FiTv2Pipeline",
+    "Field",
     "InputError",
+    "NViST",
     "SegPIC",
     "ToyClassifier",
     "Toybox",
@@ -40,14 +47,17 @@ __all__ = [
     "load",
     "load_codec",
     "load_official",
+    "load_scene_model",
 ]
 
 if TYPE_CHECKING:
     from belvedere.checkpoints.codecs import load_codec
     from belvedere.checkpoints.official import load_official
     from belvedere.checkpoints.store import load
+    from belvedere.checkpoints.views import load_scene_model
     from belvedere.compression.codec import decode, encode
     from belvedere.compression.segpic import SegPIC
+    from belvedere.data.cameras import Camera
     from belvedere.data.toybox import Toybox
     from belvedere.data.toybox.classifier import ToyClassifier
     from belvedere.errors import BitstreamError, InputError
@@ -55,6 +65,8 @@ if TYPE_CHECKING:
     from belvedere.generation.fitv2 import FiTv2
     from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
     from belvedere.generation.pipelines import DiMRPipeline
+    from belvedere.synthesis.field import Field
+    from belvedere.synthesis.nvist import NViST
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from belvedere.apps import cli_compress
+from belvedere.apps import cli_compress, cli_view
 from belvedere.apps.cli_common import Json, progress_bar
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
@@ -315,6 +315,8 @@ def evaluate_generation(
 app.command()(cli_compress.compress)
 app.command()(cli_compress.decompress)
 evaluate_app.command("compression")(cli_compress.evaluate)
+app.command()(cli_view.view)
+evaluate_app.command("views")(cli_view.evaluate)
 
 
 @models_app.callback()

@@ -19,7 +19,10 @@ def facts(name_or_path: str) -> dict[str, Any]:
     labels, card, digest = index.get("id2label"), store.card(folder), store.digest(folder)
     return {
         "name": name_or_path,
-        "system": str(index.get("_class_name", "?")).removesuffix("Pipeline").removesuffix("Codec"),
+        "system": str(index.get("_class_name", "?"))
+        .removesuffix("Pipeline")
+        .removesuffix("Codec")
+        .removesuffix("Model"),
         "classes": list(labels.values()) if isinstance(labels, dict) else [],
         "steps": index.get("default_steps"),
         "guidance": index.get("default_guidance"),

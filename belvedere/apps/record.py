@@ -80,6 +80,8 @@ class Record:
             raise InputError("the record in this picture is damaged: not JSON") from error
         if isinstance(values, dict) and _SHEET in values:
             raise InputError("this is a sheet of many pictures; give one of the pictures themselves")
+        if isinstance(values, dict) and "view" in values:
+            raise InputError("this is a view of a scene; make it again with belvedere view")
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise InputError(f"the record in this picture is not of format {FORMAT}; use the Belvedere that made it")
         values["request"] = GenerateRequest.from_dict(values.get("request"))

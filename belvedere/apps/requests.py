@@ -13,6 +13,7 @@ from belvedere.errors import InputError
 
 DEFAULT_MODEL = "dimr-toybox"
 DEFAULT_CODEC = "segpic-photo"
+DEFAULT_SCENES = "nvist-toybox"
 MAX_COUNT = 1_000_000
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
@@ -21,6 +22,8 @@ MAX_SIDE = 8192
 MAX_TEXT = 1000
 MAX_JSON = 32 << 10
 """Bytes of a request as JSON: it has to fit into the pictures it makes."""
+MAX_VIEW_SIDE = 2048
+MAX_FRAMES = 10_000
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,67 @@ class CompressRequest:
         if self.background is not None:
             _text("background", self.background)
         _whole("jobs", self.jobs, 1, 64)
+        _check_device(self.device)
+
+
+PATHS = ("orbit", "spiral")
+SHOWN = ("colour", "depth", "opacity", "unseen")
+
+
+@dataclass(frozen=True)
+class ViewRequest:
+    """Views of a scene that a network makes of one picture, or that was made before.
+
+    ``model``: embedded name, folder or hub id. ``path`` of the camera: "orbit", "spiral" or a JSON file of cameras;
+    ``frames`` of it, 1 to 10,000, None = 48, or those of the file, which are else interpolated. ``arc``: degrees of the
+    orbit, 1 to 360; below, it swings from one side to the other. ``elevation`` of the orbit, -89 to 89 degrees, and
+    ``angle`` of a single view, -360 to 360, positive to the right. ``fps``: frames a second, 1 to 120. ``what`` is
+    shown: "colour", "depth", "opacity" or "unseen", what the picture did not show. ``size``: (width, height) of a view,
+    16 to 2048 each, None = the shape of the model's pictures, 256 pixels along the longer side.
+
+    ``distance`` from the camera of the picture to the middle of the scene, in the scene's unit of length, and ``fov``,
+    its vertical field of view in degrees: None = what the picture tells, else the model's own. ``near``, ``far``: where
+    rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where a texel is half opaque.
+    ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
+    """
+
+    model: str = DEFAULT_SCENES
+    path: str = "orbit"
+    frames: int | None = None
+    arc: float = 360.0
+    elevation: float = 0.0
+    angle: float = 0.0
+    fps: int = 24
+    what: str = "colour"
+    size: tuple[int, int] | None = None
+    distance: float | None = None
+    fov: float | None = None
+    near: float | None = None
+    far: float | None = None
+    density: float | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _text("model", self.model)
+        _text("path", self.path)
+        if self.frames is not None:
+            _whole("frames", self.frames, 1, MAX_FRAMES)
+        _whole("fps", self.fps, 1, 120)
+        for name, low, high in (("arc", 1.0, 360.0), ("elevation", -89.0, 89.0), ("angle", -360.0, 360.0)):
+            _number(name, getattr(self, name), low, high)
+        if self.what not in SHOWN:
+            raise InputError(f"what is shown must be one of {', '.join(SHOWN)}, not {self.what!r}")
+        if self.size is not None:
+            if not isinstance(self.size, tuple) or len(self.size) != 2:
+                raise InputError(f"size must be (width, height) in pixels, not {repr(self.size)[:80]}")
+            for side in self.size:
+                _whole("a side of the size", side, 16, MAX_VIEW_SIDE)
+        optional = {"distance": (1e-3, 1e3), "fov": (1.0, 170.0), "near": (0.0, 1e3), "far": (1e-3, 1e3)}
+        for name, (low, high) in {**optional, "density": (1e-6, 1e6)}.items():
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), low, high)
+        if self.near is not None and self.far is not None and self.near >= self.far:
+            raise InputError(f"near {self.near:g} and far {self.far:g}: near must be below far")
         _check_device(self.device)
 
 

@@ -23,6 +23,8 @@ PIPELINES = {
 NETWORKS = {"DiMR": "belvedere.generation.dimr", "FiTv2": "belvedere.generation.fitv2"}
 CODEC = "SegPICCodec"
 """What ``model_index.json`` calls a codec, which is no pipeline."""
+SCENES = "NViSTModel"
+"""What it calls a network that makes scenes of pictures, which is none either."""
 
 _MAX_JSON = 4 << 20
 _MAX_NUMBER = 1 << 16

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from belvedere.checkpoints.components import CODEC, PIPELINES, build, known_class, load_component, read_json
+from belvedere.checkpoints.components import CODEC, PIPELINES, SCENES, build, known_class, load_component, read_json
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
@@ -130,6 +130,8 @@ def load_verified(folder: Path, dtype: "torch.dtype", device: "torch.device") ->
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") == CODEC:
         raise InputError(f"model {folder.name} is a codec: belvedere compress and belvedere.load_codec take it")
+    if index.get("_class_name") == SCENES:
+        raise InputError(f"model {folder.name} makes scenes: belvedere view and belvedere.load_scene_model take it")
     cls = known_class(PIPELINES, index.get("_class_name"), folder / "model_index.json")
     values = {key: value for key, value in index.items() if not key.startswith("_")}
     for name, value in values.items():

@@ -9,7 +9,7 @@ On disk it is one safetensors file: ``planes``, ``lines``, the decoder's weights
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,15 @@ class FieldDecoder(nn.Module):
         self.colour_in = nn.Linear(colour if form == "cp" else 3 * colour, hidden)
         encoded = 6 * frequencies + 3
         self.colour_mlp = nn.Sequential(nn.Linear(hidden + encoded, hidden), nn.GELU(), nn.Linear(hidden, 3))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FieldDecoder":
+        """Cast or move, but never below float32, which points and rays are in."""
+
+        def wide(x: Tensor) -> Tensor:
+            y = fn(x)
+            return y if y.dtype not in (torch.float16, torch.bfloat16) else x.to(y.device, torch.float32)
+
+        return super()._apply(wide, recurse)
 
     def density(self, features: Tensor) -> Tensor:
         """Return the density (...), at least 0, of the features (..., 3, c) of the density channels."""

@@ -10,7 +10,7 @@ The field lives in the frame of the input camera: turned as it is, the origin in
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -250,12 +250,6 @@ class NViST(ModelMixin, ConfigMixin):
         if name not in VARIANTS:
             raise InputError(f"no NViST variant {name!r}: choose from {', '.join(VARIANTS)}")
         return cls(**VARIANTS[name])
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NViST":
-        """Cast or move, with the field's decoder in float32 whatever the rest is in."""
-        super()._apply(fn, recurse)
-        _keep_wide(self.field_decoder)
-        return self
 
     def forward(self, image: Tensor, conditions: Tensor) -> Field:
         """Return the field of pictures ``image`` (b, 3, h, w) in [0, 1], of the size that the config tells.

@@ -168,7 +168,7 @@ def _block_normal(p: Coordinates, form: Tensor) -> list[Tensor]:
     grow_x, grow_z = (form[0] - 1) * 0.5, (form[1] - 1) * 0.5
     wide = (p[1] * grow_x).add_((1 + form[0]) * 0.5).clamp_(min=1e-3).reciprocal_()
     deep = (p[1] * grow_z).add_((1 + form[1]) * 0.5).clamp_(min=1e-3).reciprocal_()
-    u, v = p[0] * wide, p[2] * deep
+    u, v = ((x * scale).clamp_(-2, 2) for x, scale in ((p[0], wide), (p[2], deep)))  # misses, too, stay finite
     a, b, c = _steep(u), _steep(p[1]), _steep(v)
     lean = (a * u).mul_(wide).mul_(grow_x).add_((c * v).mul_(deep).mul_(grow_z))
     return [a.mul_(wide), b.sub_(lean), c.mul_(deep)]

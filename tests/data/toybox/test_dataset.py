@@ -200,3 +200,8 @@ WORLD = [
     [0.3804, 0.0890, -0.0178],
     [0.6888, 0.6280, 0.4215],
 ]
+
+
+@pytest.mark.parametrize("index", [1, 28, 61])
+def test_pointed_blocks_are_finite_beside_themselves_too(index: int) -> None:
+    assert Toybox((32, 24), seed=2)[index]["image"].isfinite().all()

@@ -1,0 +1,215 @@
+"""Views of a scene: from a request to cameras, from cameras to frames, and from frames to a file of any kind.
+
+What made a file is told in it or beside it: a PNG of colours and a scene carry their record, every other FILE, and a
+folder of frames, has it in FILE.json.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from belvedere.apps import output, record
+from belvedere.apps.requests import PATHS, ViewRequest
+from belvedere.apps.scenes import SUFFIX, Scene, open_scene
+from belvedere.apps.work import Progress
+from belvedere.errors import InputError
+from belvedere.files import atomic_write
+from belvedere.synthesis import export
+from belvedere.synthesis.camera_paths import interpolate, orbit, read_path, spiral
+from belvedere.synthesis.cameras import Camera
+from belvedere.synthesis.mesh import extract_mesh
+from belvedere.synthesis.occupancy import Occupancy
+from belvedere.synthesis.render import Rendered, render_view
+from belvedere.synthesis.unseen import surface_depth, unseen
+
+FRAMES = 48
+"""Of a path, where nothing else is asked for."""
+LONGER_SIDE = 256
+"""Pixels of a view, where no size is asked for."""
+KINDS = {
+    **dict.fromkeys((".mp4", ".gif", ".webp"), "film"),
+    ".png": "picture",
+    **dict.fromkeys((".glb", ".ply"), "mesh"),
+    SUFFIX: "scene",
+    "": "frames",
+}
+"""What is written, by the ending of its name."""
+
+
+def view(
+    source: Path, out: Path, request: ViewRequest, *, force: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write what the request asks for of a picture or of a scene's file; return what was done, as plain JSON.
+
+    The ending of ``out`` says what it becomes: see ``KINDS``. It is written whole or not at all. ``progress`` is called
+    with frames done and frames in all. Raises ``InputError`` for bad input, and when ``out`` is there and not
+    ``force``.
+    """
+    check_target(out, request, force)
+    kind = kind_of(out, request)
+    began = time.monotonic()
+    scene = open_scene(source, request)
+    opened = time.monotonic()
+    text = record_text(scene, request)
+    with output.writing(out):
+        write(scene, request, out, text, progress)
+        if not carries_record(kind, request):
+            with atomic_write(record_path(out)) as file:
+                file.write(text.encode())
+    seconds = {"scene_seconds": round(opened - began, 2), "seconds": round(time.monotonic() - began, 2)}
+    return {"file": str(out), "kind": kind, "source": str(source), **seconds, **scene.camera_facts}
+
+
+def kind_of(out: Path, request: ViewRequest) -> str:
+    """Return what ``out`` becomes; raises ``InputError`` for another ending, or a request that it cannot show."""
+    kind = KINDS.get(out.suffix.lower())
+    if kind is None or not out.name:
+        endings = ", ".join(filter(None, KINDS))
+        raise InputError(f"{out}: cannot tell what to make; end the name with {endings}, or none for a folder")
+    if kind == "picture" and request.path != "orbit":
+        raise InputError(f"{out}: one picture has no path; say where from with --angle, or name a film or a folder")
+    return kind
+
+
+def check_target(out: Path, request: ViewRequest, force: bool) -> None:
+    """Raise ``InputError`` unless ``out`` can be written, and replaces nothing that is not to be replaced."""
+    kind = kind_of(out, request)
+    if kind == "frames" and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists and is no empty folder: choose another --out, or empty it")
+    if kind != "frames" and out.is_dir():
+        raise InputError(f"{out} is a folder: name a file in it")
+    written = [out] if kind != "frames" else []
+    written += [] if carries_record(kind, request) else [record_path(out)]
+    for path in written:
+        if path.exists() and not force:
+            raise InputError(f"{path} exists: choose another --out, or --force to replace it")
+    output.check_folder(out.parent)
+
+
+def record_path(out: Path) -> Path:
+    """Return where the record of what cannot carry it stands."""
+    return out.with_name(f"{out.name}.json")
+
+
+def carries_record(kind: str, request: ViewRequest) -> bool:
+    """Return whether the record is in the file itself."""
+    return kind == "scene" or (kind == "picture" and request.what == "colour")
+
+
+def record_text(scene: Scene, request: ViewRequest) -> str:
+    """Return the record as one line of ASCII JSON: the request, what the scene was made of, camera, versions."""
+    machine = asdict(record.this_machine(scene.field.device))
+    made = {"request": asdict(request), **scene.origin, "camera": scene.camera_facts, "machine": machine}
+    return json.dumps({"format": record.FORMAT, "view": made})
+
+
+def view_camera(camera: Camera, size: tuple[int, int] | None) -> Camera:
+    """Return the camera of the picture with views of ``size`` (width, height), of the same vertical field of view.
+
+    None = the shape of the picture, ``LONGER_SIDE`` pixels along its longer side.
+    """
+    high, wide = camera.size
+    scale = LONGER_SIDE / max(high, wide)
+    width, height = size or (max(1, round(wide * scale)), max(1, round(high * scale)))
+    focal = camera.focal[1] * height / high
+    return replace(camera, focal=(focal, focal), principal=(width / 2, height / 2), size=(height, width))
+
+
+def turned(camera: Camera, angle: float, elevation: float = 0.0) -> Camera:
+    """Return the camera carried around the scene by these angles in degrees; see ``camera_paths.orbit``."""
+    return orbit(camera, 1, start=angle, stop=angle, elevation=elevation)[0]
+
+
+def cameras(camera: Camera, request: ViewRequest) -> list[Camera]:
+    """Return the cameras of the request's path from ``camera``; ``InputError`` for a file that holds none."""
+    frames = request.frames or FRAMES
+    if request.path == "spiral":
+        return spiral(camera, frames)
+    if request.path not in PATHS:
+        file = Path(request.path)
+        if not file.is_file():
+            raise InputError(f"no path {request.path!r}: give {', '.join(PATHS)} or a JSON file of cameras")
+        found = read_path(file, camera)
+        return found if request.frames is None else interpolate(found, request.frames)
+    if request.arc == 360:
+        return orbit(camera, frames, elevation=request.elevation)
+    swing = [request.arc / 2 * math.sin(2 * math.pi * i / frames) for i in range(frames)]
+    return [turned(camera, angle, request.elevation) for angle in swing]
+
+
+class Viewer:
+    """A scene and what all views of it share."""
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+        self.occupancy = Occupancy.of(scene.field)
+
+    def render(self, camera: Camera) -> Rendered:
+        """Return what a camera sees of the scene."""
+        near, far, samples = self.scene.near, self.scene.far, self.scene.samples
+        return render_view(self.scene.field, camera, near=near, far=far, samples=samples, occupancy=self.occupancy)
+
+    @cached_property
+    def _input(self) -> tuple[Tensor, Camera]:
+        """The surface that the camera of the picture sees, (h, w), and that camera."""
+        camera = view_camera(self.scene.camera, None)
+        return surface_depth(self.render(camera)), camera
+
+    def values(self, camera: Camera, what: str) -> Tensor:
+        """Return what a camera sees: colour (h, w, 3), depth (h, w), opacity (h, w) or what is unseen (h, w)."""
+        rendered = self.render(camera)
+        if what == "unseen":
+            return unseen(rendered, camera, *self._input)
+        return {"colour": rendered.colour, "depth": surface_depth(rendered), "opacity": rendered.opacity}[what]
+
+    def frame(self, camera: Camera, what: str) -> np.ndarray:
+        """Return what a camera sees, uint8 (h, w, 3); depths in colours, from the scene's near to its far."""
+        values = self.values(camera, what)
+        if what == "depth":
+            return export.colour_depth(values, self.scene.near, self.scene.far)
+        return export.to_frame(values if values.ndim == 3 else values[..., None].expand(-1, -1, 3))
+
+
+def frames(scene: Scene, path: Sequence[Camera], what: str, progress: Progress | None = None) -> Iterator[np.ndarray]:
+    """Yield what each camera of a path sees, uint8 (h, w, 3)."""
+    viewer = Viewer(scene)
+    for i, camera in enumerate(path, 1):
+        yield viewer.frame(camera, what)
+        if progress:
+            progress(i, len(path))
+
+
+def write(scene: Scene, request: ViewRequest, out: Path, record: str, progress: Progress | None = None) -> None:
+    """Write what the request asks for of a scene to ``out``, whole or not at all; see ``view``."""
+    kind, path = kind_of(out, request), cameras(view_camera(scene.camera, request.size), request)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "film":
+        export.write_video(out, frames(scene, path, request.what, progress), request.fps)
+    elif kind == "frames":
+        export.write_frames(out, frames(scene, path, request.what, progress))
+    elif kind == "mesh":
+        extract_mesh(scene.field, density=request.density).save(out)
+    elif kind == "scene":
+        scene.save(out, record)
+    else:
+        _write_picture(scene, request, out, record)
+
+
+def _write_picture(scene: Scene, request: ViewRequest, out: Path, record: str) -> None:
+    camera = turned(view_camera(scene.camera, request.size), request.angle, request.elevation)
+    values = Viewer(scene).values(camera, request.what)
+    if request.what == "colour":
+        output.save(Image.fromarray(export.to_frame(values)), out, record)
+    elif request.what == "depth":
+        export.write_depth(out, values)
+    else:
+        export.write_map(out, values)

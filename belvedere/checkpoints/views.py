@@ -1,0 +1,83 @@
+"""Networks that make scenes of pictures, as model folders: ``model_index.json`` and ``network/``.
+
+``model_index.json`` also says what such a network takes for granted of a picture that does not tell: from how far, and
+how wide, the pictures that it learned from were taken.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from belvedere.checkpoints import store
+from belvedere.checkpoints.components import SCENES, load_network
+from belvedere.errors import InputError
+from belvedere.synthesis.nvist import NViST
+
+FOV = 50.0
+"""Degrees of the vertical field of view, where a model does not say."""
+
+
+class SceneModel(NamedTuple):
+    """A network and what its folder says of it."""
+
+    network: NViST
+    digest: str
+    distance: float
+    """Of a camera from the middle of the scene, in the scene's unit of length, for a picture that does not tell."""
+    fov: float
+    """Vertical field of view of such a picture, in degrees."""
+
+
+def load_scene_model(name_or_path: str | Path, device: "torch.device | str | None" = None) -> NViST:
+    """Return the network of an embedded name, a folder or a hub id, in float32; ``device`` as for ``store.load``.
+
+    Raises ``InputError`` for anything unknown, damaged or inconsistent.
+    """
+    return open_scene_model(name_or_path, device).network
+
+
+def open_scene_model(name_or_path: str | Path, device: "torch.device | str | None" = None) -> SceneModel:
+    """Return the network with its digest and defaults; see ``load_scene_model``."""
+    target = store.choose_device(device)
+    folder = store.resolve(name_or_path)
+    digest = store.verify(folder)
+    index = store.read_json(folder / "model_index.json")
+    if index.get("_class_name") != SCENES:
+        raise InputError(f"model {name_or_path} makes no scenes of pictures: choose one, such as nvist-toybox")
+    network: NViST = load_network(folder / "network", NViST, torch.float32)
+    config: Any = network.config
+    middle = (config.near + config.far) / 2
+    distance, fov = index.get("default_distance", middle), index.get("default_fov", FOV)
+    for name, value, high in (("default_distance", distance, 1e6), ("default_fov", fov, 180)):
+        if not isinstance(value, int | float) or not 0 < value < high:
+            raise InputError(f"{folder / 'model_index.json'}: {name} {str(value)[:40]} must be above 0, below {high:g}")
+    return SceneModel(nn.Module.to(network, target), digest, float(distance), float(fov))
+
+
+def save_scene_model(
+    network: NViST,
+    dtype: str,
+    folder: Path,
+    facts: dict[str, Any],
+    *,
+    distance: float | None = None,
+    fov: float | None = None,
+) -> str:
+    """Write a network as a model folder with its card; return the digest.
+
+    Weights are stored in ``dtype``, those of the field's decoder in float32. ``distance`` and ``fov``: see
+    ``SceneModel``; by default the middle of near and far, and ``FOV``.
+    """
+    stored: NViST = nn.Module.to(copy.deepcopy(network), "cpu", getattr(torch, dtype))
+    defaults = {"default_distance": distance, "default_fov": fov}
+    index = {"_class_name": SCENES, **{key: value for key, value in defaults.items() if value is not None}}
+
+    def write(fresh: Path) -> None:
+        stored.save_pretrained(fresh / "network", safe_serialization=True)
+        (fresh / "model_index.json").write_text(json.dumps(index) + "\n")
+
+    return store.save_folder(write, folder, facts)

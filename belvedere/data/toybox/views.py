@@ -1,0 +1,123 @@
+"""Toys seen from several sides: a picture to look at, others to compare with, and where each was taken from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, Toybox, _side_by_side, _whole
+from belvedere.data.toybox.palette import Dice
+from belvedere.data.toybox.render import image, intrinsics
+from belvedere.data.toybox.scene import Array, Scenes, build, cameras
+from belvedere.errors import InputError
+from belvedere.seeds import derive
+
+RISE = (-6.0, 12.0)
+"""Degrees between which a camera is higher than where the toy is best seen from, as in ``Toybox.sample``."""
+MAX_VIEWS = 64
+
+
+class ToyboxViews:
+    """Toys from unknown sides: item i is the toy of ``Toybox(...)[i]``, an input view and some target views of it.
+
+    ``turn``: the input is taken from up to so many degrees to either side of where the toy is best seen from; 180 is
+    from anywhere. ``spread``: target k is taken from up to ``spread[k]`` degrees to either side of the input. Each view
+    depends on (seed, i, its number) alone, a target on the input's besides. The origin of a scene is the point that its
+    cameras look at, and all are ``distance`` away from it, whatever the toy: pictures do not tell how large it is. The
+    other arguments are those of ``Toybox``. Raises ``InputError`` for anything else.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 64,
+        *,
+        spread: Sequence[float] = (45.0, 90.0),
+        turn: float = 180.0,
+        distance: float = 2.0,
+        seed: int = 0,
+        length: int = 1_000_000,
+        kinds: Sequence[str] = KINDS,
+        samples: int = 4,
+        device: torch.device | str = "cpu",
+    ):
+        self.toys = Toybox(size, seed=seed, length=length, kinds=kinds, samples=samples, device=device)
+        self.size, self.classes = self.toys.size, self.toys.classes
+        if not isinstance(spread, list | tuple) or not 1 <= len(spread) <= MAX_VIEWS:
+            raise InputError(f"toybox spread must be a list of 1 to {MAX_VIEWS} angles, one a target, not {spread!r}")
+        self.spread = tuple(_number("spread", angle, 180) for angle in spread)
+        self.turn, self.distance = _number("turn", turn, 180), _number("distance", distance, 1e3)
+        if not self.distance:
+            raise InputError("toybox distance is 0: must be above it")
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.toys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return what ``batch`` tells of one scene, without the first axis; ``label`` is an int."""
+        item = {name: rows[0] for name, rows in self.batch([index]).items()}
+        return item | {"label": int(item["label"])}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return pictures and cameras of scenes, each with an input and v target views.
+
+        ``image`` (b, 3, h, w), the inputs, and ``views`` (b, v, 3, h, w), the targets, in [-1, 1]. ``poses``
+        (b, 1 + v, 4, 4): camera to world, OpenCV axes, the input's first. ``intrinsics`` (b, 1 + v, 4): focal lengths
+        x, y and principal point x, y in pixels, pixel centres at half-integers. All float32. ``label`` int64 (b,).
+        """
+        indices = [_whole("index", index, 0, len(self) - 1) for index in indices]
+        threads = torch.get_num_threads() if self.toys.device.type == "cpu" else 1
+        step = max(1, min(CHUNK_PIXELS // (self.size[0] * self.size[1]), -(-len(indices) // threads)))
+        chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
+        pictures = torch.cat([self._empty(), *_side_by_side(self._pictures, chunks, threads)])
+        scenes = self._scenes(indices)
+        poses = self._cameras(scenes, indices)
+        scale = self.distance / scenes.distance
+        poses[..., :3, 3] = (poses[..., :3, 3] - scenes.target[:, None]) * scale[:, None, None]
+        matrix = intrinsics(self.size)
+        lens = torch.tensor([matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]], dtype=torch.float32)
+        batch = {
+            "image": pictures[:, 0],
+            "views": pictures[:, 1:],
+            "poses": torch.from_numpy(poses).float(),  # (b, 1 + v, 4, 4)
+            "intrinsics": lens.repeat(*poses.shape[:2], 1),  # (b, 1 + v, 4)
+            "label": torch.tensor([int(index) % len(self.classes) for index in indices], dtype=torch.int64),
+        }
+        return {name: tensor.to(self.toys.device) for name, tensor in batch.items()}
+
+    def _empty(self) -> Tensor:
+        return torch.zeros(0, 1 + len(self.spread), 3, *self.size, device=self.toys.device)
+
+    def _pictures(self, indices: list[int]) -> Tensor:
+        """Return the pictures (b, 1 + v, 3, h, w) of scenes."""
+        scenes = self._scenes(indices)
+        poses = self._cameras(scenes, indices)
+        views = [
+            image(scenes, poses[:, view], self.size, self.toys.samples, self.toys.device)
+            for view in range(poses.shape[1])
+        ]
+        return torch.stack(views, 1)
+
+    def _scenes(self, indices: Sequence[int]) -> Scenes:
+        return build(self.toys.seed, indices, self.classes)
+
+    def _cameras(self, scenes: Scenes, indices: Sequence[int]) -> Array:
+        """Return the cameras (b, 1 + v, 4, 4) of scenes in the world of ``Toybox``."""
+        angles = np.radians([self._angles(index) for index in indices]).reshape(-1, 1 + len(self.spread), 2)
+        views = [cameras(scenes, *angles[:, view].T) for view in range(angles.shape[1])]
+        return np.stack(views, 1)
+
+    def _angles(self, index: int) -> list[tuple[float, float]]:
+        """Return by how many degrees each view is turned, and raised, from where the toy is best seen from."""
+        first, *others = (Dice(derive(self.toys.seed, "toybox views", index, k)) for k in range(1 + len(self.spread)))
+        turn = first.between(-self.turn, self.turn)
+        turns = [turn, *(turn + dice.between(-s, s) for dice, s in zip(others, self.spread, strict=True))]
+        return [(turn, dice.between(*RISE)) for turn, dice in zip(turns, (first, *others), strict=True)]
+
+
+def _number(name: str, value: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise InputError(f"toybox {name} must be a number from 0 to {most:g}, not {value!r}")
+    return float(value)
