@@ -49,7 +49,7 @@ def render_case(network: NViST, case: Case) -> list[Rendered]:
     field = network(case.pictures[case.source][None].to(device), seen)
     options = {"near": config.near, "far": config.far, "samples": config.samples, "occupancy": Occupancy.of(field)}
     views = [render_view(field, camera, **options) for camera in case.cameras]
-    return [Rendered(*(part.cpu() for part in view)) for view in views]
+    return [Rendered(view.colour.cpu(), view.depth.cpu(), view.opacity.cpu(), view.distortion.cpu()) for view in views]
 
 
 def measure_case(case: Case, views: Sequence[Rendered], far: float, lpips: Lpips | None = None) -> list[Row]:

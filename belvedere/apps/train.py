@@ -31,7 +31,8 @@ import belvedere
 from belvedere.apps import training_state
 from belvedere.apps.config import OptimizerConfig, TrainConfig, load_config
 from belvedere.apps.order import Order, make_loader
-from belvedere.apps.tasks import Task, make_task
+from belvedere.apps.task import Task
+from belvedere.apps.tasks import make_task
 from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name
 from belvedere.apps.training_state import Ema, Progress, RunState
 from belvedere.errors import InputError
@@ -308,6 +309,13 @@ def train(
     config = load_config(name_or_path, overrides)
     command = " ".join(["belvedere train", str(name_or_path), *overrides])
     folder = Path(out or Path("runs") / Path(name_or_path).stem)
+    return train_config(config, folder, command, resume=resume, check=check)
+
+
+def train_config(
+    config: TrainConfig, folder: Path, command: str, *, resume: str | Path = "auto", check: bool = False
+) -> int:
+    """Train a config in a folder; ``command`` is what the card says was called. See ``train``."""
     accelerator = Accelerator()
     with StopRequest() as stop:
         _require_equal(accelerator, derive(repr(config)), "were started with different configs")

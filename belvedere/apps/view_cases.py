@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,6 @@ from belvedere.data.captures import MODEL, TRANSFORMS, Capture, open_capture
 from belvedere.data.mvimgnet import MVImgNet
 from belvedere.data.normalisation import Normalisation
 from belvedere.data.toybox import HELD_OUT, KINDS
-from belvedere.data.toybox.render import geometry
-from belvedere.data.toybox.scene import build
 from belvedere.data.toybox.views import ToyboxViews
 from belvedere.errors import InputError
 from belvedere.seeds import derive
@@ -145,7 +143,7 @@ def toybox_cases(name: str, size: tuple[int, int], distance: float, kinds: Seque
     The network sees a toy from any side, ``distance`` away; held out are ``VIEWS`` views of at most ``WIDEST`` degrees
     to either side of that one. The mean is that of pictures of another world.
     """
-    toys = ToyboxViews(size, spread=[WIDEST] * VIEWS, distance=distance, seed=TOYS_SEED, kinds=kinds)
+    toys = ToyboxViews(size, spread=[WIDEST] * VIEWS, distance=distance, distances=True, seed=TOYS_SEED, kinds=kinds)
     indices = range(each * len(kinds))
 
     def cases() -> Iterator[Case]:
@@ -163,22 +161,9 @@ def _toy(toys: ToyboxViews, index: int, mean: Tensor) -> Case:
     lenses = [((fx, fy), (cx, cy)) for fx, fy, cx, cy in item["intrinsics"].tolist()]
     cameras = [Camera(pose, *lens, toys.size) for pose, lens in zip(poses, lenses, strict=True)]
     pictures = _unit(torch.cat([item["image"][None], item["views"]]))
-    kind, distance = toys.classes[item["label"]], _toy_distance(toys, index, cameras)
-    held_out = tuple(range(1, len(cameras)))
-    return Case(f"{kind} {index}", kind, pictures, tuple(relative_cameras(cameras)), 0, held_out, mean, distance)
-
-
-def _toy_distance(toys: ToyboxViews, index: int, cameras: Sequence[Camera]) -> Tensor:
-    """Return the true distance (v, h, w) along each ray of the cameras of a toy, infinity in the sky."""
-    scenes = build(toys.toys.seed, [index], toys.classes)
-    scale = toys.distance / scenes.distance[0]
-    depths = []
-    for camera in cameras:
-        pose = camera.pose.numpy().copy()
-        pose[:3, 3] = pose[:3, 3] / scale + scenes.target[0]
-        depths.append(geometry(scenes, pose[None], toys.size, torch.device("cpu"))[1][0])
-    _, rays = replace(cameras[0], pose=torch.eye(4, dtype=torch.float64)).rays()
-    return torch.stack(depths) / rays[..., 2] * scale  # from depths along the axis
+    kind, held_out = toys.classes[item["label"]], tuple(range(1, len(cameras)))
+    relative = tuple(relative_cameras(cameras))
+    return Case(f"{kind} {index}", kind, pictures, relative, 0, held_out, mean, item["distances"])
 
 
 def degrees_between(a: Camera, b: Camera) -> float:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from belvedere.checkpoints.official_nvist import NAMES
@@ -13,6 +14,7 @@ from belvedere.synthesis.mae import MAE
 from belvedere.synthesis.nvist import NViST
 
 Weights = Mapping[str, object] | str | Path
+_OURS = "encoder.class_token"
 _ENCODER = re.compile(r"(cls_token|patch_embed\.|blocks\.)")
 _OF_DECODER = re.compile(r"decoder\.blocks\.\d+\.(attention\.out|mlp\.\w+)\.")
 """What NViST's decoder has in common with a plain transformer of its width."""
@@ -21,8 +23,11 @@ _OF_DECODER = re.compile(r"decoder\.blocks\.\d+\.(attention\.out|mlp\.\w+)\.")
 def mae_names(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of an official masked autoencoder under the names of ``MAE``.
 
-    The names may begin with "encoder.", as in NViST's own checkpoints. Fixed positions are dropped.
+    The names may begin with "encoder.", as in NViST's own checkpoints; those of ``MAE`` stay. Fixed positions are
+    dropped.
     """
+    if _OURS in official:
+        return dict(official)
     ours = {}
     for name, tensor in official.items():
         name = name.removeprefix("encoder.")
@@ -38,8 +43,9 @@ def mae_names(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def start_encoder(model: MAE | NViST, weights: Weights) -> list[str]:
     """Load into ``model`` what fits it, by name and shape, of a masked autoencoder; return the names that were loaded.
 
-    ``weights``: a file such as ``mae_visualize_vit_base.pth`` or a state dict, inside {"model": ...} or not. A ``MAE``
-    takes all that it has, an ``NViST`` its encoder. Raises ``InputError`` where nothing fits.
+    ``weights``: a file such as ``mae_visualize_vit_base.pth``, the folder that a ``MAE`` was saved in, or a state dict,
+    inside {"model": ...} or not. A ``MAE`` takes all that it has, an ``NViST`` its encoder. Raises ``InputError`` where
+    nothing fits.
     """
     return _load(model, mae_names(_read(weights)))
 
@@ -59,7 +65,10 @@ def start_decoder(model: NViST, weights: Weights) -> list[str]:
 
 
 def _read(weights: Weights) -> dict[str, Tensor]:
-    return read_state_dict(weights) if isinstance(weights, str | Path) else unwrap(weights, "weights")
+    if not isinstance(weights, str | Path):
+        return unwrap(weights, "weights")
+    path = Path(weights)
+    return read_state_dict(path / SAFETENSORS_WEIGHTS_NAME if path.is_dir() else path)
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

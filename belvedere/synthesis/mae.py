@@ -14,9 +14,19 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from belvedere.errors import InputError
-from belvedere.seeds import BatchRng
+from belvedere.seeds import BatchRng, generator
 from belvedere.synthesis.nvist_config import MAE_VARIANTS, check_mae_config
-from belvedere.synthesis.vit import EPS, Block, Blocks, Encoder, initialise, patchify, position_codes
+from belvedere.synthesis.vit import (
+    EPS,
+    INPUT_NORMS,
+    Block,
+    Blocks,
+    Encoder,
+    initialise,
+    patchify,
+    position_codes,
+    unpatchify,
+)
 
 
 class MAE(ModelMixin, ConfigMixin):
@@ -106,6 +116,24 @@ def loss(
     errors = (prediction - target).square().mean(-1)  # (b, n)
     value = errors.gather(1, masked).mean()
     return value, {"loss": value.item()}
+
+
+@torch.no_grad()
+def complete(model: MAE, image: Tensor, mask_ratio: float = 0.75) -> tuple[Tensor, Tensor]:
+    """Return pictures (b, 3, h, w) in [0, 1]: what is left of ``image`` under a fixed mask, and what is made of that.
+
+    Masked patches of the first are grey, those of the second as the network expects them.
+    """
+    patch, (rows, columns) = model.config.patch, (side // model.config.patch for side in image.shape[-2:])
+    order = torch.randperm(rows * columns, generator=generator("mask")).to(image.device)
+    visible = order[: max(1, round(len(order) * (1 - mask_ratio)))].expand(len(image), -1)
+    pixels = patchify(image, patch)  # (b, n, c)
+    seen = torch.zeros_like(pixels[..., :1]).scatter_(1, visible[..., None], 1.0)
+    mean, deviation = (pixels.new_tensor(x).repeat(patch**2) for x in INPUT_NORMS[model.config.input_norm])
+    expected = (model(image, visible) * deviation + mean).clamp(0, 1)
+    pictures = (pixels * seen + other * (1 - seen) for other in (torch.full_like(pixels, 0.5), expected))
+    left, made = (unpatchify(picture, (rows, columns)) for picture in pictures)
+    return left, made
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -39,14 +39,15 @@ MAX_SIDE = 4096
 MAX_TOKENS = 65_536
 """Of a picture or of a volume."""
 
-_SMALL = {"dim": 192, "encoder_depth": 6, "encoder_heads": 6, "decoder_depth": 6, "decoder_heads": 6}
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "NViST": {"image": [160, 90], "patch": 5, "dim": 768, "resolution": 48, "volume_patch": 3}
     | {"encoder_depth": 12, "encoder_heads": 12, "decoder_depth": 12, "decoder_heads": 12},
     "NViST/2": {"image": [160, 90], "patch": 5, "dim": 384, "resolution": 48, "volume_patch": 3}
     | {"encoder_depth": 12, "encoder_heads": 6, "decoder_depth": 12, "decoder_heads": 6},
-    "toybox": _SMALL | {"image": [64, 64], "patch": 8, "resolution": 32, "volume_patch": 4, "positions": "learned"},
+    "toybox": {"image": [64, 64], "patch": 8, "dim": 128, "resolution": 56, "volume_patch": 7, "focal": False}
+    | {"encoder_depth": 3, "encoder_heads": 4, "encoder_mlp_ratio": 3.0, "positions": "learned", "padding": "border"}
+    | {"decoder_depth": 4, "decoder_heads": 4, "decoder_mlp_ratio": 3.0, "half_side": 0.85, "samples": 32}
+    | {"density": 6, "colour": 18, "hidden": 32},
 }
 """The published network, the same at half its width, and ours."""
 
@@ -55,7 +56,7 @@ MAE_VARIANTS: dict[str, dict[str, Any]] = {
     | {"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16},
     "NViST/2": {"patch": 5, "dim": 384, "encoder_depth": 12, "encoder_heads": 6}
     | {"decoder_dim": 256, "decoder_depth": 8, "decoder_heads": 8},
-    "toybox": {"patch": 8, "dim": 192, "encoder_depth": 6, "encoder_heads": 6}
+    "toybox": {"patch": 8, "dim": 128, "encoder_depth": 3, "encoder_heads": 4, "encoder_mlp_ratio": 3.0}
     | {"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3},
 }
 """The networks that pre-train the encoders of ``VARIANTS``, by the same names."""

@@ -44,6 +44,8 @@ class Rendered(NamedTuple):
     """(...) in [0, 1]: 1 where nothing of the background is seen."""
     distortion: Tensor
     """The mean over all rays of ``kernels.distortion``, a loss that gathers what is seen: ()."""
+    weights: Tensor | None = None
+    """(b, n, s) of the samples of rays; None for a view."""
 
 
 def sample_edges(
@@ -77,13 +79,15 @@ def render_rays(
     jitter: Tensor | None = None,
     background: float = 0.0,
     exact: bool = False,
+    opaque: float = 0.0,
 ) -> Rendered:
     """Return what rays see: ``origins`` and ``directions`` (b, n, 3), those of row i of scene i; differentiable.
 
     Directions are normalised here; distances are along them. ``jitter``: see ``sample_edges``; the same for all rays.
     ``background``: the grey, 0 black and 1 white, behind everything. Where density is 0 colour is not asked for: it
     has no part in what is seen, nor in any gradient. ``exact``: always ask planes and lines for the density. Else many
-    points are read from a table (``density_nodes``) that is equal but for rounding, and quicker.
+    points are read from a table (``density_nodes``) that is equal but for rounding, and quicker. ``opaque``: samples
+    behind a transmittance below it are taken to be black; their weights sum up to no more than it.
     """
     if origins.shape != directions.shape or origins.ndim != 3 or origins.shape[::2] != (field.scenes, 3):
         shapes = f"{tuple(origins.shape)} and {tuple(directions.shape)}"
@@ -94,14 +98,23 @@ def render_rays(
     middles = (edges[1:] + edges[:-1]) / 2
     points = origins.unsqueeze(2) + directions.unsqueeze(2) * middles.unsqueeze(1)  # (b, n, s, 3)
     density = _density(field, points.flatten(1, 2), exact)  # (b, n s)
-    dense = density.detach() > 0
+    dense = _to_colour(density.detach().view(points.shape[:3]), edges, opaque)
     chosen = [row.nonzero().squeeze(1) for row in dense]
     rays = zip(chosen, origins, directions, strict=True)
     colour = torch.cat([_colour(field.scene(i), o, d, middles, row) for i, (row, o, d) in enumerate(rays)])
     flat = dense.flatten().nonzero().squeeze(1)
     seen = kernels.composite(density.view(points.shape[:3]), edges, colour, flat)
     loss = kernels.distortion(seen.weights, edges).sum() / max(1, seen.opacity.numel())
-    return Rendered(_over(seen.colour, seen.opacity, background), seen.depth, seen.opacity, loss)
+    return Rendered(_over(seen.colour, seen.opacity, background), seen.depth, seen.opacity, loss, seen.weights)
+
+
+def _to_colour(density: Tensor, edges: Tensor, opaque: float) -> Tensor:
+    """Return which samples (b, n s) have any part in what is seen, by their density (b, n, s)."""
+    dense = density > 0
+    if opaque:
+        thickness = density * edges.diff()
+        dense &= thickness.cumsum(-1) - thickness < -math.log(opaque)  # of what is before each
+    return dense.flatten(1)
 
 
 def _density(field: Field, points: Tensor, exact: bool) -> Tensor:

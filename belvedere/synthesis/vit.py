@@ -1,5 +1,6 @@
 """The plain vision transformer that NViST and its pre-training share: tokens of patches, sin-cos positions, blocks."""
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -31,21 +32,28 @@ def position_codes(rows: int, columns: int, dim: int, like: Tensor, start: float
 
 @lru_cache(maxsize=8)
 def _codes(rows: int, columns: int, dim: int, start: float) -> Tensor:
+    down, across = (torch.arange(count, dtype=torch.float64, device="cpu") + start for count in (rows, columns))
+    return codes_at(down.repeat_interleave(columns), across.repeat(rows), dim)
+
+
+def codes_at(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
+    """Return the codes (n, dim), float32, of places anywhere in a grid: ``rows`` and ``columns`` (n,), as above."""
     octaves = 10000 ** (torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (-dim / 4))
-
-    def waves(count: int) -> Tensor:
-        angles = (torch.arange(count, dtype=torch.float64, device="cpu")[:, None] + start) * octaves
-        return torch.cat((angles.sin(), angles.cos()), -1).float()  # (n, c/2)
-
-    across = waves(columns)[None].expand(rows, -1, -1)
-    down = waves(rows)[:, None].expand(-1, columns, -1)
-    return torch.cat((across, down), -1).flatten(0, 1)  # (h w, c)
+    across, down = columns.double()[:, None] * octaves, rows.double()[:, None] * octaves  # (n, c/4)
+    return torch.cat((across.sin(), across.cos(), down.sin(), down.cos()), -1).float()
 
 
 def patchify(image: Tensor, patch: int) -> Tensor:
     """Return the pixels of square patches, row by row: (b, c, h, w) -> (b, n, patch patch c)."""
     cells = image.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (b, c, h, patch, w, patch)
     return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (b, n, patch patch c)
+
+
+def unpatchify(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the pictures of patches in ``grid`` (rows, columns), three colours each: the inverse of ``patchify``."""
+    patch = math.isqrt(pixels.shape[-1] // 3)
+    cells = pixels.unflatten(2, (patch, patch, 3)).unflatten(1, grid)  # (b, h, w, patch, patch, c)
+    return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 class SelfAttention(nn.Module):

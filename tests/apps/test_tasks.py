@@ -8,7 +8,8 @@ from PIL import Image
 
 import belvedere
 from belvedere.apps.config import TrainConfig, config_names, load_config, parse
-from belvedere.apps.tasks import TASKS, _make_network, make_task, save_grid
+from belvedere.apps.task import make_network, save_grid
+from belvedere.apps.tasks import TASKS, make_task
 from belvedere.apps.train import main, train
 from belvedere.errors import InputError
 from belvedere.generation.dimr import DiMR
@@ -35,7 +36,7 @@ def test_packaged_configs_name_a_task_and_build_its_model(name: str) -> None:
     assert config.task in TASKS
     if config.task == "dimr":
         with torch.device("meta"):
-            model = _make_network(DiMR, VARIANTS, config.model)
+            model = make_network(DiMR, VARIANTS, config.model)
         assert model.null_class is not None
         if name == "dimr-imagenet256":
             assert sum(p.numel() for p in model.parameters()) == 505_046_408

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.seeds import BatchRng
-from belvedere.synthesis.mae import MAE, loss, parameter_groups
+from belvedere.synthesis.mae import MAE, complete, loss, parameter_groups
 from belvedere.synthesis.nvist import NViST
 from belvedere.synthesis.nvist_config import MAE_VARIANTS, VARIANTS
-from belvedere.synthesis.vit import patchify
+from belvedere.synthesis.vit import patchify, unpatchify
 
 SMALL: dict[str, Any] = {
     "patch": 4, "dim": 24, "encoder_depth": 2, "encoder_heads": 3, "encoder_mlp_ratio": 2.0, "decoder_dim": 16,
@@ -197,3 +197,14 @@ def test_pictures_that_are_no_multiple_of_the_patch() -> None:
 def test_unknown_variant() -> None:
     with pytest.raises(InputError, match="no MAE variant 'XL': choose from NViST, "):
         MAE.from_variant("XL")
+
+
+def test_a_sheet_shows_what_is_seen_and_what_is_made_of_it() -> None:
+    torch.manual_seed(0)
+    model, image = small(), batch(2)["image"] / 2 + 0.5
+    left, made = complete(model, image)
+    seen = (left == image).all(1, keepdim=True)
+    assert left.shape == made.shape == image.shape and made.min() >= 0 and made.max() <= 1
+    assert torch.equal(made * seen, image * seen) and not torch.allclose(made, image)
+    assert seen.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(unpatchify(patchify(image, 4), (image.shape[2] // 4, image.shape[3] // 4)), image)

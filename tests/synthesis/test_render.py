@@ -152,6 +152,23 @@ def test_empty_space_is_black_and_teaches_nothing() -> None:
     assert all(grad.abs().max() == 0 for grad in torch.autograd.grad((seen.colour - 1).square().sum(), leaves))
 
 
+def test_what_is_behind_something_opaque_is_not_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    original = render._colour
+
+    def counted(*given: Any) -> Tensor:
+        asked.append(len(given[-1]))
+        return original(*given)
+
+    monkeypatch.setattr(render, "_colour", counted)
+    field, (o, d) = blobs(2, haze=4.0), rays(1, 200)
+    options: dict[str, Any] = {"near": 0.4, "far": 2.4, "samples": 48}
+    whole, cut = (render_rays(field, o, d, **options, opaque=opaque) for opaque in (0.0, 1e-2))
+    assert 0 < asked[1] < 0.9 * asked[0]
+    assert 0 < (whole.colour - cut.colour).amax() <= 1e-2
+    assert torch.equal(whole.opacity, cut.opacity) and torch.equal(whole.depth, cut.depth)
+
+
 def test_under_autocast_compositing_stays_in_float32() -> None:
     field = blobs(1)
     with torch.autocast("cpu", torch.bfloat16):

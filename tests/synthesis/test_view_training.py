@@ -1,5 +1,7 @@
 """Training of NViST: pixels and rays that are those of the cameras, and a loss that falls."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,9 +11,18 @@ from belvedere.errors import InputError
 from belvedere.seeds import BatchRng
 from belvedere.synthesis.cameras import conditions, relative_cameras
 from belvedere.synthesis.nvist import NViST
-from belvedere.synthesis.view_training import choose_pixels, input_conditions, loss, parameter_groups, view_rays
+from belvedere.synthesis.render import render_rays
+from belvedere.synthesis.view_training import (
+    choose_pixels,
+    distance_loss,
+    input_conditions,
+    loss,
+    parameter_groups,
+    render_targets,
+    view_rays,
+)
 
-BATCH = ToyboxViews(32, samples=1).batch([0, 1])
+BATCH = ToyboxViews(32, samples=1, distances=True).batch([0, 1])
 
 
 def small() -> NViST:
@@ -66,6 +77,47 @@ def test_loss_falls() -> None:
         seen.append(logs)
     assert seen[-1]["loss"] < 0.7 * seen[0]["loss"] and seen[-1]["mse"] < seen[0]["mse"]
     assert set(seen[0]) == {"loss", "mse", "psnr", "perceptual", "distortion", "opacity"}
+
+
+def test_without_a_perceptual_loss_there_is_no_patch() -> None:
+    model, rng = small(), BatchRng(0, 0, [0, 1])
+    value, logs = loss(model, BATCH, rng, perceptual=None, rays=200)
+    assert "perceptual" not in logs and choose_pixels(rng, 3, (32, 32), None, 200).shape == (2, 200)
+    assert value.item() == pytest.approx(logs["mse"] + 0.001 * logs["distortion"])
+
+
+def test_distances_teach_where_rays_end() -> None:
+    """The loss is what it says of given weights, and alone it moves a network's depth to the truth."""
+    edges = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    weights = torch.tensor([[[0.7, 0.2, 0.1], [0.1, 0.6, 0.0]]])
+    found = distance_loss(weights, edges, torch.tensor([[0.5, 2.5]]))
+    assert found.item() == pytest.approx(-(math.log(0.7) + math.log(0.6)) / 2, abs=1e-5)
+    assert distance_loss(weights, edges, torch.full((1, 2), torch.inf)).item() > 4  # the last sample of the second: 0
+    model = small().train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    seen = []
+    for _ in range(40):
+        value, logs = loss(model, BATCH, BatchRng(0, 0, [0, 1]), perceptual=None, rays=200, distance_weight=1.0)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        seen.append(logs["distance"])
+    assert seen[-1] < 0.8 * seen[0]
+
+
+def test_targets_are_rendered_in_the_order_of_the_data() -> None:
+    model = small().eval()
+    truth, made, depth = render_targets(model, BATCH)
+    assert torch.equal(truth, BATCH["views"] / 2 + 0.5) and made.shape == truth.shape == depth.shape
+    target = view_rays(truth, BATCH["poses"][:, 1:], BATCH["intrinsics"][:, 1:], torch.zeros(2, 1, dtype=torch.long))
+    assert target.colours.shape == (2, 1, 3) and depth.min() >= 0 and depth.max() <= 1
+    conditions = input_conditions(BATCH["poses"], BATCH["intrinsics"], 32)
+    with torch.no_grad():
+        field = model(BATCH["image"] / 2 + 0.5, conditions)
+        pixels = 2 * 1024 + torch.arange(0, 1024, 37).expand(2, -1)  # of the second target
+        rays = view_rays(torch.cat((truth[:, :1], truth), 1), BATCH["poses"], BATCH["intrinsics"], pixels)
+        seen = render_rays(field, rays.origins, rays.directions, near=1.0, far=3.0, samples=12)
+    assert torch.allclose(made[:, 1].permute(0, 2, 3, 1).flatten(1, 2)[:, ::37], seen.colour, atol=1 / 128)
 
 
 def test_a_batch_is_a_function_of_step_and_sample() -> None:

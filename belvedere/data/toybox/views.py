@@ -9,7 +9,7 @@ from torch import Tensor
 
 from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, Toybox, _side_by_side, _whole
 from belvedere.data.toybox.palette import Dice
-from belvedere.data.toybox.render import image, intrinsics
+from belvedere.data.toybox.render import geometry, image, intrinsics
 from belvedere.data.toybox.scene import Array, Scenes, build, cameras
 from belvedere.errors import InputError
 from belvedere.seeds import derive
@@ -17,6 +17,8 @@ from belvedere.seeds import derive
 RISE = (-6.0, 12.0)
 """Degrees between which a camera is higher than where the toy is best seen from, as in ``Toybox.sample``."""
 MAX_VIEWS = 64
+NEAR, FAR = 0.58, 1.42
+"""Shares of the distance between which toys, and the ground that is near them, lie."""
 
 
 class ToyboxViews:
@@ -26,7 +28,8 @@ class ToyboxViews:
     from anywhere. ``spread``: target k is taken from up to ``spread[k]`` degrees to either side of the input. Each view
     depends on (seed, i, its number) alone, a target on the input's besides. The origin of a scene is the point that its
     cameras look at, and all are ``distance`` away from it, whatever the toy: pictures do not tell how large it is. The
-    other arguments are those of ``Toybox``. Raises ``InputError`` for anything else.
+    ``distances``: items tell those too. The other arguments are those of ``Toybox``. Raises ``InputError`` for anything
+    else.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class ToyboxViews:
         spread: Sequence[float] = (45.0, 90.0),
         turn: float = 180.0,
         distance: float = 2.0,
+        distances: bool = False,
         seed: int = 0,
         length: int = 1_000_000,
         kinds: Sequence[str] = KINDS,
@@ -50,6 +54,14 @@ class ToyboxViews:
         self.turn, self.distance = _number("turn", turn, 180), _number("distance", distance, 1e3)
         if not self.distance:
             raise InputError("toybox distance is 0: must be above it")
+        if not isinstance(distances, bool):
+            raise InputError(f"toybox distances {distances!r}: must be true or false")
+        self.distances = distances
+
+    @property
+    def near_far(self) -> tuple[float, float]:
+        """Distances between which what is to be seen lies; the sky is taken to begin at the second."""
+        return NEAR * self.distance, FAR * self.distance
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -65,13 +77,15 @@ class ToyboxViews:
 
         ``image`` (b, 3, h, w), the inputs, and ``views`` (b, v, 3, h, w), the targets, in [-1, 1]. ``poses``
         (b, 1 + v, 4, 4): camera to world, OpenCV axes, the input's first. ``intrinsics`` (b, 1 + v, 4): focal lengths
-        x, y and principal point x, y in pixels, pixel centres at half-integers. All float32. ``label`` int64 (b,).
+        x, y and principal point x, y in pixels, pixel centres at half-integers. All float32. ``label`` int64 (b,). With
+        ``distances``, ``distances`` (b, 1 + v, h, w): how far what is seen is along the ray of each pixel's centre,
+        infinity in the sky.
         """
         indices = [_whole("index", index, 0, len(self) - 1) for index in indices]
         threads = torch.get_num_threads() if self.toys.device.type == "cpu" else 1
         step = max(1, min(CHUNK_PIXELS // (self.size[0] * self.size[1]), -(-len(indices) // threads)))
         chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
-        pictures = torch.cat([self._empty(), *_side_by_side(self._pictures, chunks, threads)])
+        pictures = torch.cat([self._empty(3), *_side_by_side(self._pictures, chunks, threads)])
         scenes = self._scenes(indices)
         poses = self._cameras(scenes, indices)
         scale = self.distance / scenes.distance
@@ -85,10 +99,15 @@ class ToyboxViews:
             "intrinsics": lens.repeat(*poses.shape[:2], 1),  # (b, 1 + v, 4)
             "label": torch.tensor([int(index) % len(self.classes) for index in indices], dtype=torch.int64),
         }
+        if self.distances:
+            depths = torch.cat([self._empty(), *_side_by_side(self._depths, chunks, threads)])
+            batch["distances"] = (
+                depths * self._along(lens) * torch.from_numpy(scale).float().view(-1, 1, 1, 1).to(depths)
+            )
         return {name: tensor.to(self.toys.device) for name, tensor in batch.items()}
 
-    def _empty(self) -> Tensor:
-        return torch.zeros(0, 1 + len(self.spread), 3, *self.size, device=self.toys.device)
+    def _empty(self, *channels: int) -> Tensor:
+        return torch.zeros(0, 1 + len(self.spread), *channels, *self.size, device=self.toys.device)
 
     def _pictures(self, indices: list[int]) -> Tensor:
         """Return the pictures (b, 1 + v, 3, h, w) of scenes."""
@@ -99,6 +118,22 @@ class ToyboxViews:
             for view in range(poses.shape[1])
         ]
         return torch.stack(views, 1)
+
+    def _depths(self, indices: list[int]) -> Tensor:
+        """Return the depths (b, 1 + v, h, w) of scenes along the optical axis, in the world of ``Toybox``."""
+        scenes = self._scenes(indices)
+        poses = self._cameras(scenes, indices)
+        views = [geometry(scenes, poses[:, view], self.size, self.toys.device)[1] for view in range(poses.shape[1])]
+        return torch.stack(views, 1)
+
+    def _along(self, lens: Tensor) -> Tensor:
+        """Return how much farther (h, w) along the ray of a pixel than along the optical axis something is."""
+        fx, fy, cx, cy = lens.tolist()
+        x, y = (
+            (torch.arange(side) + 0.5 - middle) / focal
+            for side, middle, focal in zip(self.size[::-1], (cx, cy), (fx, fy), strict=True)
+        )
+        return (x**2 + y[:, None] ** 2 + 1).sqrt().to(self.toys.device)
 
     def _scenes(self, indices: Sequence[int]) -> Scenes:
         return build(self.toys.seed, indices, self.classes)

@@ -74,3 +74,25 @@ def _orthonormal(pose: torch.Tensor) -> torch.Tensor:
 def test_what_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         ToyboxViews(**options)
+
+
+def test_distances_are_how_far_the_pixels_show() -> None:
+    """A point that a ray meets is at most as far for another camera as that camera tells, where both see it."""
+    toys = ToyboxViews((24, 32), samples=1, spread=(10.0,), distances=True)
+    batch = toys.batch([3, 8])
+    assert batch["distances"].shape == (2, 2, 24, 32) and "distances" not in ToyboxViews(16).batch([0])
+    there = batch["distances"].isfinite()
+    assert there.any() and not there.all() and batch["distances"].min() > 0.5 * toys.distance
+    for item in range(2):
+        cameras = [
+            Camera(_orthonormal(pose), (lens[0].item(), lens[1].item()), (lens[2].item(), lens[3].item()), (24, 32))
+            for pose, lens in zip(batch["poses"][item], batch["intrinsics"][item], strict=True)
+        ]
+        origins, rays = cameras[0].rays()
+        seen = batch["distances"][item, 0]
+        points = (origins + rays * seen[..., None])[seen.isfinite()]
+        column, row = cameras[1].project(points)[0].floor().long().unbind(1)
+        inside = (column >= 0) & (column < 32) & (row >= 0) & (row < 24)
+        away = (points.double() - cameras[1].position).norm(dim=1)[inside]
+        apart = (away - batch["distances"][item, 1, row[inside], column[inside]]).abs()
+        assert (apart < 0.05).double().mean() > 0.7

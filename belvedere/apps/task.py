@@ -1,0 +1,107 @@
+"""What a task is, and what tasks share: their data, their networks, sheets, and how weights are kept."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.apps.config import call
+from belvedere.apps.latents import Loss
+from belvedere.apps.training_state import atomic_directory
+from belvedere.data import Dataset
+from belvedere.errors import InputError
+from belvedere.files import atomic_write
+
+Groups = Callable[[Any, float], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to train. The loop knows nothing else about a system."""
+
+    model: nn.Module
+    dataset: Dataset
+    loss: Loss
+    """``loss(model, batch, rng)`` -> (scalar, numbers to log)."""
+    groups: Groups
+    """``groups(model, weight_decay)`` -> the optimizer's parameter groups."""
+    export: Callable[[nn.Module, Path, dict[str, Any]], str]
+    """``export(model, folder, facts)`` writes the model folder and its card; returns the digest of the weights."""
+    sheet: Callable[[nn.Module, Path], None] | None = None
+    """``sheet(model, path)`` writes a picture that shows what the model can do."""
+
+
+DATASETS = {
+    "toybox": ("belvedere.data.toybox", "Toybox"),
+    "mixed-toybox": ("belvedere.data.toybox.mixed", "MixedToybox"),
+    "captioned-toybox": ("belvedere.data.toybox.captions", "CaptionedToybox"),
+    "toybox-views": ("belvedere.data.toybox.views", "ToyboxViews"),
+    "mvimgnet": ("belvedere.data.mvimgnet_views", "MVImgNetViews"),
+    "parquet": ("belvedere.data.folders", "Parquet"),
+    "folder": ("belvedere.data.folders", "ImageFolder"),
+    "latents": ("belvedere.data.latents", "Latents"),
+    "mixed-latents": ("belvedere.data.latents", "MixedLatents"),
+    "photographs": ("belvedere.data.photographs", "Photographs"),
+    "concept-photos": ("belvedere.data.concept_photos", "ConceptPhotos"),
+    "panoptic": ("belvedere.data.photographs", "PanopticPhotographs"),
+}
+"""Every dataset by the name that a config's ``data.kind`` gives."""
+
+
+def make_dataset(data: Mapping[str, Any]) -> Dataset:
+    """Return the dataset of a config's ``data`` section: ``kind`` and the keywords of that kind."""
+    kind = data.get("kind")
+    if kind not in DATASETS:
+        raise InputError(f"config data.kind {kind!r}: choose from {', '.join(DATASETS)}")
+    module, name = DATASETS[kind]
+    return call(getattr(import_module(module), name), {k: v for k, v in data.items() if k != "kind"}, "data")
+
+
+def make_network(cls: Any, variants: Mapping[str, dict[str, Any]], values: Mapping[str, Any]) -> Any:
+    fields = dict(values)
+    variant = fields.pop("variant", None)
+    if variant is not None and variant not in variants:
+        raise InputError(f"config model.variant {variant!r}: choose from {', '.join(variants)}")
+    return call(cls, variants.get(variant, {}) | fields, "model")
+
+
+def check_numbers(values: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(values.get(name, 0), int | float):
+            raise InputError(f"config loss.{name}: {values[name]!r} is not a number")
+
+
+def save_grid(images: Tensor, columns: int, path: Path) -> None:
+    """Write pictures (n, 3, h, w) in [0, 1] as one PNG, ``columns`` side by side; makes the folder of ``path``."""
+    from PIL import Image
+
+    count, _, height, width = images.shape
+    sheet = torch.ones(3, -(-count // columns) * height, min(columns, count) * width)
+    for i, image in enumerate(images.float().cpu()):
+        top, left = i // columns * height, i % columns * width
+        sheet[:, top : top + height, left : left + width] = image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)  # (h, w, 3)
+    with atomic_write(path) as stream:
+        Image.fromarray(pixels.numpy()).save(stream, "PNG")
+
+
+def cast_weights(network: nn.Module, dtype: str) -> Any:
+    """Return a copy on the CPU in another number format."""
+    return nn.Module.to(copy.deepcopy(network), "cpu", getattr(torch, dtype))  # past diffusers' warning
+
+
+def export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
+    from belvedere.checkpoints import store
+
+    with atomic_directory(folder) as temporary:
+        cast_weights(network, dtype).save_pretrained(temporary, safe_serialization=True)
+        sha256 = store.digest(temporary)
+        (temporary / "card.json").write_text(json.dumps(facts | {"digest": sha256}, indent=2) + "\n")
+    return sha256
