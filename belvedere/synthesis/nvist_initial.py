@@ -1,9 +1,12 @@
 """Where a small NViST begins that has few steps to learn in: tokens look at what they stand for, space is thin haze.
 
-The published network begins with random attention, and a volume whose planes and lines are near 0, so that so are the
-gradients of their products. Here (1) positions of the volume's tokens are the codes of where in the picture their part
-of the volume is seen, and queries and keys begin alike, so that attention begins by place; (2) every gate is open;
-(3) lines are 1, so that the volume is the sum of its planes, and its density is a little above 0.
+The published network begins with random attention, positions that hardly tell neighbours apart, and a volume whose
+planes and lines are near 0, so that so are the gradients of their products. Here
+
+1. every row and every column of the picture's patches has a random vector. A patch has the sum of its two, and so has a
+   token of the volume, of where its part is seen; queries and keys begin alike, so that attention goes by place;
+2. every token of the volume has a random vector besides, and all gates are open;
+3. lines are 1, so that the volume is the sum of its planes, and its density is a little above 0.
 """
 
 from typing import Any
@@ -13,32 +16,34 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.synthesis.nvist import AdaptiveBlock, NViST
-from belvedere.synthesis.vit import codes_at, position_codes
 
 HAZE = 0.2
 """Density of the volume, per unit of length, from each of its planes."""
 FAINT = 0.1
 """Of the random weights that make density differ from place to place."""
-KEPT = 0.3
-"""Of the learned positions that each token began with: what tells those apart that are seen in one place."""
+OWN = 2.0
+"""Standard deviation of each token's own vector, where that of a row or column is 1. Two scenes fitted for 120 steps
+came to 13.7 dB with sin-cos codes instead, 18.5 dB with vectors of that size besides."""
 
 
 @torch.no_grad()
 def begin_aligned(model: NViST, distance: float, focal: float) -> None:
-    """Give ``model`` the beginning described above.
+    """Give ``model`` the beginning described above, by random numbers of torch's own generator.
 
     ``distance`` of the cameras from the middle of the scenes and ``focal`` length in heights of the picture tell where
-    things are seen. Raises ``InputError`` for a network whose positions are fixed.
+    things are seen. Raises ``InputError`` for a network whose positions are fixed, or of another form.
     """
     decoder: Any = model.decoder
     config: Any = model.config
     if decoder.positions is None or config.form != "vector_matrix":
         raise InputError("an aligned start needs positions: learned and form: vector_matrix")
-    rows, columns = (side // config.patch for side in config.image)
-    edge = (torch.arange(decoder.side) + 0.5) / decoder.side * 2 - 1  # of the box
-    seen = edge * config.half_side / distance * focal * rows  # patches from the picture's middle
-    decoder.positions.mul_(KEPT).add_(_places(seen + (rows - 1) / 2, seen + (columns - 1) / 2, config.dim))
-    decoder.memory_positions.add_(position_codes(rows, columns, config.dim, decoder.memory_positions))
+    rows, columns = (torch.randn(side // config.patch, config.dim) for side in config.image)
+    patches = rows[:, None] + columns  # (h, w, c)
+    decoder.memory_positions.copy_(patches.flatten(0, 1)[None])
+    box = ((torch.arange(decoder.side) + 0.5) / decoder.side * 2 - 1) * config.half_side
+    seen = box / distance * focal * config.image[0] / config.patch  # patches from the picture's middle
+    places = _places(_between(rows, seen), _between(columns, seen))
+    decoder.positions.normal_(std=OWN).add_(places)
     for block in decoder.blocks:
         block.attention.k.load_state_dict(block.attention.q.state_dict())
         if isinstance(block, AdaptiveBlock):
@@ -52,20 +57,20 @@ def begin_aligned(model: NViST, distance: float, focal: float) -> None:
         plane.bias.unflatten(0, (config.volume_patch**2, -1))[:, : config.density] = HAZE / config.density
 
 
-def _places(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
-    """Return the codes (n, dim) of the volume's tokens: planes yx, xz and zy, then lines z, y and x.
+def _between(vectors: Tensor, places: Tensor) -> Tensor:
+    """Return vectors (s, c) at ``places`` (s,) from the middle of ``vectors`` (n, c), linear between two."""
+    places = (places + (len(vectors) - 1) / 2).clamp(0, len(vectors) - 1)
+    lower = places.long().clamp(max=max(0, len(vectors) - 2))
+    upper = (lower + 1).clamp(max=len(vectors) - 1)
+    return torch.lerp(vectors[lower], vectors[upper], (places - lower)[:, None])
 
-    ``rows`` and ``columns`` (s,): where in the picture, in patches, each step along an axis of the box is seen. What
-    lies along z is seen where the picture's middle is.
+
+def _places(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the vectors (n, c) of the volume's tokens, planes yx, xz and zy, then lines z, y and x.
+
+    ``rows`` and ``columns`` (s, c): of each step along y and x. What lies along z tells nothing of the picture.
     """
-    count, middle_row, middle_column = len(rows), rows.mean(), columns.mean()
-    each = torch.ones(count)
-    places = (
-        (rows.repeat_interleave(count), columns.repeat(count)),
-        (middle_row * each.repeat(count), columns.repeat_interleave(count)),
-        (rows.repeat(count), middle_column * each.repeat(count)),
-        (middle_row * each, middle_column * each),
-        (rows, middle_column * each),
-        (middle_row * each, columns),
-    )
-    return torch.cat([codes_at(*place, dim) for place in places])
+    yx = rows[:, None] + columns  # (y, x, c)
+    xz, zy = columns[:, None].expand_as(yx), rows.expand_as(yx)
+    planes = torch.stack((yx, xz, zy)).flatten(0, 2)
+    return torch.cat((planes, torch.zeros_like(rows), rows, columns))

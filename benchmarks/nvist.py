@@ -1,0 +1,167 @@
+"""What a scene of one picture costs, and what being quick changes: ``python benchmarks/nvist.py [--model NAME]``.
+
+In one process and one run, rounds interleaved; median, fastest and slowest seconds:
+
+- the published network with random weights, one picture of 160x90: the field, in plain float32 (attention that keeps
+  its weights, norms and modulation one after another), in float32, and in bfloat16;
+- the model that is named (by default the embedded one), a toy: the field, one 128x128 view, exact and quick, and an
+  orbit of 60 frames of 128x128; with the PSNR between the quick views of the orbit and exact ones.
+
+Peak memory is that of another process which makes the field and sees it once. Views of the published size: field.py.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from belvedere import kernels
+from belvedere.apps.record import processor
+from belvedere.checkpoints.views import open_scene_model
+from belvedere.data.toybox.views import ToyboxViews
+from belvedere.kernels import reference
+from belvedere.synthesis.camera_paths import orbit
+from belvedere.synthesis.cameras import conditions, input_camera
+from belvedere.synthesis.field import Field
+from belvedere.synthesis.nvist import NViST
+from belvedere.synthesis.occupancy import Occupancy
+from belvedere.synthesis.render import render_view
+
+FRAMES, SIDE = 60, 128
+RAY: dict[str, Any] = {"near": 0.4, "far": 2.4, "samples": 48}
+PUBLISHED = ("published, plain", "published, float32", "published, bfloat16")
+Runs = dict[str, Callable[[], Any]]
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Let the network run on the plain forms of attention, norms and gates."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5).softmax(-1)
+        return torch.einsum("bhnm,bmhd->bnhd", weights, v)
+
+    forms = {"attend": attend, "modulate_norm": reference.modulate_norm, "gated_residual": reference.gated_residual}
+    with ExitStack() as stack:
+        for name, form in forms.items():
+            stack.enter_context(mock.patch.object(kernels, name, form))
+        yield
+
+
+def published_run(name: str) -> Callable[[], Field]:
+    """Return one of the ways ``PUBLISHED`` to make a field with a network of the published size."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
+    network = nn.Module.to(NViST().eval(), dtype)  # past the warning of diffusers
+    image, camera = torch.rand(1, 3, 160, 90, dtype=dtype), torch.tensor([[1.4, 1.2]], dtype=dtype)
+
+    @torch.no_grad()
+    def run() -> Field:
+        with plain() if "plain" in name else nullcontext():
+            return network(image, camera)
+
+    return run
+
+
+def model_runs(name: str) -> tuple[Runs, Callable[[], float]]:
+    """Return the ways to see a toy with a model, and what tells the PSNR in dB of quick views against exact ones."""
+    model = open_scene_model(name)
+    network, config = model.network, model.network.config
+    options = {"near": config.near, "far": config.far, "samples": config.samples}
+    toy = ToyboxViews(tuple(config.image), seed=99)[0]["image"][None] / 2 + 0.5
+    camera = input_camera((SIDE, SIDE), distance=model.distance, fov=model.fov)
+    path = orbit(camera, FRAMES)
+
+    @torch.no_grad()
+    def build() -> Field:
+        return network(toy, conditions([camera]))
+
+    field = build()
+
+    def turn(exact: bool = False) -> Tensor:
+        occupancy = None if exact else Occupancy.of(field)
+        views = [render_view(field, side, **options, exact=exact, occupancy=occupancy) for side in path]
+        return torch.stack([view.colour for view in views])
+
+    runs: Runs = {
+        "model, field": build,
+        "model, view, exact": lambda: render_view(field, path[5], **options, exact=True),
+        "model, view": lambda: render_view(field, path[5], **options),
+        f"model, orbit of {FRAMES}": turn,
+    }
+    return runs, lambda: -10 * (turn() - turn(exact=True)).square().mean().log10().item()
+
+
+def measure(runs: Runs, repeats: int) -> dict[str, dict[str, float]]:
+    """Return the seconds of each run, taken in turn after one that is not counted."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {
+        name: {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
+        for name, taken in times.items()
+    }
+
+
+def peak_memory(name: str) -> float:
+    """Return the most MB that a process holds which runs one of ``PUBLISHED`` and sees the field."""
+    command = [sys.executable, __file__, "--memory", name]
+    return float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def print_peak(name: str) -> None:
+    """Make a field of the published size, see it, and print the most MB that this process has held."""
+    field = published_run(name)()
+    view = input_camera((160, 90), distance=1.4, fov=45.0)
+    render_view(field, view, **RAY, exact="plain" in name)
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(line.split()[1]) / 1024)
+
+
+def main() -> None:
+    """Measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nvist-toybox", help="embedded name or folder (default: nvist-toybox)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "nvist.json")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print_peak(options.memory)
+        return
+    seen, quality = model_runs(options.model)
+    published: Runs = {name: published_run(name) for name in PUBLISHED}
+    seconds = measure(published | seen, options.repeats)
+    peaks = {name: peak_memory(name) for name in published}
+    result = {
+        "machine": {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "model": options.model,
+        "repeats": options.repeats,
+        "seconds": seconds,
+        "peak_mb": peaks,
+        "psnr_quick_and_exact": quality(),
+    }
+    for name, row in seconds.items():
+        memory = f"{peaks[name]:6.0f} MB" if name in peaks else ""
+        print(f"{name:24} {row['median']:8.3f} s  ({row['fastest']:.3f} to {row['slowest']:.3f}) {memory}")
+    print(f"PSNR between quick and exact views of the orbit: {result['psnr_quick_and_exact']:.1f} dB")
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
