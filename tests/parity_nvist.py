@@ -56,7 +56,7 @@ def _network(model: NViST, state: dict[str, Tensor], tensors: dict[str, Tensor])
     yield "out.latent", model.encode(image), tensors["out.latent"]
     yield "out.latent_normed", _normed(model, image, state), tensors["out.latent_normed"]
     yield "out.camera_pe", camera_waves(camera, model.config.camera_frequencies), tensors["out.camera_pe"]
-    planes, lines = model.decode(tensors["out.latent"], camera)
+    planes, lines, _ = model.decode(tensors["out.latent"], camera)
     yield "out.matrices", planes.transpose(0, 1), tensors["out.matrices"]
     yield "out.vectors", lines.transpose(0, 1)[..., None], tensors["out.vectors"]
     field = model(image, camera)

@@ -144,13 +144,9 @@ def read_scene(source: Path, request: ViewRequest) -> Scene:
     camera = input_camera(size, distance=facts["distance"], fov=facts["fov"])
     with source.open("rb") as file:
         origin = {"scene": hashlib.file_digest(file, "sha256").hexdigest()}
-    moved = _moved(field, choose_device(request.device))
-    return Scene(moved, camera, facts["near"], facts["far"], int(facts["samples"]), origin)
-
-
-def _moved(field: Field, device: torch.device) -> Field:
-    planes, lines = (None if grid is None else grid.float().to(device) for grid in (field.planes, field.lines))
-    return replace(field, planes=planes, lines=lines, decoder=field.decoder.to(device))
+    return Scene(
+        field.to(choose_device(request.device)), camera, facts["near"], facts["far"], int(facts["samples"]), origin
+    )
 
 
 def _fact(facts: Mapping[str, Any], name: str, source: Path) -> float:

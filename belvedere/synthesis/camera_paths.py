@@ -22,6 +22,8 @@ from belvedere.synthesis.cameras import focal_of
 MAX_FRAMES = 10_000
 """Of a path: more than five minutes of film."""
 UP = (0.0, -1.0, 0.0)
+_MAX_BYTES = 8 << 20
+"""Of a file of cameras."""
 
 
 def orbit(
@@ -109,7 +111,7 @@ def read_path(path: Path, camera: Camera) -> list[Camera]:
     Each has ``position`` and ``look_at``, lists of three numbers, or ``pose``, the 4 x 4 rows of camera to world; and
     may have ``fov``, the vertical field of view in degrees. Raises ``InputError`` naming the place of anything else.
     """
-    content = read_json(path)
+    content = read_json(path, limit=_MAX_BYTES, items=40 * MAX_FRAMES)
     if not isinstance(content, list) or not 1 <= len(content) <= MAX_FRAMES:
         raise InputError(f"{path} is no path: it must be a list of 1 to {MAX_FRAMES} cameras")
     cameras = []

@@ -4,7 +4,8 @@ Three forms of the volume: "vector_matrix", planes times lines (TensoRF, Chen et
 which is that of NViST (arXiv 2312.08568); "triplane", the planes alone (Chan et al., arXiv 2112.07945); "cp", the
 product of three lines (the CP decomposition of TensoRF, equation (3)).
 
-On disk it is one safetensors file: ``planes``, ``lines``, the decoder's weights as ``decoder.*``, JSON as metadata.
+On disk it is one safetensors file: ``planes``, ``lines``, ``background``, the decoder's weights as ``decoder.*``, and
+JSON as metadata.
 """
 
 import json
@@ -123,6 +124,8 @@ class Field:
     """The box is [-half_side, half_side]^3 in the scene's unit of length."""
     padding: str = "zeros"
     """What the volume holds outside the box: "zeros", reached half a texel outside, or "border", the nearest texel."""
+    background: Tensor | None = None
+    """(b, 3) in [0, 1], the colour behind everything; None is black."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else a file tells, as JSON can: near, far, ..."""
 
@@ -139,6 +142,8 @@ class Field:
             grid = grids[name]
             if grid is not None and grid.shape != shape:
                 raise InputError(f"{name} {tuple(grid.shape)} of a field: {shape} goes with the rest of it")
+        if self.background is not None and self.background.shape != (self.scenes, 3):
+            raise InputError(f"background {tuple(self.background.shape)} of a field: must be ({self.scenes}, 3)")
         if self.padding not in PADDINGS:
             raise InputError(f"padding {self.padding!r} of a field: choose {' or '.join(PADDINGS)}")
         if not 0 < self.half_side < math.inf:
@@ -167,8 +172,15 @@ class Field:
 
     def scene(self, i: int) -> "Field":
         """Return scene ``i`` alone; nothing is copied."""
-        planes, lines = (None if grid is None else grid[i : i + 1] for grid in (self.planes, self.lines))
-        return replace(self, planes=planes, lines=lines)
+        parts = (self.planes, self.lines, self.background)
+        planes, lines, background = (None if part is None else part[i : i + 1] for part in parts)
+        return replace(self, planes=planes, lines=lines, background=background)
+
+    def to(self, device: torch.device | str) -> "Field":
+        """Return the field on a device, in float32; its decoder moves there."""
+        parts = (self.planes, self.lines, self.background)
+        planes, lines, background = (None if part is None else part.float().to(device) for part in parts)
+        return replace(self, planes=planes, lines=lines, background=background, decoder=self.decoder.to(device))
 
     def density(self, points: Tensor) -> Tensor:
         """Return the density (b, n) at ``points`` (b, n, 3): per unit of length, 0 or above."""
@@ -192,7 +204,8 @@ class Field:
 
         Raises ``InputError`` for facts that are not JSON or too long.
         """
-        grids = {name: grid for name, grid in (("planes", self.planes), ("lines", self.lines)) if grid is not None}
+        parts = {"planes": self.planes, "lines": self.lines, "background": self.background}
+        grids = {name: part for name, part in parts.items() if part is not None}
         weights = {f"decoder.{name}": weight for name, weight in self.decoder.state_dict().items()}
         tensors = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -230,10 +243,10 @@ class Field:
             raise InputError(f"scene {path.name} is damaged or no scene; save it again") from error
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise InputError(f"scene {path.name} holds NaN or infinity; make it again")
-        planes, lines = tensors.pop("planes", None), tensors.pop("lines", None)
+        about |= {name: tensors.pop(name, None) for name in ("planes", "lines", "background")}
         weights = {name.removeprefix("decoder."): tensor.float() for name, tensor in tensors.items()}
         decoder.load_state_dict(weights, assign=True)
-        return cls(planes, lines, decoder, **about)
+        return cls(decoder=decoder, **about)
 
 
 def _read_about(metadata: Mapping[str, str] | None, name: str) -> dict[str, Any]:
@@ -260,6 +273,7 @@ def _check_tensors(slices: Mapping[str, Any], decoder: FieldDecoder, name: str) 
     expected = {f"decoder.{key}": tuple(weight.shape) for key, weight in decoder.state_dict().items()}
     expected |= {"planes": (b, 3, c, r, r)} if decoder.form != "cp" else {}
     expected |= {"lines": (b, 3, c, r)} if decoder.form != "triplane" else {}
+    expected |= {"background": (b, 3)} if "background" in shapes else {}
     if shapes != expected:
         raise InputError(f"{name}: its tensors are not those of a field of form {decoder.form}; save it again")
     numbers = sum(math.prod(shape) for shape in shapes.values())

@@ -11,7 +11,7 @@ The field lives in the frame of the input camera: turned as it is, the origin in
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,14 @@ def camera_waves(conditions: Tensor, frequencies: int) -> Tensor:
     return torch.cat((conditions.float(), angles.sin(), angles.cos()), -1)
 
 
+class Volume(NamedTuple):
+    """What the decoder makes of b pictures, as ``Field`` takes it."""
+
+    planes: Tensor | None
+    lines: Tensor | None
+    background: Tensor | None
+
+
 class Heads(nn.Module):
     """Tokens of three planes or of three lines (b, 3 n, c) -> what each stands for (b, 3, n, o)."""
 
@@ -122,6 +130,7 @@ class VolumeDecoder(nn.Module):
         self.blocks = Blocks(block(dim, config.decoder_heads, ratio, i % 2 == 0) for i in range(config.decoder_depth))
         self.plane_heads = Heads(dim, patch**2 * channels) if planes else None
         self.line_heads = Heads(dim, patch * channels) if lines else None
+        self.background = nn.Linear(dim, 3) if config.background == "learned" else None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -148,8 +157,8 @@ class VolumeDecoder(nn.Module):
         columns = self.side if self.parts[1] else 0
         return torch.cat((grid[:, :columns].flatten(0, 1), grid[:, columns:].flatten(0, 1)))
 
-    def forward(self, latent: Tensor, conditions: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return planes (b, 3, c, r, r) and lines (b, 3, c, r), or None where the form has none; see ``NViST``."""
+    def forward(self, latent: Tensor, conditions: Tensor) -> Volume:
+        """Return planes (b, 3, c, r, r), lines (b, 3, c, r) and background (b, 3), or None where there are none."""
         waves = camera_waves(conditions[:, : self.numbers], self.frequencies)
         condition = self.conditioning(waves.to(latent.dtype))  # (b, c)
         first, memory = latent[:, :1], latent[:, 1:] + self.memory_positions
@@ -157,8 +166,11 @@ class VolumeDecoder(nn.Module):
         x = torch.cat((first, (self.token + codes).to(first.dtype).expand(len(first), -1, -1)), 1)  # (b, 1 + n, c)
         if self.append:
             memory = torch.cat((memory, condition[:, None].to(memory.dtype)), 1)
-        _, planes, lines = self.blocks(x, memory, condition).split(self.parts, 1)
-        return self._planes(planes), self._lines(lines)
+        first, planes, lines = self.blocks(x, memory, condition).split(self.parts, 1)
+        return Volume(self._planes(planes), self._lines(lines), self._background(first))
+
+    def _background(self, x: Tensor) -> Tensor | None:
+        return None if self.background is None else self.background(F.layer_norm(x[:, 0], x.shape[2:])).sigmoid()
 
     def _planes(self, x: Tensor) -> Tensor | None:
         if self.plane_heads is None:
@@ -189,7 +201,8 @@ class NViST(ModelMixin, ConfigMixin):
     colour network. ``camera_frequencies``: of the encoding of the conditions; ``focal``: whether the focal length is
     one of them. ``conditioning``: "adaln", or "concat", the condition as one more token that the decoder looks at.
     ``positions`` of the volume's tokens: "sincos", as published (``VolumeDecoder.codes``), or "learned".
-    ``half_side`` of the box and ``padding`` outside: see ``Field``. ``near``, ``far``, ``samples``: how rays are
+    ``half_side`` of the box and ``padding`` outside: see ``Field``. ``background``: "black" (published) or "learned",
+    a colour made of the class token, which is else decoded for nothing. ``near``, ``far``, ``samples``: how rays are
     sampled in training, and so to be rendered. Published weights come without ``near`` and ``far``.
     """
 
@@ -223,6 +236,7 @@ class NViST(ModelMixin, ConfigMixin):
         positions: str = "sincos",
         half_side: float = 0.8,
         padding: str = "zeros",
+        background: str = "black",
         near: float = 0.1,
         far: float = 1.8,
         samples: int = 48,
@@ -260,22 +274,19 @@ class NViST(ModelMixin, ConfigMixin):
         size = tuple(self.config.image)
         if image.ndim != 4 or image.shape[1] != 3 or tuple(image.shape[2:]) != size:
             raise InputError(f"image {tuple(image.shape)}: this network takes (b, 3, {size[0]}, {size[1]}); resize it")
-        planes, lines = self.decode(self.encode(image), conditions)
-        return Field(planes, lines, self.field_decoder, self.config.half_side, self.config.padding)
+        volume = self.decode(self.encode(image), conditions)
+        parts = {"half_side": self.config.half_side, "padding": self.config.padding, "background": volume.background}
+        return Field(volume.planes, volume.lines, self.field_decoder, **parts)
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the latent tokens (b, 1 + n, c), the class token first, of pictures (b, 3, h, w) in [0, 1]."""
         return self.encoder(image)
 
-    def decode(self, latent: Tensor, conditions: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return planes (b, 3, c, r, r) and lines (b, 3, c, r), float32, of latent tokens under ``conditions`` (b, 2).
-
-        Both as ``Field`` takes them; None for what the form does without.
-        """
+    def decode(self, latent: Tensor, conditions: Tensor) -> Volume:
+        """Return the volume of latent tokens under ``conditions`` (b, 2), float32; None for what it does without."""
         expected = 1 + self.decoder.memory_positions.shape[1]
         if latent.ndim != 3 or latent.shape[1] != expected:
             raise InputError(f"latent {tuple(latent.shape)}: give (b, {expected}, c), of pictures of the config's size")
         if conditions.shape != (len(latent), 2):
             raise InputError(f"conditions {tuple(conditions.shape)}: give distance and focal, ({len(latent)}, 2)")
-        planes, lines = self.decoder(latent, conditions)
-        return None if planes is None else planes.float(), None if lines is None else lines.float()
+        return Volume(*(None if part is None else part.float() for part in self.decoder(latent, conditions)))

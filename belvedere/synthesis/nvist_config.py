@@ -12,6 +12,7 @@ CHOICES = {
     "conditioning": ("adaln", "concat"),
     "positions": ("sincos", "learned"),
     "padding": PADDINGS,
+    "background": ("black", "learned"),
 }
 """Fields that are names, and the names they may have."""
 

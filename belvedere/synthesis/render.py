@@ -77,22 +77,22 @@ def render_rays(
     far: float,
     samples: int,
     jitter: Tensor | None = None,
-    background: float = 0.0,
+    background: float | None = None,
     exact: bool = False,
     opaque: float = 0.0,
 ) -> Rendered:
     """Return what rays see: ``origins`` and ``directions`` (b, n, 3), those of row i of scene i; differentiable.
 
     Directions are normalised here; distances are along them. ``jitter``: see ``sample_edges``; the same for all rays.
-    ``background``: the grey, 0 black and 1 white, behind everything. Where density is 0 colour is not asked for: it
-    has no part in what is seen, nor in any gradient. ``exact``: always ask planes and lines for the density. Else many
-    points are read from a table (``density_nodes``) that is equal but for rounding, and quicker. ``opaque``: samples
-    behind a transmittance below it are taken to be black; their weights sum up to no more than it.
+    ``background``: the grey, 0 black and 1 white, behind everything; None: the field's own. Where density is 0 colour
+    is not asked for: it has no part in what is seen, nor in any gradient. ``exact``: always ask planes and lines for
+    the density. Else many points are read from a table (``density_nodes``) that is equal but for rounding, and quicker.
+    ``opaque``: samples behind a transmittance below it are taken to be black; their weights sum up to no more than it.
     """
     if origins.shape != directions.shape or origins.ndim != 3 or origins.shape[::2] != (field.scenes, 3):
         shapes = f"{tuple(origins.shape)} and {tuple(directions.shape)}"
         raise InputError(f"origins and directions {shapes}: must both be ({field.scenes}, n, 3)")
-    _check_background(background)
+    behind = _behind(field, background)
     edges = sample_edges(near, far, samples, jitter, origins.device)
     directions = F.normalize(directions, dim=-1)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -105,7 +105,7 @@ def render_rays(
     flat = dense.flatten().nonzero().squeeze(1)
     seen = kernels.composite(density.view(points.shape[:3]), edges, colour, flat)
     loss = kernels.distortion(seen.weights, edges).sum() / max(1, seen.opacity.numel())
-    return Rendered(_over(seen.colour, seen.opacity, background), seen.depth, seen.opacity, loss, seen.weights)
+    return Rendered(_over(seen.colour, seen.opacity, behind), seen.depth, seen.opacity, loss, seen.weights)
 
 
 def _to_colour(density: Tensor, edges: Tensor, opaque: float) -> Tensor:
@@ -133,13 +133,18 @@ def _colour(scene: Field, origins: Tensor, directions: Tensor, middles: Tensor, 
     return scene.colour(points[None], along[None])[0].to(middles.dtype)
 
 
-def _check_background(background: float) -> None:
+def _behind(field: Field, background: float | None) -> Tensor | float:
+    """Return what is behind everything: a grey, or the field's own colours (b, 1, 3)."""
+    if background is None:
+        return 0.0 if field.background is None else field.background.unsqueeze(1)
     if not 0 <= background <= 1:
         raise InputError(f"background {background}: must be from 0 (black) to 1 (white)")
+    return background
 
 
-def _over(colour: Tensor, opacity: Tensor, background: float) -> Tensor:
-    return colour + (1 - opacity).unsqueeze(-1) * background if background else colour
+def _over(colour: Tensor, opacity: Tensor, behind: Tensor | float) -> Tensor:
+    """Return colours (b, n, 3), or (h, w, 3) of one scene, laid over what is behind."""
+    return colour if isinstance(behind, float) and not behind else colour + (1 - opacity).unsqueeze(-1) * behind
 
 
 @torch.no_grad()
@@ -150,7 +155,7 @@ def render_view(
     near: float,
     far: float,
     samples: int,
-    background: float = 0.0,
+    background: float | None = None,
     exact: bool = False,
     occupancy: Occupancy | None = None,
 ) -> Rendered:
@@ -163,7 +168,7 @@ def render_view(
     """
     if field.scenes != 1:
         raise InputError(f"a field of {field.scenes} scenes: choose the one to see, with field.scene(i)")
-    _check_background(background)
+    behind = _behind(field, background)
     origins, directions = (rays.to(field.device).reshape(-1, 3) for rays in camera.rays())
     edges = sample_edges(near, far, samples, device=field.device)
     occupancy = None if exact else occupancy or Occupancy.of(field)
@@ -171,19 +176,19 @@ def render_view(
     parts = []
     for o, d in zip(origins.split(step), directions.split(step), strict=True):
         if occupancy is None:
-            seen = render_rays(field, o[None], d[None], near=near, far=far, samples=samples, exact=True)
+            seen = render_rays(field, o[None], d[None], near=near, far=far, samples=samples, background=0.0, exact=True)
             parts.append(Rendered(seen.colour[0], seen.depth[0], seen.opacity[0], seen.distortion))
         else:
             parts.append(_view_rays(occupancy, o, F.normalize(d, dim=-1), edges))
-    return _join(parts, camera.size, background)
+    return _join(parts, camera.size, behind)
 
 
-def _join(parts: list[Rendered], size: tuple[int, int], background: float) -> Rendered:
+def _join(parts: list[Rendered], size: tuple[int, int], behind: Tensor | float) -> Rendered:
     """Return the view of ``size`` whose rays the parts hold, row by row."""
     pieces = zip(*(part[:3] for part in parts), strict=True)
     colour, depth, opacity = (torch.cat(piece).unflatten(0, size) for piece in pieces)  # (h, w, ...)
     loss = torch.stack([part.distortion * len(part.depth) for part in parts]).sum() / depth.numel()
-    return Rendered(_over(colour, opacity, background), depth, opacity, loss)
+    return Rendered(_over(colour, opacity, behind), depth, opacity, loss)
 
 
 def _view_rays(occupancy: Occupancy, origins: Tensor, directions: Tensor, edges: Tensor) -> Rendered:

@@ -89,11 +89,12 @@ def distance_loss(weights: Tensor, edges: Tensor, distances: Tensor) -> Tensor:
     """Return the mean negative logarithm of the weight (b, n, s) of the samples that rays truly end in.
 
     That is how unlikely the true ``distances`` (b, n) are when weights are taken for the chances of where a ray ends
-    (Deng et al., "DS-NeRF", CVPR 2022, arXiv 2107.02791, section 3.2). ``edges`` (s + 1,) of the samples; what lies
-    beyond them counts as in the nearest one.
+    (Deng et al., "DS-NeRF", CVPR 2022, arXiv 2107.02791, section 3.2). ``edges`` (s + 1,) of the samples: to what lies
+    beyond the last a ray has to get through all of them.
     """
-    sample = torch.searchsorted(edges[1:-1], distances.contiguous())
-    return -(weights.gather(-1, sample[..., None]) + UNLIKELY).log().mean()
+    chances = torch.cat((weights, 1 - weights.sum(-1, keepdim=True)), -1)
+    sample = torch.searchsorted(edges[1:], distances.contiguous())
+    return -(chances.gather(-1, sample[..., None]).clamp(min=0) + UNLIKELY).log().mean()
 
 
 def choose_pixels(rng: BatchRng, views: int, size: Sequence[int], patch: Sequence[int] | None, rays: int) -> Tensor:

@@ -45,7 +45,7 @@ def volumes(model: NViST, image: Tensor, camera: Tensor) -> Tensor:
 # Sizes
 
 
-@pytest.mark.parametrize(("name", "count"), [("NViST", 214_620_291), ("NViST/2", 54_084_483), ("toybox", 2_025_875)])
+@pytest.mark.parametrize(("name", "count"), [("NViST", 214_620_291), ("NViST/2", 54_084_483), ("toybox", 2_155_907)])
 def test_parameter_counts(name: str, count: int) -> None:
     with torch.device("meta"):
         model = NViST.from_variant(name)
@@ -246,8 +246,8 @@ def test_training_works_after_inference_mode() -> None:
 def test_compiles_to_one_graph() -> None:
     model, image, camera = small(), photographs(), conditions()
 
-    def run(image: Tensor, camera: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return model.decode(model.encode(image), camera)
+    def run(image: Tensor, camera: Tensor) -> tuple[Tensor | None, ...]:
+        return model.decode(model.encode(image), camera)[:2]
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -307,3 +307,13 @@ def test_parts_that_do_not_fit() -> None:
 def test_unknown_variant() -> None:
     with pytest.raises(InputError, match="no NViST variant 'XL': choose from NViST, "):
         NViST.from_variant("XL")
+
+
+def test_a_learned_background_is_of_the_picture() -> None:
+    model = small(background="learned")
+    assert small().decoder.background is None
+    with torch.no_grad():
+        field = model(photographs(2), conditions(2))
+    assert field.background is not None and field.background.shape == (2, 3)
+    assert not torch.equal(field.background[0], field.background[1])
+    assert torch.equal(field.scene(1).background, field.background[1:])
