@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "BitstreamError": "belvedere.errors",
     "Camera": "belvedere.data.cameras",
+    "ConceptPipeline": "belvedere.checkpoints.concepts",
     "DiMR": "belvedere.generation.dimr",
     "DiMRPipeline": "belvedere.generation.pipelines",
     "Field": "belvedere.synthesis.field",
@@ -23,8 +24,9 @@ _EXPORTS = {
     "ToyClassifier": "belvedere.data.toybox.classifier",
     "decode": "belvedere.compression.codec",
     "encode": "belvedere.compression.codec",
-    "load": "belvedere.checkpoints.store",
+    "load": "belvedere.checkpoints.front",
     "load_codec": "belvedere.checkpoints.codecs",
+    "load_concept": "belvedere.checkpoints.concepts",
     "load_official": "belvedere.checkpoints.official",
     "load_scene_model": "belvedere.checkpoints.views",
 }
@@ -32,6 +34,7 @@ _EXPORTS = {
 __all__ = [
     "BitstreamError",
     "Camera",
+    "ConceptPipeline",
     "DiMR",
     "DiMRPipeline",
     "FiTv2",
@@ -46,14 +49,16 @@ __all__ = [
     "encode",
     "load",
     "load_codec",
+    "load_concept",
     "load_official",
     "load_scene_model",
 ]
 
 if TYPE_CHECKING:
     from belvedere.checkpoints.codecs import load_codec
+    from belvedere.checkpoints.concepts import ConceptPipeline, load_concept
+    from belvedere.checkpoints.front import load
     from belvedere.checkpoints.official import load_official
-    from belvedere.checkpoints.store import load
     from belvedere.checkpoints.views import load_scene_model
     from belvedere.compression.codec import decode, encode
     from belvedere.compression.segpic import SegPIC

@@ -15,7 +15,7 @@ UNSAFE = {
     ("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("yaml", "load"), ("", "eval"), ("", "exec"),
     ("", "extractall"),
 }  # fmt: skip
-CONVERTER = "checkpoints/tensors.py"
+CONVERTER = "checkpoints/converter.py"
 
 
 def sources() -> list[tuple[str, ast.Module]]:

@@ -1,6 +1,7 @@
 """The README keeps its word: its commands exist, and the first one makes pictures from nothing."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,7 +36,7 @@ def documented_commands() -> list[str]:
 def test_documented_commands_parse(line: str) -> None:
     from belvedere.apps.cli import app
 
-    command, words = typer.main.get_command(app), line.split()
+    command, words = typer.main.get_command(app), shlex.split(line)
     context = command.make_context("belvedere", list(words), resilient_parsing=words[-1] == "--help")
     while hasattr(command, "resolve_command") and not words[-1].startswith("--help"):
         if not (rest := [*context._protected_args, *context.args]):

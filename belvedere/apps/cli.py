@@ -11,27 +11,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
-from belvedere.apps import cli_compress, cli_view
-from belvedere.apps.cli_common import Json, progress_bar
+from belvedere.apps import cli_batch, cli_captions, cli_compress, cli_personalize, cli_view, models_cli
+from belvedere.apps.cli_common import Json, NameOrCommand, progress_bar
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
     pass
-
-
-class _NameOrCommand(TyperGroup):
-    """A group in which ``train NAME`` is ``train run NAME``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "-h", "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
@@ -42,7 +32,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 evaluate_app = typer.Typer(rich_markup_mode="rich")
-train_app = typer.Typer(cls=_NameOrCommand, rich_markup_mode="rich")
+train_app = typer.Typer(cls=NameOrCommand, rich_markup_mode="rich")
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate", help="Measure what a model makes.")
@@ -75,6 +65,7 @@ def _options(
 
 @app.command()
 def generate(
+    context: typer.Context,
     model: Model = DEFAULT_MODEL,
     classes: Annotated[
         str, typer.Option(help="Names or ids, separated by commas; picture i has the i-th, in turn. Default: all.")
@@ -95,16 +86,35 @@ def generate(
         ),
     ] = "",
     extrapolation: Extrapolation = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="For a model of text; several take turns.")
+    ] = None,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What prompts are to lean away from.")] = "",
+    concept: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Concept that prompts hold; any number of them.")
+    ] = None,
+    editability: Annotated[
+        float, typer.Option(help="Of concepts: 0, most like their photographs, to 1, led by the prompt.")
+    ] = 0.0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also put all on one sheet.")] = None,
+    jobs: cli_batch.Jobs = None,
+    pack: cli_batch.Pack = "none",
+    pack_size: cli_batch.PackSize = 1000,
+    shard: cli_batch.Shard = "",
+    dry_run: cli_batch.DryRun = False,
+    verify: cli_batch.Verify = False,
     kind: Annotated[str, typer.Option("--format", help="png, jpeg or webp.")] = "png",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make pictures of classes.
+    """Make pictures of classes, or of prompts.
 
     Every picture carries the record of what made it; [bold]belvedere regenerate[/bold] makes it again.
+
+    With [bold]--jobs[/bold], the pictures of a file of requests: stopped or killed, the same command goes on, in as
+    many processes as you start. Exit code 1: some lines or pictures could not be done, the others are there.
 
     [bold]Examples[/bold]
 
@@ -114,12 +124,31 @@ def generate(
       belvedere generate --model fitv2-toybox --sizes 48x96,96x48,64x64 --grid toys.png
       belvedere generate --model fitv2-toybox --size 96x96 --extrapolation vision-ntk
       belvedere generate --model ./runs/mine/model --steps 50 --guidance 2 --format webp
+      belvedere generate --model ./sd --concept toy.concept.safetensors --prompt "a photo of <toy> on the beach" -n 4
+      belvedere generate --jobs jobs.jsonl --out many
+      belvedere generate --jobs jobs.csv --model fitv2-toybox --out many --pack tar --shard 1/4
     """
+    if jobs is not None:
+        raise typer.Exit(cli_batch.generate_jobs(context))
+    cli_batch.check_single(context)
     from belvedere.apps import output, work
 
     wanted = tuple(item.strip() for item in classes.split(",") if item.strip())
     request = GenerateRequest(
-        model, wanted, count, seed, steps, guidance, dtype, device, parse_sizes(sizes), extrapolation
+        model,
+        wanted,
+        count,
+        seed,
+        steps,
+        guidance,
+        dtype,
+        device,
+        parse_sizes(sizes),
+        extrapolation,
+        prompts=tuple(prompt or ()),
+        negative=negative,
+        concepts=tuple(str(path) for path in concept or ()),
+        editability=editability,
     )
     if kind not in output.FORMATS:
         raise InputError(f"--format must be one of {', '.join(output.FORMATS)}, not {kind!r}")
@@ -143,6 +172,9 @@ def regenerate(
     image: Annotated[Path, typer.Argument(help="A picture that 'belvedere generate' made.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write the new picture to. Default: none.")] = None,
     model: Annotated[str | None, typer.Option(help="Use this model instead of the recorded one.")] = None,
+    concept: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Use these concepts instead of the recorded ones.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a picture again from its own record and say whether every bit is the same.
@@ -165,7 +197,7 @@ def regenerate(
         if target.exists():
             raise InputError(f"{target} exists; choose another --out, or move it away")
     with progress_bar(f"loading the model of {image.name}", "1 picture") as progress:
-        done = work.regenerate(image, model=model, progress=progress)
+        done = work.regenerate(image, model=model, concepts=concept or (), progress=progress)
     if target:
         output.save(done.picture.image, target, done.picture.record.to_json())
     asked = done.origin.request
@@ -315,8 +347,11 @@ def evaluate_generation(
 app.command()(cli_compress.compress)
 app.command()(cli_compress.decompress)
 evaluate_app.command("compression")(cli_compress.evaluate)
+evaluate_app.command("captions")(cli_captions.evaluate)
 app.command()(cli_view.view)
 evaluate_app.command("views")(cli_view.evaluate)
+app.add_typer(cli_personalize.app, name="personalize")
+evaluate_app.command("concept")(cli_personalize.evaluate)
 
 
 @models_app.callback()
@@ -328,6 +363,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
     \b
       belvedere models
       belvedere models show dimr-toybox
+      belvedere models verify --all
     """
     if context.invoked_subcommand is None:
         from belvedere.apps import models as shelf
@@ -345,6 +381,12 @@ def models_show(
 
     row = shelf.facts(name)
     print(json.dumps(row)) if as_json else shelf.print_facts(row)
+
+
+models_app.command("verify")(models_cli.verify)
+models_app.command("import")(models_cli.import_)
+models_app.command("export")(models_cli.export)
+models_app.command("push")(models_cli.push)
 
 
 @app.command()

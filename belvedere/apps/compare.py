@@ -52,6 +52,8 @@ def _change(before: "Image.Image", after: "Image.Image") -> str:
 def _causes(old: Record, new: Record) -> Iterator[str]:
     if old.weights != new.weights:
         yield f"weights: {old.weights[:12]} then, {new.weights[:12]} now"
+    if old.concepts != new.concepts:
+        yield "concepts: their files are not what they were"
     for name in ("dtype", "steps", "guidance"):
         before, after = getattr(old.request, name), getattr(new.request, name)
         if before != after:

@@ -17,6 +17,11 @@ from belvedere.errors import InputError
 
 T = TypeVar("T")
 
+MAX_BYTES = 256 << 10
+"""Of a config's file."""
+MAX_DEPTH = 32
+"""Of lists and mappings in one another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -150,9 +155,9 @@ def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str = "")
     known = list(known)
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1, 0.5)
+            close = difflib.get_close_matches(str(key)[:80], known, 1, 0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise InputError(f"unknown config key {f'{where}{key}'!r}: {hint}")
+            raise InputError(f"unknown config key {f'{where}{key}'[:80]!r}: {hint}")
 
 
 def _folder() -> Any:
@@ -164,13 +169,35 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     source = packaged if packaged.is_file() else Path(name_or_path)
     if not source.is_file():
         raise InputError(f"no config {str(name_or_path)!r}: give a YAML file or one of {', '.join(config_names())}")
+    with source.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise InputError(f"config {name_or_path}: has more than the {MAX_BYTES >> 10} KB a config may have")
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {name_or_path}: not YAML: {' '.join(str(error).split())}") from None
+        values = _parse_yaml(content.decode())
+    except ValueError as error:
+        raise InputError(f"config {name_or_path}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise InputError(f"config {name_or_path}: must be a mapping of keys")
     return values
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return the value of YAML; ``ValueError`` for what is none, and for what few bytes make endless.
+
+    That is deep nesting, whose time grows with its square, and aliases, by which a few lines stand for any number.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has an alias, *name; write the value itself")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -183,8 +210,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {parent!r} has no keys below it")
     try:
-        values[key] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[key] = _parse_yaml(text)
+    except ValueError:
         raise InputError(f"override {override!r}: the value is not YAML") from None
 
 
@@ -199,7 +226,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         value = {False: "no"}.get(value, value) if isinstance(value, bool) else value  # YAML reads a bare no as false
         if value in arguments:
             return value
-        raise InputError(f"config {where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        raise InputError(f"config {where}: {repr(value)[:80]} is not one of {', '.join(map(str, arguments))}")
     if origin is tuple and arguments[1:] == (...,) and isinstance(value, list | tuple):
         return tuple(_convert(v, arguments[0], where) for v in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
@@ -218,4 +245,4 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     name = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise InputError(f"config {where}: {value!r} is not of type {name}")
+    raise InputError(f"config {where}: {repr(value)[:80]} is not of type {name}")

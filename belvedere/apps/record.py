@@ -8,7 +8,7 @@ import json
 import platform
 import struct
 import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,9 @@ class Record:
     """One picture's origin. ``request`` has the steps, guidance, dtype and device that were used, not None or auto, and
     for a model of any size the sizes and the extrapolation.
 
-    ``index``: number of the picture in the request. ``label``, ``kind``: id and name of its class. ``weights``:
-    SHA-256 of the model (``checkpoints.store.digest``). ``pixels``: SHA-256 of the generated pixels, before any
-    lossy compression.
+    ``index``: number of the picture in the request. ``label``, ``kind``: id and name of its class, or number and text
+    of its prompt. ``weights``: SHA-256 of the model (``checkpoints.store.digest``). ``pixels``: SHA-256 of the
+    generated pixels, before any lossy compression. ``concepts``: SHA-256 of each concept's file, one after the other.
     """
 
     request: GenerateRequest
@@ -59,13 +59,17 @@ class Record:
     weights: str
     pixels: str
     machine: Machine
+    concepts: str = ""
 
     @property
     def origin(self) -> tuple[object, ...]:
         """What decides the picture: two records with one origin are of the same picture."""
         sizes = self.request.sizes
         own = sizes and (sizes[self.index % len(sizes)],)
-        return replace(self.request, classes=(), count=1, sizes=own), self.index, self.label, self.weights
+        shown = self.kind if self.request.prompts else self.label
+        prompts = self.request.prompts and (self.kind,)
+        asked = replace(self.request, classes=(), prompts=prompts, count=1, sizes=own)
+        return asked, self.index, shown, self.weights, self.concepts
 
     def to_json(self) -> str:
         """Return the record as one line of ASCII JSON; ``from_json`` is its inverse."""
@@ -90,11 +94,13 @@ class Record:
 
 
 def _typed(cls: Any, values: Any) -> Any:
-    """Return ``cls(**values)`` when the keys are exactly its fields, each of the annotated type."""
-    if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+    """Return ``cls(**values)`` when the keys are its fields, defaults aside, each of the annotated type."""
+    known = {field.name: field for field in fields(cls)}
+    needed = {name for name, field in known.items() if field.default is MISSING}
+    if not isinstance(values, dict) or not needed <= values.keys() <= known.keys():
         raise InputError(f"the record in this picture is damaged: wrong fields of {cls.__name__.lower()}")
-    for field in fields(cls):
-        value = values[field.name]
+    for name, value in values.items():
+        field = known[name]
         good = type(value) is field.type
         if isinstance(value, str):
             good = good and value.isprintable() and len(value) <= MAX_TEXT

@@ -22,20 +22,25 @@ MAX_SIDE = 8192
 MAX_TEXT = 1000
 MAX_JSON = 32 << 10
 """Bytes of a request as JSON: it has to fit into the pictures it makes."""
+MAX_CONCEPTS = 8
 MAX_VIEW_SIDE = 2048
 MAX_FRAMES = 10_000
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Pictures of classes by a generator. Image i has class ``classes[i % len(classes)]`` and depends on (seed, i).
+    """Pictures of classes, or of prompts, by a generator. Image i depends on (seed, i) and has class
+    ``classes[i % len(classes)]``, or prompt ``prompts[i % len(prompts)]``.
 
     ``model``: embedded name, folder or hub id. ``classes``: names or ids; empty = all classes in turn. ``count``:
     pictures, 1 to 1,000,000. ``seed``: 0 to 2^63 - 1. ``steps``: of the sampler, 1 to 1000, and ``guidance``:
     0 to 100; None = the model's own. ``sizes``: (width, height) in pixels, 1 to 8192 each; image i has
     ``sizes[i % len(sizes)]``; empty = the model's own. ``extrapolation``: positions for sizes beyond training, a name
-    that the model knows; None = the model's own. ``dtype``: auto, float32, bfloat16 or float16. ``device``: auto,
-    cpu, cuda or cuda:N. A value outside these raises ``InputError``.
+    that the model knows; None = the model's own.
+
+    ``prompts``: text, for models of text, and with them only: ``negative``, a prompt to lean away from; ``concepts``,
+    files of the concepts that prompts hold; ``editability`` of these, 0 to 1. ``dtype``: auto, float32, bfloat16 or
+    float16. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
     """
 
     model: str = DEFAULT_MODEL
@@ -48,6 +53,10 @@ class GenerateRequest:
     device: str = "auto"
     sizes: tuple[tuple[int, int], ...] = ()
     extrapolation: str | None = None
+    prompts: tuple[str, ...] = ()
+    negative: str = ""
+    concepts: tuple[str, ...] = ()
+    editability: float = 0.0
 
     def __post_init__(self) -> None:
         _text("model", self.model)
@@ -64,12 +73,31 @@ class GenerateRequest:
         _check_sizes(self.sizes)
         if self.extrapolation is not None:
             _text("extrapolation", self.extrapolation)
+        self._check_text()
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         _check_device(self.device)
         if len(self.to_json()) > MAX_JSON:
-            many = f"{len(self.classes)} classes and {len(self.sizes)} sizes"
-            raise InputError(f"classes or sizes: {many} are too many for one request; split it")
+            many = f"{len(self.classes)} classes, {len(self.prompts)} prompts and {len(self.sizes)} sizes"
+            raise InputError(f"classes, prompts or sizes: {many} are too many for one request; split it")
+
+    def _check_text(self) -> None:
+        for name in ("prompts", "concepts"):
+            if not isinstance(values := getattr(self, name), tuple):
+                raise InputError(f"{name} must be a list of text, like ['a red car']")
+            for item in values:
+                _text(name, item)
+        if self.negative != "":
+            _text("negative", self.negative)
+        if len(self.concepts) > MAX_CONCEPTS:
+            raise InputError(f"concepts: {len(self.concepts)} are too many for one prompt, give at most {MAX_CONCEPTS}")
+        _number("editability", self.editability, 0.0, 1.0)
+        if self.prompts and self.classes:
+            raise InputError("classes and prompts: a model takes one or the other, leave one out")
+        if not self.prompts and (self.negative or self.concepts or self.editability):
+            raise InputError("negative, concepts and editability belong to prompts: give one, or leave them out")
+        if self.editability and not self.concepts:
+            raise InputError("editability belongs to concepts: give one, or leave it out")
 
     def to_json(self) -> str:
         """Return the request as one line of ASCII JSON; ``from_json`` is its inverse."""

@@ -98,10 +98,11 @@ def cast_weights(network: nn.Module, dtype: str) -> Any:
 
 
 def export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
-    from belvedere.checkpoints import store
+    from belvedere.checkpoints import manifest, store
 
     with atomic_directory(folder) as temporary:
         cast_weights(network, dtype).save_pretrained(temporary, safe_serialization=True)
         sha256 = store.digest(temporary)
         (temporary / "card.json").write_text(json.dumps(facts | {"digest": sha256}, indent=2) + "\n")
+        manifest.write(temporary)
     return sha256

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from belvedere.apps.config import TrainConfig
 from belvedere.apps.task import Task
 from belvedere.apps.tasks_codec import segpic_task
-from belvedere.apps.tasks_diffusion import autoencoder_task
+from belvedere.apps.tasks_concept import neti_task
+from belvedere.apps.tasks_diffusion import autoencoder_task, diffusion_task
 from belvedere.apps.tasks_pictures import dimr_task, fitv2_task, toybox_classifier_task
 from belvedere.apps.tasks_scenes import mae_task, nvist_task
 from belvedere.errors import InputError
@@ -28,8 +29,10 @@ TASKS: dict[str, Callable[[TrainConfig], Task]] = {
     "fitv2": fitv2_task,
     "segpic": segpic_task,
     "mae": mae_task,
+    "neti": neti_task,
     "nvist": nvist_task,
     "autoencoder": autoencoder_task,
+    "diffusion": diffusion_task,
     "toybox-classifier": toybox_classifier_task,
 }
 """Every task by the name that a config's ``task`` gives."""

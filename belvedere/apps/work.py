@@ -2,10 +2,10 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 Progress = Callable[[float, int], None]
@@ -31,7 +32,11 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A request whose model is loaded and whose classes are found. ``request`` holds the values really used."""
+    """A request whose model is loaded and whose classes are found. ``request`` holds the values really used.
+
+    Of a request of prompts, these are the classes: ``labels`` their numbers, ``names`` their text. ``concepts``: see
+    ``Record``.
+    """
 
     request: GenerateRequest
     pipeline: Any
@@ -39,6 +44,9 @@ class Job:
     labels: tuple[int, ...]
     names: dict[int, str]
     machine: Machine
+    concepts: str = ""
+    first: int = 0
+    """Where the prompts begin among those of a pipeline that is shared with other jobs."""
 
     def label(self, index: int) -> int:
         """Return the class id of picture ``index``."""
@@ -55,23 +63,48 @@ class Job:
     def record(self, index: int, pixels: str = "") -> Record:
         """Return the record of picture ``index``; ``pixels`` is its digest once it is made."""
         label = self.label(index)
-        return Record(self.request, index, label, self.names[label], self.weights, pixels, self.machine)
+        kind = self.names[label]
+        return Record(self.request, index, label, kind, self.weights, pixels, self.machine, self.concepts)
 
 
-def prepare(request: GenerateRequest, *, download: bool = True) -> Job:
-    """Find, check and load the request's model and resolve its classes; ``InputError`` for whatever does not fit.
+@dataclass(frozen=True)
+class Model:
+    """A model as it was loaded for a request: ``prepare`` takes it for others of the same model, dtype and device."""
 
-    Without ``download``, a model of the hub is taken from the cache only.
-    """
+    pipeline: Any
+    weights: str
+    folder: Path
+    device: "torch.device"
+
+
+def load(request: GenerateRequest, *, download: bool = True) -> Model:
+    """Find, check and load the request's model; without ``download``, one of the hub is taken from the cache only."""
     from belvedere.checkpoints import store
 
     folder = store.resolve(request.model, download=download)
     device = store.choose_device(request.device)
-    pipeline, digest = store.load_verified(folder, store.choose_dtype(request.dtype, device), device)
+    return Model(*store.load_verified(folder, store.choose_dtype(request.dtype, device), device), folder, device)
+
+
+def prepare(request: GenerateRequest, *, download: bool = True, model: Model | None = None) -> Job:
+    """Load the request's model, unless it is given, and resolve the classes; ``InputError`` for whatever does not fit.
+
+    Without ``download``, a model of the hub is taken from the cache only.
+    """
+    from belvedere.apps.prompts import open_prompts
+    from belvedere.generation.class_pipeline import ClassPipeline
+
+    model = model or load(request, download=download)
+    pipeline, digest, folder, device = model.pipeline, model.weights, model.folder, model.device
+    concepts = ""
+    if not isinstance(pipeline, ClassPipeline):
+        pipeline, concepts = open_prompts(request, pipeline, folder)
+    elif request.prompts:
+        raise InputError(f"model {request.model} makes pictures of classes: give --classes, not prompts")
     if pipeline.vae is None and pipeline.network.config.channels not in (1, 3):
         raise InputError(f"model {request.model} makes latents and has no vae to decode them; get the whole model")
     used = _with_sizes(request, pipeline)
-    names = _names(pipeline)
+    names = dict(enumerate(request.prompts)) or _names(pipeline)
     labels = tuple(find_class(item, names) for item in request.classes) or tuple(names)
     used = replace(
         used,
@@ -80,7 +113,7 @@ def prepare(request: GenerateRequest, *, download: bool = True) -> Job:
         dtype=str(pipeline.network.dtype).removeprefix("torch."),
         device=str(device),
     )
-    return Job(used, pipeline, digest, labels, names, record.this_machine(device))
+    return Job(used, pipeline, digest, labels, names, record.this_machine(device), concepts)
 
 
 def generate(request: GenerateRequest, *, progress: Progress | None = None) -> Iterator[Picture]:
@@ -91,27 +124,54 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> I
 def run(job: Job, indices: range, *, progress: Progress | None = None) -> Iterator[Picture]:
     """Yield pictures ``indices`` of a job. Picture i is the same whichever others are asked for with it."""
     for part in job.pipeline.split([job.size(index) for index in indices]):
-        chosen = indices[part.start : part.stop]
-        for index, image in zip(chosen, _batch(job, chosen, part.start, len(indices), progress), strict=True):
+        chosen = [(job, index) for index in indices[part.start : part.stop]]
+        for (_, index), image in zip(chosen, _batch(chosen, part.start, len(indices), progress), strict=True):
             yield Picture(image, job.record(index, record.pixel_digest(image)))
 
 
-def _batch(job: Job, chosen: range, done: int, total: int, progress: Progress | None) -> "list[Image.Image]":
-    steps = count(1)
+def run_call(chosen: Sequence[tuple[Job, int]], *, progress: Progress | None = None) -> list[Picture]:
+    """Return picture ``index`` of each (job, index), made in one network call as ``pipeline.split`` would cut it.
+
+    The jobs have one pipeline and ask for the same but for classes, count, seed and sizes.
+    """
+    made = zip(chosen, _batch(chosen, 0, len(chosen), progress), strict=True)
+    return [Picture(image, job.record(index, record.pixel_digest(image))) for (job, index), image in made]
+
+
+def joined(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs that can share calls (``run_call``) with one pipeline: of prompts, it is one of all their prompts."""
+    pipelines = list({id(job.pipeline): job.pipeline for job in jobs}.values())
+    if len(pipelines) == 1:
+        return list(jobs)
+    from belvedere.generation.prompt_pipeline import PromptPipeline
+
+    one = pipelines[0]
+    prompts = [prompt for pipeline in pipelines for prompt in pipeline.prompts]
+    shared = PromptPipeline(one.pipe, prompts, one.negative, one.sampler.concepts, one.editability)
+    starts = accumulate((len(pipeline.prompts) for pipeline in pipelines), initial=0)
+    first = dict(zip(map(id, pipelines), starts, strict=False))
+    return [replace(job, pipeline=shared, first=first[id(job.pipeline)]) for job in jobs]
+
+
+def _batch(chosen: Sequence[tuple[Job, int]], done: int, total: int, progress: Progress | None) -> "list[Image.Image]":
+    steps, first = count(1), chosen[0][0]
+    pipeline, asked = first.pipeline, first.request
 
     def report(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
         if progress:
-            progress(done + len(chosen) * min(1.0, next(steps) / (job.request.steps or 1)), total)
+            progress(done + len(chosen) * min(1.0, next(steps) / (asked.steps or 1)), total)
         return values
 
     shapes: dict[str, Any] = {}
-    if job.pipeline.any_size:
-        shapes = {"sizes": [job.size(index) for index in chosen], "extrapolation": job.request.extrapolation}
-    return job.pipeline(
-        [job.label(index) for index in chosen],
-        num_inference_steps=job.request.steps,
-        guidance_scale=job.request.guidance,
-        generator=[seeds.generator(job.request.seed, "image", index) for index in chosen],
+    if pipeline.any_size:
+        shapes = {"sizes": [job.size(index) for job, index in chosen]}
+    if asked.extrapolation is not None:
+        shapes["extrapolation"] = asked.extrapolation
+    return pipeline(
+        [job.first + job.label(index) for job, index in chosen],
+        num_inference_steps=asked.steps,
+        guidance_scale=asked.guidance,
+        generator=[seeds.generator(job.request.seed, "image", index) for job, index in chosen],
         callback_on_step_end=report,
         **shapes,
     ).images
@@ -123,11 +183,12 @@ def _with_sizes(request: GenerateRequest, pipeline: Any) -> GenerateRequest:
 
     height, width = pipeline.default_size
     if pipeline.any_size:
-        used = replace(
-            request,
-            sizes=request.sizes or ((width, height),),
-            extrapolation=check_extrapolation(request.extrapolation or pipeline.network.config.extrapolation),
-        )
+        used = replace(request, sizes=request.sizes or ((width, height),))
+        own = getattr(pipeline.network.config, "extrapolation", None)
+        if own is not None:
+            used = replace(used, extrapolation=check_extrapolation(request.extrapolation or own))
+        elif request.extrapolation is not None:
+            raise InputError(f"model {request.model} knows no extrapolation; leave it out")
         for wide, high in used.sizes:
             pipeline.grid((high, wide))
         return used
@@ -187,19 +248,25 @@ class Regenerated:
     differences: tuple[str, ...]
 
 
-def regenerate(path: Path, *, model: str | None = None, progress: Progress | None = None) -> Regenerated:
+def regenerate(
+    path: Path, *, model: str | None = None, concepts: Sequence[Path] = (), progress: Progress | None = None
+) -> Regenerated:
     """Make the picture in ``path`` again from its record, alone, with the recorded number of threads.
 
-    ``model`` replaces the recorded model's name (it may have moved). A file cannot make this machine download: a
-    model of the hub that is not in the cache has to be named. Raises ``InputError`` when the file has no record or
-    the model cannot be loaded.
+    ``model`` replaces the recorded model's name (it may have moved), ``concepts`` the files of its concepts. A file
+    cannot make this machine download: a model of the hub that is not in the cache has to be named. Raises
+    ``InputError`` when the file has no record or the model cannot be loaded.
     """
     old, before = record.read(path), compare.read_pixels(path)
-    asked = replace(_for_this_machine(old.request), model=model or old.request.model, classes=(old.label,))
+    shown: dict[str, Any] = {"prompts": (old.kind,)} if old.request.prompts else {"classes": (old.label,)}
+    if concepts:
+        shown["concepts"] = tuple(str(file) for file in concepts)
+    asked = replace(_for_this_machine(old.request), model=model or old.request.model, **shown)
     with _threads(old.machine.threads):
         job = prepare(asked, download=model is not None)
         image, new = next(run(job, range(old.index, old.index + 1), progress=progress))
-    new = replace(new, request=replace(new.request, classes=old.request.classes))
+    told = replace(new.request, classes=old.request.classes, prompts=old.request.prompts)
+    new = replace(new, label=old.label, request=told)
     return Regenerated(Picture(image, new), old, compare.differences(before, old, image, new))
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from belvedere.checkpoints import store
 from belvedere.checkpoints.components import CODEC, load_network
+from belvedere.checkpoints.tensors import read_each
 from belvedere.compression import exact_tables
 from belvedere.compression.codec import Codec
 from belvedere.compression.exact_tables import ExactTables
@@ -34,10 +34,9 @@ def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = N
     if store.read_json(folder / "model_index.json").get("_class_name") != CODEC:
         raise InputError(f"model {name_or_path} is no codec: choose one, such as segpic-photo")
     model = load_network(folder / "network", SegPIC, torch.float32)
-    try:
-        tables = ExactTables.of(load_file(folder / TABLES), model.config)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder / TABLES} is missing or damaged; get the model again") from error
+    if not (folder / TABLES).is_file():
+        raise InputError(f"{folder / TABLES} is missing; get the model again")
+    tables = ExactTables.of(dict(read_each(folder / TABLES)), model.config)
     return Codec(nn.Module.to(model, store.choose_device(device)), tables, digest)
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from belvedere.checkpoints.tensors import check_finite, header, one_line
+from belvedere.checkpoints.tensors import check_finite, header, one_line, read_each
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,15 +27,19 @@ SCENES = "NViSTModel"
 """What it calls a network that makes scenes of pictures, which is none either."""
 
 _MAX_JSON = 4 << 20
+_QUICK_BLOCKS = 64
+"""That are built without memory in no time, so that what does not fit can be listed."""
 _MAX_NUMBER = 1 << 16
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most 4 MB; ``InputError`` names what is wrong with it."""
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: missing, or no plain file; get the model again")
         if path.stat().st_size > _MAX_JSON:
             raise InputError(f"{path}: larger than {_MAX_JSON >> 20} MB; not a config")
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -43,6 +47,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: must be a JSON object")
     return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is there twice: readers differ in which of the two counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def known_class(table: dict[str, str], name: object, path: Path) -> Any:
@@ -85,23 +97,31 @@ def load_component(folder: Path, name: str, entry: list[Any], dtype: "torch.dtyp
 def load_network(folder: Path, cls: Any, dtype: "torch.dtype") -> Any:
     """Build a network from its config without memory, check the files against it, then read the weights."""
     import torch
-    from safetensors.torch import load_file
 
     config = read_json(folder / "config.json")
     _check_numbers(config, folder / "config.json")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: no .safetensors file; the model is incomplete")
+    _check_depth(config, sum(len(header(file)) for file in files), folder)
     with torch.device("meta"):
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         network = build(cls, values, folder / "config.json")
-    files = sorted(folder.glob("*.safetensors"))
     check_shapes(files, {key: tuple(value.shape) for key, value in network.state_dict().items()}, folder)
     for file in files:
-        weights = load_file(file)
-        check_finite(weights, str(file))
-        if whole := [key for key, value in weights.items() if not value.is_floating_point()]:
-            raise InputError(f"{file}: tensors of integers ({_some(whole)}); quantised weights are not supported")
-        weights = {key: value.to(dtype, copy=True) for key, value in weights.items()}
-        network.load_state_dict(weights, strict=False, assign=True)
+        network.load_state_dict(_weights(file, dtype), strict=False, assign=True)
     return network.eval()
+
+
+def _weights(file: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    """Return the tensors of a file in ``dtype``, converted one by one, so that there are never two copies of all."""
+    weights = {}
+    for key, value in read_each(file):
+        check_finite({key: value}, str(file))
+        if not value.is_floating_point():
+            raise InputError(f"{file}: tensors of integers ({key}); quantised weights are not supported")
+        weights[key] = value.to(dtype)
+    return weights
 
 
 def _check_numbers(value: Any, path: Path) -> None:
@@ -113,6 +133,18 @@ def _check_numbers(value: Any, path: Path) -> None:
         raise InputError(f"{path}: {value} is larger than any size Belvedere builds ({_MAX_NUMBER})")
 
 
+def _check_depth(config: dict[str, Any], tensors: int, folder: Path) -> None:
+    """Refuse more blocks than the files have tensors: even without memory, building them takes time."""
+    stages = config.get("stage_configs")
+    parts = [config, *(stages if isinstance(stages, list) else [])]
+    depths = [
+        part[key] for part in parts if isinstance(part, dict) for key in part if key.endswith(("depth", "blocks"))
+    ]
+    blocks = sum(depth for depth in depths if isinstance(depth, int))
+    if blocks > max(tensors, _QUICK_BLOCKS):
+        raise InputError(f"weights in {folder} do not fit its config.json: {tensors} tensors for {blocks} blocks")
+
+
 def check_shapes(files: list[Path], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
     """Raise ``InputError`` listing what is missing, unexpected or of another shape in safetensors ``files``.
 
@@ -121,8 +153,16 @@ def check_shapes(files: list[Path], expected: dict[str, tuple[int, ...]], folder
     if not files:
         raise InputError(f"{folder}: no .safetensors file; the model is incomplete")
     found: dict[str, tuple[int, ...]] = {}
+    places: dict[str, str] = {}
     for file in files:
-        found |= header(file)
+        shapes = header(file)
+        if twice := sorted(found.keys() & shapes.keys()):
+            raise InputError(f"{folder}: tensors in two of its files ({_some(twice)}); get the model again")
+        found |= shapes
+        places |= dict.fromkeys(shapes, file.name)
+    for index in folder.glob("*.safetensors.index.json"):
+        if read_json(index).get("weight_map") != places:
+            raise InputError(f"{index} does not list the tensors of the files beside it; get the model again")
     shared = expected.keys() & found.keys()
     wrong = [f"{key} {found[key]} is {expected[key]}" for key in sorted(shared) if found[key] != expected[key]]
     problems = {

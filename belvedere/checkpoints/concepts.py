@@ -17,6 +17,7 @@ from belvedere.checkpoints.tensors import header, metadata, one_line, read_state
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 from belvedere.generation.concept import Base, Concept
+from belvedere.generation.concept_pipeline import ConceptSampler
 from belvedere.generation.neti import NeTIMapper
 
 KEY = "belvedere_concept"
@@ -105,3 +106,18 @@ def _mapper(path: Path, config: dict[str, Any]) -> NeTIMapper:
     weights = {key: x.to(torch.float32) for key, x in read_state_dict(path).items()}
     mapper.load_state_dict(weights, assign=True)
     return mapper.requires_grad_(True).eval()
+
+
+class ConceptPipeline(ConceptSampler):
+    """A plain Stable Diffusion pipeline of diffusers whose prompts may hold concepts from files.
+
+    ``ConceptPipeline(StableDiffusionPipeline.from_pretrained(...))``, then ``load_concept`` any number of times; call
+    it as the pipeline, and with ``editability``: see ``ConceptSampler``.
+    """
+
+    def load_concept(self, path: Path | str) -> Concept:
+        """Read a concept file and let prompts hold it; return it. Raises ``InputError`` as ``load_concept`` does, and
+        for a concept that does not go with this pipeline."""
+        concept = load_concept(path)
+        self.add_concept(concept)
+        return concept

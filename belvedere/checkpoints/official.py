@@ -144,14 +144,19 @@ IMPORTERS = {
 
 
 def load_official(
-    system: str, weights: Mapping[str, Tensor] | str | Path, config: Mapping[str, Any] | str | None = None
+    system: str,
+    weights: Mapping[str, Tensor] | str | Path,
+    config: Mapping[str, Any] | str | None = None,
+    *,
+    own: bool = False,
 ) -> Any:
     """Return our network with the numbers of a published state dict.
 
     ``system``: "dimr", "fitv2", "nvist" or "segpic". ``weights``: a state dict, or a ``.pth`` or ``.bin`` (read without
     unpickling anything but tensors) or ``.safetensors`` file. ``config``: the official config fields, or the name of a
     variant; inferred for the published sizes. For NViST: {"near": ..., "far": ...}, which no file of weights tells, and
-    other fields of ours that shapes do not. Raises ``InputError`` when names or shapes do not fit the config.
+    other fields of ours that shapes do not. ``own``: tensors of the state dict become the network's, without a copy, as
+    those of a file do. Raises ``InputError`` when names or shapes do not fit the config.
     """
     if system not in IMPORTERS:
         raise InputError(f"no importer for {system!r}: choose from {', '.join(IMPORTERS)}")
@@ -159,13 +164,15 @@ def load_official(
     if isinstance(weights, str | Path):
         from belvedere.checkpoints.tensors import read_state_dict
 
-        weights = read_state_dict(Path(weights))
+        weights, own = read_state_dict(Path(weights)), True
     model_config = _config(importer, weights, config)
     ours = importer.names(weights)
     with torch.device("meta"):
         model = importer.network(**model_config)
     check_fit(model, ours)
-    model.load_state_dict({name: tensor.clone() for name, tensor in ours.items()}, assign=True)
+    del weights  # what was joined is free then
+    ours = {name: tensor.contiguous() if own else tensor.clone() for name, tensor in ours.items()}
+    model.load_state_dict(ours, assign=True)
     return model.eval()
 
 

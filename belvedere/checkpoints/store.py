@@ -1,7 +1,8 @@
 """Where models live: the embedded ones, folders, the hub; how one is found, checked, loaded and saved.
 
 A model is a diffusers pipeline folder: ``model_index.json``, one folder a component (``network/config.json``,
-``network/diffusion_pytorch_model.safetensors``) and, when Belvedere made it, ``card.json`` with its digest.
+``network/diffusion_pytorch_model.safetensors``) and, when Belvedere made it, ``card.json`` with its digest,
+``README.md`` with the same facts for people and hubs, and ``manifest.json`` with the digest of every file.
 """
 
 import difflib
@@ -11,12 +12,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from belvedere.checkpoints import manifest, readme
 from belvedere.checkpoints.components import CODEC, PIPELINES, SCENES, build, known_class, load_component, read_json
+from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE, load_text_to_image
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).with_name("embedded")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SHARD = 5_000_000_000
+"""Bytes of weights in one file: what some file systems, and the hub's tools, handle well."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -59,7 +64,7 @@ def _fetch(hub_id: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = hub_id.partition("@")
-    patterns = ["model_index.json", "card.json", "*/*.json", "*/*.safetensors"]
+    patterns = ["model_index.json", "card.json", manifest.NAME, readme.NAME, "*/*.json", "*/*.safetensors", "*/*.txt"]
     get = partial(snapshot_download, repository, revision=revision or None, allow_patterns=patterns)
     try:
         folder = Path(str(get(local_files_only=not download)))
@@ -83,55 +88,107 @@ def amend_card(folder: Path, facts: dict[str, Any]) -> None:
     """Add ``facts`` to a model's card, which must exist; what it already said under other keys stays."""
     if not (folder / "card.json").is_file():
         raise InputError(f"model {folder}: it has no card.json to write into")
+    _write_card(folder, {**card(folder), **facts})
+    manifest.update(folder, ("card.json", readme.NAME))
+
+
+def _write_card(folder: Path, facts: dict[str, Any]) -> None:
+    index = folder / "model_index.json"
     with atomic_write(folder / "card.json") as file:
-        file.write(json.dumps({**card(folder), **facts}, indent=2).encode() + b"\n")
+        file.write(json.dumps(facts, indent=2).encode() + b"\n")
+    with atomic_write(folder / readme.NAME) as file:
+        file.write(readme.text(facts, read_json(index) if index.is_file() else {}).encode())
 
 
-def digest(folder: Path) -> str:
-    """Return the SHA-256 of a model: over the names and bytes of its configs and weights, in sorted order."""
+def digest(folder: Path, known: Mapping[str, manifest.Entry] | None = None) -> str:
+    """Return the SHA-256 of a model: over the names and bytes of its configs and weights, in sorted order.
+
+    ``known``: entries of its manifest for files that are not to be read again.
+    """
     total = hashlib.sha256()
-    patterns = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors")
-    files = {path for pattern in patterns for path in folder.glob(pattern)} - {folder / "card.json"}
-    for path in sorted(files):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    patterns = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
+    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    for path in sorted(files - {folder / "card.json", folder / manifest.NAME}):
+        name = path.relative_to(folder).as_posix()
+        if name.startswith(".") or "/." in name:  # what tools leave, such as the hub's .cache
+            continue
+        entry = known[name] if known is not None and name in known else manifest.Entry.of(path)
+        total.update(f"{name} {entry.sha256}\n".encode())
     return total.hexdigest()
 
 
-def verify(folder: Path) -> str:
-    """Return the digest of a model; raise ``InputError`` when its card promises another."""
-    found = digest(folder)
+def verify(folder: Path, *, full: bool = True) -> str:
+    """Return the digest of a model; raise ``InputError`` when its card promises another.
+
+    ``full`` reads every byte. Else, of files of more than ``manifest.SMALL`` bytes, only the size is compared with the
+    manifest; a model without one is read whole all the same.
+    """
+    has_manifest = (folder / manifest.NAME).is_file()
+    known = None
+    if not full and has_manifest and not _differences(folder, full=False):
+        known = {name: entry for name, entry in manifest.read(folder).items() if entry.bytes > manifest.SMALL}
+    found = digest(folder, known)
     promised = card(folder).get("digest", found)
     if promised != found:
+        wrong = _differences(folder, full=True) if has_manifest else []
         raise InputError(
-            f"model {folder.name}: its files do not match the digest in card.json; it is damaged or was changed, "
+            f"model {folder.name}: its files do not match the digest in card.json"
+            f"{f' ({wrong[0]})' if wrong else ''}; it is damaged or was changed, "
             "get it again (or remove card.json if you changed it)"
         )
     return found
 
 
+def _differences(folder: Path, *, full: bool) -> list[str]:
+    try:
+        return manifest.differences(folder, full=full)
+    except InputError as error:
+        return [str(error)]
+
+
+def faults(folder: Path, *, full: bool = True) -> list[str]:
+    """Return what is wrong with the files of a model that Belvedere wrote, a line each; nothing where all is right.
+
+    Every file counts, the card and the manifest too. ``full``: as in ``verify``.
+    """
+    if not (folder / manifest.NAME).is_file():
+        return [f"it has no {manifest.NAME}: made before there were any, or not by Belvedere"]
+    wrong = _differences(folder, full=full)
+    try:
+        verify(folder, full=full)
+    except InputError as error:
+        wrong.append(str(error))
+    return wrong
+
+
 def load(
-    name_or_path: str | Path, dtype: "torch.dtype | str | None" = None, device: "torch.device | str | None" = None
+    name_or_path: str | Path,
+    dtype: "torch.dtype | str | None" = None,
+    device: "torch.device | str | None" = None,
+    *,
+    fast: bool = False,
 ) -> Any:
     """Return the ready pipeline of an embedded name, a folder or a hub id.
 
     ``dtype``: float32 (default on a CPU), bfloat16 (default on a GPU), float16 (GPU only). ``device``: by default a
-    GPU if there is one. Raises ``InputError`` for anything unknown, damaged or inconsistent; no code of the model
-    runs, names in its configs are looked up in fixed tables.
+    GPU if there is one. ``fast``: large files are compared with the manifest by their size only (``verify``). Raises
+    ``InputError`` for anything unknown, damaged or inconsistent; no code of the model runs, names in its configs are
+    looked up in fixed tables.
     """
     target = choose_device(device)
-    return load_verified(resolve(name_or_path), choose_dtype(dtype, target), target)[0]
+    return load_verified(resolve(name_or_path), choose_dtype(dtype, target), target, fast=fast)[0]
 
 
-def load_verified(folder: Path, dtype: "torch.dtype", device: "torch.device") -> tuple[Any, str]:
+def load_verified(folder: Path, dtype: "torch.dtype", device: "torch.device", *, fast: bool = False) -> tuple[Any, str]:
     """Return the pipeline in a model folder and the model's digest; see ``load``."""
-    found = verify(folder)
+    found = verify(folder, full=not fast)
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") == CODEC:
         raise InputError(f"model {folder.name} is a codec: belvedere compress and belvedere.load_codec take it")
     if index.get("_class_name") == SCENES:
         raise InputError(f"model {folder.name} makes scenes: belvedere view and belvedere.load_scene_model take it")
+    if index.get("_class_name") in TEXT_TO_IMAGE:
+        return load_text_to_image(folder, index, dtype).to(device), found
     cls = known_class(PIPELINES, index.get("_class_name"), folder / "model_index.json")
     values = {key: value for key, value in index.items() if not key.startswith("_")}
     for name, value in values.items():
@@ -172,9 +229,10 @@ def choose_dtype(dtype: "torch.dtype | str | None", device: "torch.device") -> "
     return chosen
 
 
-def save(pipeline: Any, folder: Path, facts: dict[str, Any]) -> str:
-    """Write the folder of a pipeline and its card; see ``save_folder``."""
-    return save_folder(partial(pipeline.save_pretrained, safe_serialization=True), folder, facts)
+def save(pipeline: Any, folder: Path, facts: dict[str, Any], *, shard: int = SHARD) -> str:
+    """Write the folder of a pipeline and its card, weights in files of at most ``shard`` bytes; see ``save_folder``."""
+    write = partial(pipeline.save_pretrained, safe_serialization=True, max_shard_size=shard)
+    return save_folder(write, folder, facts)
 
 
 def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, Any]) -> str:
@@ -190,8 +248,8 @@ def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, 
     try:
         write(fresh)
         found = digest(fresh)
-        with atomic_write(fresh / "card.json") as file:
-            file.write(json.dumps({**facts, "digest": found}, indent=2).encode() + b"\n")
+        _write_card(fresh, {**facts, "digest": found})
+        manifest.write(fresh)
         _settle(fresh)
         _swap(fresh, folder)
     finally:

@@ -176,7 +176,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what a damaged file makes its readers raise into an ``InputError`` that names it."""
     try:
         yield
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"latents in {path} cannot be read: {' '.join(str(error).split())}") from None
 
 

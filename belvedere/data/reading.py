@@ -13,6 +13,8 @@ from belvedere.errors import InputError
 
 MAX_JSON = 1 << 26
 """Bytes of a JSON file: 64 MiB, about 100,000 views."""
+MAX_ITEMS = 4_000_000
+"""Values in a JSON file, about: a list of nothing has three bytes in the file and 64 in memory."""
 
 
 @contextmanager
@@ -36,9 +38,14 @@ def read_file(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raises ``InputError`` for one that is missing, too large or no JSON."""
-    content = read_file(path, MAX_JSON)
+def read_json(path: Path, limit: int | None = None, items: int = MAX_ITEMS) -> Any:
+    """Return the content of a JSON file of at most ``limit`` bytes (``MAX_JSON``) and about ``items`` values.
+
+    Raises ``InputError`` for one that is missing, too large or no JSON.
+    """
+    content = read_file(path, MAX_JSON if limit is None else limit)
+    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > items:
+        raise InputError(f"{path} has more than the {items} values allowed: make it smaller")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -138,21 +138,25 @@ def embeddings_of(word: str, encoders: Sequence[TextEncoder], tokenizers: Sequen
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str], tokens: Sequence[str], length: int) -> Tensor:
-    """Return the token ids (b, length) of prompts, padded; what is longer loses its end.
+    """Return the token ids (b, length) of prompts, padded.
 
-    Raises ``InputError`` for a prompt that has none of ``tokens``, or has one where it is cut.
+    Raises ``InputError`` for a prompt that has none of ``tokens``, or more than ``length`` tokens in all.
     """
     placeholders = {token_id(tokenizer, token) for token in tokens}
-    for prompt, whole in zip(prompts, tokenizer(list(prompts))["input_ids"], strict=True):
+    for prompt, whole in zip(prompts, tokenizer(list(prompts), verbose=False)["input_ids"], strict=True):
         if not placeholders & set(whole):
             raise InputError(f"prompt {prompt[:80]!r}: lacks the concept, write {' or '.join(tokens)} into it")
-        if placeholders & set(whole[length - 1 :]):
-            raise InputError(
-                f"prompt {prompt[:80]!r}: longer than {length} tokens, the concept would be cut; shorten it"
-            )
-    padded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    check_lengths(tokenizer, prompts, length)
+    padded = tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt")
     ids: Tensor = padded["input_ids"]
     return ids
+
+
+def check_lengths(tokenizer: Any, prompts: Sequence[str], length: int) -> None:
+    """Raise ``InputError`` for a prompt of more than ``length`` tokens, the marks of its start and end included."""
+    for prompt in prompts:
+        if (count := len(tokenizer(prompt, verbose=False)["input_ids"])) > length:
+            raise InputError(f"prompt {prompt[:80]!r}: {count} tokens, this model reads {length}; shorten it")
 
 
 class Conditioning:

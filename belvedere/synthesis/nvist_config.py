@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "toybox": {"image": [64, 64], "patch": 8, "dim": 128, "resolution": 56, "volume_patch": 7, "focal": False}
     | {"encoder_depth": 3, "encoder_heads": 4, "encoder_mlp_ratio": 3.0, "positions": "learned", "padding": "border"}
     | {"decoder_depth": 4, "decoder_heads": 4, "decoder_mlp_ratio": 3.0, "half_side": 0.85, "samples": 32}
-    | {"density": 6, "colour": 18, "hidden": 32},
+    | {"density": 6, "colour": 18, "hidden": 32, "background": "learned"},
 }
 """The published network, the same at half its width, and ours."""
 

@@ -280,5 +280,7 @@ def test_the_record_fits_its_json(pictures: list[work.Picture]) -> None:
     assert json.loads(pictures[0].record.to_json())["request"] == {
         **asdict(pictures[0].record.request),
         "classes": ["boat", 3],
+        "prompts": [],
+        "concepts": [],
         "sizes": [],
     }

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from belvedere.checkpoints.concepts import load_concept, save_concept
+from belvedere.checkpoints.converter import Separator
 from belvedere.checkpoints.official_neti import OfficialFile, concept_from, official_concept
-from belvedere.checkpoints.tensors import Separator
 from belvedere.errors import InputError
 from belvedere.generation.neti_text import TextEncoder
 from tests.generation.neti_models import tiny_text_model, tiny_tokenizer

@@ -62,6 +62,26 @@ def test_a_hub_id_that_is_not_in_the_cache_is_refused_offline() -> None:
         store.resolve("owner/name", download=False)
 
 
+def test_a_hub_id_is_found_in_the_cache_by_its_revision(
+    tiny_model: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache as huggingface_hub lays it out: a snapshot a commit, and which commit a revision is."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--me--toys"
+    for revision, commit, model in (("main", "a" * 40, tiny_model), ("v2", "b" * 40, other_model)):
+        shutil.copytree(model, repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    for name, model in (("me/toys", tiny_model), ("me/toys@v2", other_model), (f"me/toys@{'b' * 40}", other_model)):
+        for download in (False, True):
+            assert store.digest(store.resolve(name, download=download)) == store.digest(model)
+    with pytest.raises(InputError, match="me/toys@v3 is not on this machine"):
+        store.resolve("me/toys@v3", download=False)
+    with pytest.raises(InputError, match="me/toys@v3: no such folder, and the hub did not give it"):
+        store.resolve("me/toys@v3")
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no model_index\.json there"):
         store.resolve(tmp_path)

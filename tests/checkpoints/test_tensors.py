@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from belvedere.checkpoints import tensors
+from belvedere.checkpoints import scan, tensors
 from belvedere.errors import InputError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
@@ -127,7 +127,7 @@ def test_archive_names_that_point_outside_are_refused(tmp_path: Path, name: str)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), b"0")
     with pytest.raises(InputError, match="points outside"):
-        tensors.check_archive(path)
+        scan.check_archive(path)
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_overlapping_archive_entries_are_refused(tmp_path: Path) -> None:
             clone.file_size = clone.compress_size = first.file_size
             archive.filelist.append(clone)
     with pytest.raises(InputError, match="more than the file has"):
-        tensors.check_archive(path)
+        scan.check_archive(path)
 
 
 def test_a_tensor_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
@@ -172,11 +172,11 @@ def test_a_file_of_noise_is_refused(tmp_path: Path) -> None:
 def test_the_reader_is_fenced_in() -> None:
     """The second fence, behind the weights-only reader: what the child process may not do whatever it is given."""
     program = (
-        "import os, sys; from belvedere.checkpoints import tensors\n"
-        "tensors._limit_memory(64 << 20)\n"
+        "import os, sys; from belvedere.checkpoints import converter\n"
+        "converter.limit_memory(64 << 20)\n"
         "try: bytes(256 << 20)\n"
         "except MemoryError: print('memory')\n"
-        "sys.addaudithook(tensors._guard)\n"
+        "sys.addaudithook(converter.guard)\n"
         "try: os.system('echo ran')\n"
         "except PermissionError: print('system')\n"
     )

@@ -1,18 +1,30 @@
 """Small models in the layout of Stable Diffusion, of random weights, and a CLIP tokenizer made by code."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WORDS = ("a", "photo", "of", "painting", "cat", "dog", "red")
 LENGTH = 12
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer(length: int = LENGTH) -> CLIPTokenizer:
     """Return a tokenizer that knows ``WORDS`` as one token each and spells others."""
     pieces = [chr(code) for code in range(97, 123)] + ["<", ">", "-"]
     vocab = pieces + [f"{piece}</w>" for piece in pieces]
@@ -24,11 +36,11 @@ def tiny_tokenizer() -> CLIPTokenizer:
             left += right
             vocab.append(left)
     ids = {piece: index for index, piece in enumerate(dict.fromkeys([*vocab, START, END]))}
-    return CLIPTokenizer(vocab=ids, merges=list(dict.fromkeys(merges)), model_max_length=LENGTH)
+    return CLIPTokenizer(vocab=ids, merges=list(dict.fromkeys(merges)), model_max_length=length)
 
 
 def tiny_text_model(
-    width: int = 16, projection: bool = False, seed: int = 0
+    width: int = 16, projection: bool = False, seed: int = 0, length: int = LENGTH
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
     """Return a text model of three blocks for ``tiny_tokenizer``."""
     torch.manual_seed(seed)
@@ -39,7 +51,7 @@ def tiny_text_model(
         intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=length,
         projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -78,6 +90,75 @@ def tiny_xl_unet(channels: int) -> UNet2DConditionModel:
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 16,
     )
+
+
+def tiny_vae(seed: int = 0) -> AutoencoderKL:
+    """Return an autoencoder of SD's form: latents of 4 channels at half the resolution."""
+    torch.manual_seed(seed)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks).eval()
+
+
+def tiny_pipeline(seed: int = 0) -> StableDiffusionPipeline:
+    """Return a whole Stable Diffusion pipeline: pictures of 16 x 16 pixels, prompts of 77 tokens, PNDM as published."""
+    pipe = StableDiffusionPipeline(
+        vae=tiny_vae(seed),
+        text_encoder=tiny_text_model(seed=seed, length=77),
+        tokenizer=tiny_tokenizer(77),
+        unet=tiny_unet(seed=seed),
+        scheduler=PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1, **BETAS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_xl_pipeline() -> StableDiffusionXLPipeline:
+    """Return a whole SDXL pipeline with two text encoders."""
+    pipe = StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=tiny_text_model(length=77),
+        text_encoder_2=tiny_text_model(projection=True, seed=1, length=77),
+        tokenizer=tiny_tokenizer(77),
+        tokenizer_2=tiny_tokenizer(77),
+        unet=tiny_xl_unet(32),
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", **BETAS),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save_tiny_base(folder: Path, seed: int = 0) -> Path:
+    """Write ``tiny_pipeline`` as Stable Diffusion 1.4 was published: file names, tensor names, a safety checker."""
+    pipe = tiny_pipeline(seed)
+    pipe.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index |= {"feature_extractor": ["transformers", "CLIPFeatureExtractor"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    whole = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(whole["vocab"]))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in whole["merges"]]
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]))
+    weights = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name}": x for name, x in load(weights.read_bytes()).items()}
+    named["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(named, weights, {"format": "pt"})
+    return folder
+
+
+def save_photographs(folder: Path, count: int = 3, suffix: str = "png") -> Path:
+    """Write photographs of 40 x 24 pixels and more, each of two colours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image = Image.new("RGB", (40 + i, 24), (200, 40 * i % 256, 30))
+        image.paste((20, 90, 160), (4 + i, 4, 20, 18))
+        image.save(folder / f"{i}.{suffix}")
+    return folder
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,31 @@ SEA_SKY: tuple[Vector, Vector] = ((0.68, 0.84, 0.96), (0.46, 0.70, 0.94))
 Array = np.ndarray
 
 
+class Ground(NamedTuple):
+    """A floor: its two colours, and the texture that they make."""
+
+    color: Vector
+    second: Vector
+    pattern: int
+
+
+GROUNDS: dict[str, Ground] = {
+    "grass": Ground(GRASS, GRASS, PLAIN),
+    "water": Ground(WATER, (0.42, 0.68, 0.88), STRIPES),
+    **{name: Ground(color, color, PLAIN) for name, color in FLOORS.items()},
+    "checkered": Ground((0.94, 0.93, 0.90), (0.56, 0.58, 0.62), CHECKS),
+}
+"""Every ground that a scene can be given by name."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a scene is told instead of choosing it: the colour of its toy (of ``COLORS``), its ground (``GROUNDS``)."""
+
+    color: str
+    ground: str
+
+
 @dataclass(frozen=True)
 class Scenes:
     """A batch of b scenes with n primitives in all; float64 arrays, lengths in world units.
@@ -69,9 +95,9 @@ def direction(azimuth: float, elevation: float) -> Vector:
 def _floor(dice: Dice, kind: str) -> tuple[Vector, Vector, int, str]:
     """Return two colours, the texture and the words for the floor."""
     if kind == "boat":
-        return WATER, (0.42, 0.68, 0.88), STRIPES, "blue water"
+        return *GROUNDS["water"], "blue water"
     if kind in ("tree", "mushroom", "house", "castle") and dice.chance(0.6):
-        return GRASS, GRASS, PLAIN, "green grass"
+        return *GROUNDS["grass"], "green grass"
     name = dice.pick(*FLOORS)
     color = FLOORS[name]
     if dice.chance(0.3):
@@ -83,8 +109,8 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _draw(seed: int, index: int, kind: str) -> tuple[list, tuple, str]:
-    """Return the primitives, the row of numbers and the caption of one scene."""
+def _draw(seed: int, index: int, kind: str, look: Look | None) -> tuple[list, tuple, str]:
+    """Return the primitives, the row of numbers and the caption of one scene; its shapes do not depend on ``look``."""
     dice = Dice(derive(seed, "toybox", index))
     toy = TOYS[kind]
     name = dice.pick(*toy.colors)
@@ -93,15 +119,22 @@ def _draw(seed: int, index: int, kind: str) -> tuple[list, tuple, str]:
     sun = direction(azimuth + math.radians(dice.between(-60, -25)), math.radians(dice.between(45, 60)))
     floor, second, pattern, words = _floor(dice, kind)
     sky = SEA_SKY if kind == "boat" else SKIES[int(dice.between(0, len(SKIES)))]
+    if look is not None:
+        name, words = look.color, look.ground
+        floor, second, pattern = GROUNDS[look.ground]
     fill = dice.between(0.76, 0.86)
     parts = toy.make(dice, COLORS[name])
     row = (*floor, *second, pattern, *sky[0], *sky[1], *sun, azimuth, elevation, fill)
     return parts, row, f"{_article(name)} {name} {kind} on {words}"
 
 
-def build(seed: int, indices: Sequence[int], kinds: Sequence[str]) -> Scenes:
-    """Return the scenes ``indices`` of world ``seed``; scene i shows ``kinds[i % len(kinds)]``."""
-    drawn = [_draw(seed, index, kinds[index % len(kinds)]) for index in indices]
+def build(seed: int, indices: Sequence[int], kinds: Sequence[str], looks: Sequence[Look] | None = None) -> Scenes:
+    """Return the scenes ``indices`` of world ``seed``; scene i shows ``kinds[i % len(kinds)]``.
+
+    ``looks``, one a scene, take the place of the colours and grounds that the scenes would choose.
+    """
+    given: Sequence[Look | None] = looks or [None] * len(indices)
+    drawn = [_draw(seed, i, kinds[i % len(kinds)], look) for i, look in zip(indices, given, strict=True)]
     rows = np.array([row for _, row, _ in drawn], dtype=np.float64).reshape(-1, 19)
     counts = [len(parts) for parts, _, _ in drawn]
     prims = np.array([part for parts, _, _ in drawn for part in parts], dtype=np.float64)

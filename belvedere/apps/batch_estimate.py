@@ -1,0 +1,147 @@
+"""What a batch will take, before it is begun: pictures, network evaluations, and time and memory from a calibration.
+
+For each kind of call (one model, one set of options, one number of pixels) a real call of the plan runs with one step
+and with three; the difference is two steps, the rest is what every call costs. Beyond ``MOST`` kinds, the time of the
+others follows from their pixels and steps.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from belvedere.apps import batch_jobs, work
+from belvedere.apps.batch_begin import Batch, placed, planned
+from belvedere.apps.batch_manifest import Counts, Manifest
+from belvedere.apps.batch_plan import Place, Plan, Planned, Shelf, shared
+
+MOST = 8
+"""Kinds of calls that are timed."""
+STEPS = (1, 3)
+"""Of the sampler, in a calibration."""
+
+
+class Kind(NamedTuple):
+    """Calls that cost the same."""
+
+    options: tuple[Any, ...]
+    steps: int
+    guided: bool
+    pixels: int
+    """Of a call: where many pictures share it, of a full one."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to make, and what it will take one process on this machine."""
+
+    pictures: int
+    done: int
+    calls: int
+    evaluations: int
+    """Of the network, for one picture each: a guided step is two."""
+    seconds: float
+    memory: int
+    """Bytes at the height of the calibration: of the GPU, or of the process."""
+    disk: int
+    """Bytes at most: of the pixels, which no picture file exceeds by much."""
+    faults: list[batch_jobs.Fault]
+
+
+def estimate(batch: Batch, note: Callable[[str], None] = lambda line: None) -> Estimate:
+    """Return what is left of a batch and what it will take; nothing is written. Raises ``InputError`` as a run does."""
+    batch = placed(batch)
+    shelf = Shelf(lambda name: note(f"loading {name}"))
+    found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
+    plan = planned(batch, found.lines, found.faults, shelf)
+    kinds, examples, evaluations, pixels = _kinds(plan)
+    counts = _begun(batch)
+    share = counts.left / counts.total if counts and counts.total else 1.0
+    seconds = _seconds(kinds, examples, plan, shelf, note)
+    return Estimate(
+        pictures=plan.pictures if counts is None else counts.left,
+        done=0 if counts is None else counts.done,
+        calls=round(share * kinds.total()),
+        evaluations=round(share * evaluations),
+        seconds=round(share * seconds, 1),
+        memory=_memory(),
+        disk=round(share * 3 * pixels),
+        faults=plan.faults,
+    )
+
+
+def _begun(batch: Batch) -> Counts | None:
+    """Return how a batch stands that was begun before."""
+    if not batch.manifest.exists():
+        return None
+    manifest = Manifest(batch.manifest)
+    try:
+        return manifest.counts()
+    finally:
+        manifest.close()
+
+
+def _kinds(plan: Plan) -> tuple[Counter[Kind], dict[Kind, list[Place]], int, int]:
+    """Return how many calls there are of each kind, an example of each, evaluations and pixels of all pictures."""
+    kinds: Counter[Kind] = Counter()
+    examples: dict[Kind, list[Place]] = {}
+    evaluations = pixels = 0
+    for piece in plan.pieces:
+        for call in piece.calls:
+            covered = sum(_pixels(plan.jobs[number], index) for number, index in call)
+            asked = plan.jobs[call[0][0]].used
+            guided = asked.guidance != 1
+            kind = Kind(shared(asked), asked.steps or 1, guided, covered if len(call) == 1 else 0)
+            kinds[kind] += 1
+            if len(call) > len(examples.get(kind, ())):
+                examples[kind] = call
+            evaluations += len(call) * (asked.steps or 1) * (1 + guided)
+            pixels += covered
+    return kinds, examples, evaluations, pixels
+
+
+def _pixels(job: Planned, index: int) -> int:
+    sizes = job.used.sizes or (job.default,)
+    return math.prod(sizes[index % len(sizes)])
+
+
+def _seconds(
+    kinds: Counter[Kind], examples: dict[Kind, list[Place]], plan: Plan, shelf: Shelf, note: Callable[[str], None]
+) -> float:
+    """Return the seconds that all calls take, by calls of the most frequent kinds."""
+    timed: dict[Kind, tuple[float, float]] = {}
+    for kind, _ in sorted(kinds.most_common(MOST), key=lambda item: str(item[0].options)):
+        note("calibrating")
+        timed[kind] = _time(examples[kind], plan, shelf)
+    total = 0.0
+    for kind, count in kinds.items():
+        known = kind if kind in timed else min(timed, key=lambda other: abs(other.pixels - kind.pixels))
+        fixed, step = timed[known]
+        scale = kind.pixels / known.pixels if kind.pixels and known.pixels else 1.0
+        total += count * scale * (fixed + kind.steps * step)
+    return total
+
+
+def _time(call: list[Place], plan: Plan, shelf: Shelf) -> tuple[float, float]:
+    """Return the seconds that a call takes whatever its steps, and those of a step."""
+    spent = []
+    for steps in (STEPS[0], *STEPS):  # the first is to warm up
+        requests = [replace(plan.jobs[number].line.request, steps=steps) for number, _ in call]
+        jobs = work.joined([shelf.job(request) for request in requests])
+        began = time.perf_counter()
+        work.run_call([(job, index) for job, (_, index) in zip(jobs, call, strict=True)])
+        spent.append(time.perf_counter() - began)
+    step = max(0.0, (spent[2] - spent[1]) / (STEPS[1] - STEPS[0]))
+    return max(0.0, spent[1] - STEPS[0] * step), step
+
+
+def _memory() -> int:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,184 @@
+"""Models from elsewhere and to elsewhere: official files into folders, folders in other number formats, graphs."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from belvedere.checkpoints import store
+from belvedere.checkpoints.components import CODEC, SCENES
+from belvedere.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SYSTEMS = ("dimr", "fitv2", "nvist", "segpic", "neti")
+FORMATS = ("safetensors", "torch-export", "onnx")
+_DTYPES = tuple(name for name in store.DTYPES if name != "auto")
+_OF_ITS_NUMBERS = ("digest", "quality")
+"""Facts of a card that hold for the numbers it was written with, and no others."""
+
+
+def import_official(
+    file: Path,
+    system: str,
+    out: Path,
+    *,
+    config: str | None = None,
+    distances: tuple[float, float] | None = None,
+    vae: str | None = None,
+    dtype: str = "float32",
+) -> str:
+    """Write an official file as a model folder with its card (NeTI: as a concept file ``out``); return its digest.
+
+    ``config``: the name of a variant where shapes do not tell (FiTv2's HR files). ``distances``: near and far of NViST,
+    which no file tells. ``vae``: the autoencoder of DiMR's and FiTv2's latents, a folder or a hub id; without it the
+    pipeline makes latents only. Raises ``InputError`` for files that are not of the system, damaged or hostile.
+    """
+    if system not in SYSTEMS:
+        raise InputError(f"--system {system!r}: choose from {', '.join(SYSTEMS)}")
+    _check_dtype(dtype)
+    for option, given, systems in (("--vae", vae, ("dimr", "fitv2")), ("--near and --far", distances, ("nvist",))):
+        if given is not None and system not in systems:
+            raise InputError(f"{option} goes with {' and '.join(systems)}, not with {system}: leave it out")
+    if not file.is_file():
+        raise InputError(f"no file {file}; check the path")
+    if system == "neti":
+        return _import_concept(file, out)
+    from belvedere.checkpoints.official import load_official
+
+    told: Mapping[str, Any] | str | None = config
+    if system == "nvist":
+        told = None if distances is None else dict(zip(("near", "far"), distances, strict=True))
+    network = load_official(system, file, told)
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    source = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
+    facts = {"name": out.name, "system": system, "imported from": source, "variant": config, "dtype": dtype}
+    return _write(network, system, out, {key: x for key, x in facts.items() if x is not None}, dtype, vae)
+
+
+def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: str, vae: str | None) -> str:
+    if system == "segpic":
+        from belvedere.checkpoints.codecs import save_codec
+
+        return save_codec(network, dtype, out, facts)
+    if system == "nvist":
+        from belvedere.checkpoints.views import save_scene_model
+
+        return save_scene_model(network, dtype, out, facts)
+    import torch
+    from torch import nn
+
+    from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
+    from belvedere.generation.pipelines import DiMRPipeline
+
+    kind = getattr(torch, dtype)
+    autoencoder = None
+    if vae is not None:
+        from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
+
+        autoencoder = load_autoencoder(find_autoencoder(vae), kind, torch.device("cpu"))
+    pipeline: Any = DiMRPipeline if system == "dimr" else FiTv2Pipeline
+    return store.save(pipeline(nn.Module.to(network, kind), vae=autoencoder), out, facts)
+
+
+def _import_concept(file: Path, out: Path) -> str:
+    from belvedere.checkpoints.concepts import save_concept
+    from belvedere.checkpoints.official_neti import official_concept
+
+    save_concept(official_concept(file), out)
+    with out.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def export(name_or_path: str, out: Path, *, dtype: str = "float32", kind: str = "safetensors") -> list[Path]:
+    """Write a model in another form into the folder ``out``; return what was written.
+
+    ``kind`` "safetensors": the model's folder with weights in ``dtype``; "torch-export" and "onnx": one file for each
+    part of its networks, float32, of fixed sizes (``checkpoints.graphs``). Raises ``InputError`` for models and folders
+    that it cannot do.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"--format {kind!r}: choose from {', '.join(FORMATS)}")
+    _check_dtype(dtype)
+    folder = store.resolve(name_or_path)
+    if out.exists() and out.resolve() == folder.resolve():
+        raise InputError(f"{out} is the model itself: choose another folder")
+    if kind == "safetensors":
+        _export_folder(folder, out, dtype)
+        return [out]
+    if dtype != "float32":
+        raise InputError(f"--dtype {dtype}: graphs are exported in float32; leave it out")
+    return _export_graphs(folder, out, kind)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise InputError(f"--dtype {dtype!r}: choose from {', '.join(_DTYPES)}")
+
+
+def _export_folder(folder: Path, out: Path, dtype: str) -> None:
+    import torch
+    from torch import nn
+
+    digest, kind = store.verify(folder), store.read_json(folder / "model_index.json").get("_class_name")
+    facts = {key: value for key, value in store.card(folder).items() if key not in _OF_ITS_NUMBERS}
+    facts |= {"exported from": digest, "dtype": dtype}
+    if kind == CODEC:
+        from belvedere.checkpoints.codecs import load_codec, save_codec
+
+        model = load_codec(folder, "cpu").model
+        save_codec(model, dtype, out, facts | {"rounding": rounding(model, dtype)})
+    elif kind == SCENES:
+        from belvedere.checkpoints.views import open_scene_model, save_scene_model
+
+        scene = open_scene_model(folder, "cpu")
+        facts |= {"rounding": rounding(scene.network, dtype)}
+        save_scene_model(scene.network, dtype, out, facts, distance=scene.distance, fov=scene.fov)
+    else:
+        pipeline, _ = store.load_verified(folder, torch.float32, torch.device("cpu"))
+        networks = [x for x in pipeline.components.values() if isinstance(x, nn.Module)]
+        facts |= {"rounding": max(rounding(network, dtype) for network in networks)}
+        for network in networks:
+            nn.Module.to(network, getattr(torch, dtype))
+        store.save(pipeline, out, facts)
+
+
+def rounding(network: "nn.Module", dtype: str) -> float:
+    """Return what rounding to ``dtype`` costs the weights: the root mean square of the change over that of the weights.
+
+    Raises ``InputError`` for weights beyond the range of ``dtype``.
+    """
+    import torch
+
+    change = total = 0.0
+    for name, weight in network.state_dict().items():
+        rounded = weight.to(getattr(torch, dtype))
+        if weight.is_floating_point() and not bool(torch.isfinite(rounded).all()):
+            raise InputError(f"--dtype {dtype}: tensor {name} has numbers beyond its range; use bfloat16")
+        change += float((weight.double() - rounded.double()).square().sum())
+        total += float(weight.double().square().sum())
+    return (change / total) ** 0.5 if total else 0.0
+
+
+def _export_graphs(folder: Path, out: Path, kind: str) -> list[Path]:
+    import torch
+    from torch import nn
+
+    from belvedere.checkpoints import front, graphs
+
+    loaded = front.load(folder, "float32", "cpu")
+    networks = {"network": getattr(loaded, "model", loaded)}
+    if hasattr(loaded, "components"):
+        networks = {name: part for name, part in loaded.components.items() if isinstance(part, nn.Module)}
+    write, suffix = {"torch-export": (graphs.write_program, "pt2"), "onnx": (graphs.write_onnx, "onnx")}[kind]
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, network in networks.items():
+        for part, call in graphs.parts(nn.Module.to(network, torch.float32)).items():
+            path = out / f"{name}-{part}.{suffix}"
+            write(call, path.with_name(f".{path.name}"))
+            path.with_name(f".{path.name}").replace(path)
+            written.append(path)
+    return written

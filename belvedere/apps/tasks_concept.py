@@ -1,0 +1,146 @@
+"""The task of a concept: a mapper learns from a few photographs, before a base model that stays as it is."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from belvedere.apps.config import ExportConfig, TrainConfig, check_keys
+from belvedere.apps.task import Task, make_dataset, save_grid
+from belvedere.apps.training_state import atomic_directory, digest
+from belvedere.data.concept_photos import TEMPLATES, ConceptPhotos, photo_files
+from belvedere.errors import InputError
+from belvedere.generation.concept import Concept
+from belvedere.seeds import generator
+
+CONCEPT = "concept.safetensors"
+"""In the folder that a run exports."""
+OURS = ("base", "token", "like", "start", "photographs")
+"""Keys of ``model`` that are no field of ``NeTIMapper``."""
+SHOWN = ("a photo of a {}", "a photo of a {} on the beach", "an oil painting of a {}", "a {} in the snow")
+"""Prompts of a sheet, a row each."""
+SEEDS = (42, 420, 501, 5456)
+"""And its columns, as published."""
+
+
+class Latents:
+    """A dataset of what the base's autoencoder makes of photographs, each encoded once: crops are fixed."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, moments: Tensor):
+        self.moments = moments
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return ``moments`` (2 c, h, w) and ``label`` 0."""
+        return {"moments": self.moments[index], "label": 0}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return ``moments`` (b, 2 c, h, w) and ``label`` int64 (b,)."""
+        return {"moments": self.moments[list(indices)], "label": torch.zeros(len(indices), dtype=torch.int64)}
+
+
+def neti_task(config: TrainConfig) -> Task:
+    """NeTI: ``model`` has ``base`` (embedded name, folder or hub id of a Stable Diffusion model), ``token``, ``like``
+    (the super-category), ``start`` (published, or word: at the super-category), ``photographs`` (their digest, which
+    is checked) and fields of ``NeTIMapper``. ``data`` is that of ``ConceptPhotos``, without ``size`` the base's own,
+    and has ``templates`` (objects, styles or a list) and ``shown``, the prompts of sheets."""
+    from belvedere.generation.neti import NeTIMapper
+    from belvedere.generation.neti_training import Lesson, parameter_groups
+
+    check_keys(config.loss, (), "loss.")
+    fields, data = _fields(config.model, NeTIMapper), dict(config.data)
+    templates, shown = _sentences(data, "templates", TEMPLATES["objects"]), _sentences(data, "shown", SHOWN)
+    if "path" in data:
+        photo_files(data["path"])  # before a large model is loaded
+    base = open_base(fields.pop("base"))
+    photos = cast(ConceptPhotos, make_dataset({"size": base.size, **data}))
+    if (seen := fields.pop("photographs", None)) not in (None, photos.digest):
+        raise InputError(f"{data.get('path')}: not the photographs that this concept was begun with (digest {seen})")
+    name = str(config.model["base"])
+    concept = base.concept(fields.pop("token"), fields.pop("like"), name, **fields)
+    lesson = Lesson(base, concept, templates)
+    Lesson(base, concept, shown)
+    images = photos.batch(range(len(photos)))["image"]
+    return Task(
+        model=concept.mapper,
+        dataset=Latents(base.moments(images).cpu()),
+        loss=lesson.loss,
+        groups=parameter_groups,
+        export=lambda mapper, folder, facts: _export(concept, mapper, folder, facts),
+        sheet=lambda mapper, path: _sheet(base, concept, mapper, shown, config.export, path),
+    )
+
+
+def open_base(name: str, device: str = "auto") -> Any:
+    """Return the ``FrozenBase`` of an embedded name, a folder or a hub id, in float32."""
+    from belvedere.checkpoints import store
+    from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE
+    from belvedere.generation.neti_training import FrozenBase
+
+    folder = store.resolve(name)
+    if store.read_json(folder / "model_index.json").get("_class_name") not in TEXT_TO_IMAGE:
+        raise InputError(f"model {name} makes no pictures of text: give a Stable Diffusion model as base")
+    pipe, _ = store.load_verified(folder, torch.float32, store.choose_device(device))
+    return FrozenBase(pipe)
+
+
+def _fields(values: Mapping[str, Any], mapper: Any) -> dict[str, Any]:
+    """Return the section ``model``, its keys known and its texts there."""
+    import inspect
+
+    own = [name for name in inspect.signature(mapper).parameters if name not in ("widths", "target_norms")]
+    check_keys(values, (*OURS, *own), "model.")
+    for name in ("base", "token", "like"):
+        if not isinstance(values.get(name), str) or not values[name]:
+            raise InputError(f"config needs the text 'model.{name}'; belvedere personalize gives it")
+    return dict(values)
+
+
+def _sentences(data: dict[str, Any], name: str, default: Sequence[str]) -> Sequence[str]:
+    """Take the sentences ``name`` out of the section ``data``."""
+    given = data.pop(name, default)
+    if isinstance(given, str):
+        if given not in TEMPLATES:
+            raise InputError(f"config data.{name} {given!r}: choose from {', '.join(TEMPLATES)} or give a list")
+        return TEMPLATES[given]
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(text, str) for text in given):
+        raise InputError(f"config data.{name}: must be a list of sentences with {{}} for the concept")
+    return given
+
+
+def _export(concept: Concept, mapper: Any, folder: Path, facts: dict[str, Any]) -> str:
+    """Write the concept's file and its card; return the digest of the file."""
+    from belvedere.checkpoints.concepts import save_concept
+
+    with atomic_directory(folder) as temporary:
+        save_concept(replace(concept, mapper=mapper), temporary / CONCEPT)
+        found = digest(temporary / CONCEPT)
+        (temporary / "card.json").write_text(json.dumps(facts | {"digest": found}, indent=2) + "\n")
+    return found
+
+
+@torch.no_grad()
+def _sheet(base: Any, concept: Concept, mapper: Any, shown: Sequence[str], export: ExportConfig, path: Path) -> None:
+    """Write a sheet: a row a prompt, a column a seed, always the same."""
+    from belvedere.generation.neti_training import sampler
+
+    make, rows = sampler(base.to(mapper.device), concept, mapper), []
+    for template in shown:
+        made = make(
+            template.replace("{}", concept.token),
+            num_images_per_prompt=len(SEEDS),
+            num_inference_steps=export.default_steps,
+            guidance_scale=export.default_guidance,
+            generator=[generator("concept sheet", seed) for seed in SEEDS],
+            output_type="pt",
+        )
+        rows.append(made.images.float().cpu())
+    save_grid(torch.cat(rows), len(SEEDS), path)

@@ -1,0 +1,531 @@
+"""A batch: every picture once, the same bytes in any grouping, after any stop; nothing over what is not its own."""
+
+import errno
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from belvedere.apps import batch as batch_module
+from belvedere.apps import output, record, work
+from belvedere.apps.batch import State, Watch, run_batch
+from belvedere.apps.batch_begin import Batch
+from belvedere.apps.batch_manifest import Manifest
+from belvedere.apps.batch_workers import launched
+from belvedere.apps.requests import GenerateRequest
+from belvedere.data.folders import Parquet
+from belvedere.errors import InputError
+from tests.apps.batch_helpers import OPTIONS, content, run, write_jobs
+
+SIZES = "16x16,32x16,48x48,8x8"
+
+
+@pytest.fixture(scope="module")
+def jobs(tiny_model: Path, tiny_fitv2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job file of two models, of pictures of many sizes, with three bad lines: 44 pictures."""
+    model, mixed = str(tiny_model), str(tiny_fitv2)
+    return write_jobs(
+        tmp_path_factory.mktemp("jobs") / "jobs.jsonl",
+        {"model": model, "classes": "boat,rocket", "count": 21, "seed": 7, "steps": 2, "name": "toys"},
+        {"model": mixed, "count": 9, "seed": 7, "size": SIZES},
+        "nonsense",
+        {"model": model, "classes": "car", "seed": 1, "steps": 2},
+        {"model": model, "classes": "tank"},
+        {"model": mixed, "count": 12, "seed": 8, "size": "32x16", "name": "wide"},
+        {"model": model, "count": "3"},
+        {"model": mixed, "classes": 2, "name": "one"},
+    )
+
+
+@pytest.fixture(scope="module")
+def made(jobs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an uninterrupted run leaves."""
+    out = tmp_path_factory.mktemp("out") / "new" / "pictures"
+    done = run(jobs, out)
+    assert (done.made, done.counts.done, done.counts.total, done.counts.failed) == (44, 44, 44, 0)
+    assert [fault.number for fault in done.faults] == [3, 5, 7]
+    return content(out)
+
+
+def stop_after(pieces: int) -> Watch:
+    """Return a watch that stops the run when so many pieces were begun."""
+    watch = Watch()
+    seen: list[State] = []
+
+    def progress(state: State) -> None:
+        seen.append(state)
+        if len(seen) > pieces:
+            watch.stop.set()
+
+    watch.progress = progress
+    return watch
+
+
+@pytest.fixture
+def every_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is told at every chance."""
+    monkeypatch.setattr(batch_module, "LOOK", 0.0)
+
+
+def test_pictures_are_those_of_single_requests(made: dict[str, bytes], tiny_model: Path, tiny_fitv2: Path) -> None:
+    asked = {
+        "toys-{:05d}": GenerateRequest(str(tiny_model), ("boat", "rocket"), count=21, seed=7, steps=2, device="cpu"),
+        "000002-{:05d}": GenerateRequest(
+            str(tiny_fitv2), count=9, seed=7, sizes=((16, 16), (32, 16), (48, 48), (8, 8)), device="cpu"
+        ),
+        "000004": GenerateRequest(str(tiny_model), ("car",), seed=1, steps=2, device="cpu"),
+        "wide-{:05d}": GenerateRequest(str(tiny_fitv2), count=12, seed=8, sizes=((32, 16),), device="cpu"),
+        "one": GenerateRequest(str(tiny_fitv2), (2,), device="cpu"),
+    }
+    expected = {
+        f"{name.format(i)}.png": output.encode(picture.image, "png", picture.record.to_json())
+        for name, request in asked.items()
+        for i, picture in enumerate(work.generate(request))
+    }
+    assert made == dict(sorted(expected.items()))
+
+
+def test_a_picture_of_a_batch_is_made_again(made: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(made["wide-00007.png"])
+    assert work.regenerate(tmp_path / "x.png").differences == ()
+
+
+def test_the_manifest_says_what_was_made(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    run(jobs, tmp_path)
+    rows = sqlite3.connect(tmp_path / "manifest.sqlite").execute(
+        "SELECT name, line, number, state, bytes, pixels, seconds FROM manifest ORDER BY line, number"
+    )
+    rows = list(rows)
+    assert len(rows) == 44 and rows[0][:4] == ("toys-00000", 1, 0, "done")
+    for name, _, _, _, size, pixels, seconds in rows:
+        assert size == len(made[f"{name}.png"]) and seconds >= 0
+        with Image.open(io.BytesIO(made[f"{name}.png"])) as image:
+            assert record.pixel_digest(image) == pixels
+
+
+def test_nothing_is_made_twice(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    run(jobs, tmp_path)
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    again = run(jobs, tmp_path)
+    assert (again.made, again.counts.done, len(again.faults)) == (0, 44, 3)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")} == times
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 3, 6])
+def test_a_stopped_batch_goes_on(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, pieces: int, every_look: None
+) -> None:
+    first = run(jobs, tmp_path, stop_after(pieces))
+    assert first.stopped and first.counts.done == first.made < 44
+    assert len(content(tmp_path)) == first.made
+    second = run(jobs, tmp_path)
+    assert second.made == 44 - first.made and not second.stopped
+    assert content(tmp_path) == made
+
+
+@pytest.mark.parametrize("pack", ["tar", "parquet"])
+def test_packs_hold_the_same_pictures_and_the_same_bytes(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, pack: str, every_look: None
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(jobs, whole, pack=pack, pack_size=10)
+    while run(jobs, parts, stop_after(1), pack=pack, pack_size=10).stopped:
+        assert all(name.endswith(pack) for name in content(parts))
+    assert content(parts) == content(whole)
+    assert len(content(whole)) == 5
+    assert pictures_in(whole, pack) == made
+
+
+def unpacked(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(entry)
+    assert file is not None
+    return file.read()
+
+
+def pictures_in(folder: Path, pack: str) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.glob(f"*.{pack}")):
+        if pack == "parquet":
+            rows = pq.read_table(path).column("image").to_pylist()
+            found |= {row["path"]: row["bytes"] for row in rows}
+            continue
+        with tarfile.open(path) as tar:
+            found |= {entry.name: unpacked(tar, entry) for entry in tar if entry.name.endswith(".png")}
+    return dict(sorted(found.items()))
+
+
+def test_a_tar_is_a_web_dataset(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    run(jobs, tmp_path, pack="tar", pack_size=1000)
+    (first, second) = sorted(tmp_path.glob("pictures-*.tar"))
+    assert first.name == "pictures-00000.tar" and second.name == "pictures-00001.tar"  # a model each
+    with tarfile.open(second) as tar:
+        entries = tar.getmembers()
+        assert [entry.name.rpartition(".")[2] for entry in entries[:4]] == ["png", "json", "png", "json"]
+        assert entries[0].name.rpartition(".")[0] == entries[1].name.rpartition(".")[0]
+        assert {(entry.mtime, entry.uid, entry.uname, entry.mode) for entry in entries} == {(0, 0, "", 0o644)}
+        about = json.loads(unpacked(tar, entries[1]))
+    assert about["request"]["seed"] in (1, 7, 8) and len(about["pixels"]) == 64
+
+
+def test_parquet_is_what_the_trainer_reads(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    run(jobs, tmp_path, pack="parquet")
+    data = Parquet(tmp_path, size=16)
+    assert len(data) == 44
+    assert data.pixels(0).shape == (3, 16, 16)
+    assert sorted(set(data.labels.tolist())) == [0, 1, 2, 3]
+
+
+def test_another_format_is_written(jobs: Path, tmp_path: Path) -> None:
+    run(jobs, tmp_path, kind="webp")
+    assert record.read(tmp_path / "toys-00003.webp").request.seed == 7
+
+
+def test_shards_make_one_set_together(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    parts = [run(jobs, tmp_path, shard=(i, 3)) for i in (1, 2, 3)]
+    assert [part.counts.done for part in parts] == [part.made for part in parts]
+    assert sum(part.made for part in parts) == 44
+    assert content(tmp_path).keys() - made.keys() == {".lock-1-of-3", ".lock-2-of-3", ".lock-3-of-3"}
+    assert {name: data for name, data in content(tmp_path).items() if name in made} == made
+
+
+def test_a_launcher_on_many_machines_shares_like_shards(
+    jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == (1, 4, 1, 2)
+    done = run(jobs, tmp_path)
+    assert 8 < done.counts.total < 36
+    assert (tmp_path / "manifest-2-of-2.sqlite").is_file()
+    with pytest.raises(InputError, match="--shard goes with one machine"):
+        run(jobs, tmp_path, shard=(1, 2))
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(InputError, match="environment RANK, WORLD_SIZE"):
+        run(jobs, tmp_path)
+
+
+def test_processes_of_one_machine_are_told_by_a_launcher_without_local_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launched() == (0, 2, 0, 1)
+
+
+def test_a_mended_line_is_made_and_nothing_else(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    out, mended = tmp_path / "out", tmp_path / "jobs.jsonl"
+    mended.write_text(jobs.read_text())
+    run(mended, out)
+    mended.write_text(jobs.read_text().replace('"tank"', '"plane"').replace("nonsense", ""))
+    done = run(mended, out)
+    assert (done.made, [fault.number for fault in done.faults]) == (1, [7])
+    assert content(out).keys() - made.keys() == {"000005.png"}
+    assert {name: data for name, data in content(out).items() if name in made} == made
+
+
+def test_a_job_that_was_made_keeps_its_name(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "jobs.jsonl"
+    other.write_text(jobs.read_text())
+    run(other, out)
+    other.write_text(jobs.read_text().replace('"seed": 1,', '"seed": 2,'))
+    done = run(other, out)
+    assert done.made == 0
+    assert done.faults[1].number == 4
+    assert "name '000004': pictures of other settings have it already" in done.faults[1].reason
+    assert content(out) == made
+
+
+def test_jobs_that_were_not_begun_may_change(jobs: Path, tmp_path: Path, every_look: None) -> None:
+    out, other = tmp_path / "out", tmp_path / "jobs.jsonl"
+    other.write_text(jobs.read_text())
+    assert run(other, out, stop_after(0)).made == 0
+    lines = jobs.read_text().splitlines()
+    fewer = lines[0].replace('"count": 21', '"count": 3')
+    other.write_text(f"{fewer}\n{lines[7]}\n")
+    done = run(other, out)
+    assert (done.made, done.counts.total, done.faults) == (4, 4, [])
+    assert list(content(out)) == ["one.png", "toys-00000.png", "toys-00001.png", "toys-00002.png"]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_is_lost_is_made_again(jobs: Path, made: dict[str, bytes], tmp_path: Path, verify: bool) -> None:
+    run(jobs, tmp_path)
+    (tmp_path / "one.png").unlink()
+    (tmp_path / "toys-00020.png").write_bytes(b"short")
+    changed = made["wide-00004.png"][:-1] + b"x"
+    (tmp_path / "wide-00004.png").write_bytes(changed)
+    notes: list[str] = []
+    done = run(jobs, tmp_path, Watch(note=notes.append), verify=verify)
+    assert done.made >= 2 and any("and others: missing or changed, made again" in note for note in notes)
+    if not verify:  # of the right length, so only reading it tells
+        assert content(tmp_path)["wide-00004.png"] in (changed, made["wide-00004.png"])
+        run(jobs, tmp_path, verify=True)
+    assert content(tmp_path) == made
+
+
+def test_a_lost_pack_is_made_again(jobs: Path, tmp_path: Path) -> None:
+    run(jobs, tmp_path, pack="tar", pack_size=20)
+    before = content(tmp_path)
+    (tmp_path / "pictures-00000.tar").write_bytes(b"")
+    run(jobs, tmp_path, pack="tar", pack_size=20)
+    assert content(tmp_path) == before
+
+
+def test_files_of_others_are_not_touched(jobs: Path, tmp_path: Path) -> None:
+    (tmp_path / "wide-00003.png").write_text("mine")
+    with pytest.raises(InputError, match=r"wide-00003\.png exists and is not of this batch; choose another --out"):
+        run(jobs, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["wide-00003.png"]
+    (tmp_path / "pictures-00001.tar").write_text("mine")
+    with pytest.raises(InputError, match=r"pictures-00001\.tar exists"):
+        run(jobs, tmp_path, pack="tar", pack_size=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "jpeg"}, "was begun with format png, not jpeg: choose another --out"),
+        ({"pack": "tar"}, "was begun with pack none, not tar"),
+        ({"defaults": {"device": "cpu", "dtype": "bfloat16"}}, "was begun with dtype float32, not bfloat16"),
+    ],
+)
+def test_another_kind_of_batch_is_refused(
+    jobs: Path, tmp_path: Path, options: dict[str, object], words: str, every_look: None
+) -> None:
+    run(jobs, tmp_path, stop_after(0))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(InputError, match=words):
+        run(jobs, tmp_path, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "gif"}, "--format must be one of png, jpeg, webp, not 'gif'"),
+        ({"pack": "zip"}, "--pack must be one of none, tar, parquet, not 'zip'"),
+        ({"pack_size": 0}, "--pack-size must be a number from 1"),
+        ({"shard": (3, 2)}, "--shard 3/2: write I/N with 1 <= I <= N"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Batch(Path("x.jsonl"), Path("out"), **options)  # type: ignore[arg-type]
+
+
+def test_a_file_of_bad_lines_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_jobs(tmp_path / "jobs.jsonl", "x", {"model": str(tiny_model), "classes": "tank"})
+    with pytest.raises(InputError, match=r"jobs\.jsonl line 1: is not JSON: .* \(2 lines, all wrong\)"):
+        run(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_number_of_threads_makes_the_same_bytes(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, every_look: None
+) -> None:
+    """The batch is gone on with as many threads as it was begun with."""
+    run(jobs, tmp_path, stop_after(1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        run(jobs, tmp_path)
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+    assert content(tmp_path) == made
+
+
+def test_another_machine_is_told(jobs: Path, tmp_path: Path, every_look: None) -> None:
+    run(jobs, tmp_path, stop_after(0))
+    with sqlite3.connect(tmp_path / "manifest.sqlite") as manifest:
+        manifest.execute(
+            "UPDATE settings SET value = replace(value, ?, '1.0') WHERE key = 'machine'", (torch.__version__,)
+        )
+    notes: list[str] = []
+    run(jobs, tmp_path, Watch(note=notes.append))
+    assert f"begun with torch 1.0, now {torch.__version__}: last bits and records may differ" in notes
+
+
+def test_a_failed_call_stops_no_other_and_is_tried_again(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = failing(monkeypatch, lambda requests: any(request.seed == 1 for request in requests))
+    done = run(jobs, tmp_path)
+    assert fails and done.counts.failed == 6 and done.counts.done == 38
+    assert done.failures[0][1] == 6 and "RuntimeError: out of memory" in done.failures[0][2]
+    monkeypatch.undo()
+    assert run(jobs, tmp_path).made == 6
+    assert content(tmp_path) == made
+
+
+def test_a_failed_call_of_a_pack_leaves_no_half_of_it(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, lambda requests: any(request.seed == 1 for request in requests))
+    done = run(jobs, tmp_path, pack="tar", pack_size=1000)
+    assert done.counts.failed == 22 and len(content(tmp_path)) == 1
+    monkeypatch.undo()
+    run(jobs, tmp_path, pack="tar", pack_size=1000)
+    assert pictures_in(tmp_path, "tar") == made
+
+
+def test_when_all_fails_the_batch_stops(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = failing(monkeypatch, lambda requests: True)
+    with pytest.raises(InputError, match="3 calls in a row failed, the last with: RuntimeError: out of memory"):
+        run(jobs, tmp_path)
+    assert len(fails) == 3
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[list[GenerateRequest]], bool]) -> list[int]:
+    """Let network calls of such requests end as a GPU without memory does; return what is filled with their sizes."""
+    fails: list[int] = []
+    real = work.run_call
+
+    def run_call(chosen: list[tuple[work.Job, int]], **options: object) -> list[work.Picture]:
+        if which([job.request for job, _ in chosen]):
+            fails.append(len(chosen))
+            raise RuntimeError("out of\nmemory")
+        return real(chosen)
+
+    monkeypatch.setattr(work, "run_call", run_call)
+    return fails
+
+
+def test_a_changed_model_is_refused_picture_by_picture(
+    tiny_model: Path, other_model: Path, tmp_path: Path, every_look: None
+) -> None:
+    link = tmp_path / "model"
+    link.symlink_to(tiny_model)
+    path = write_jobs(tmp_path / "jobs.jsonl", {"model": str(link), "count": 20})
+    run(path, tmp_path / "out", stop_after(1))
+    link.unlink()
+    link.symlink_to(other_model)
+    done = run(path, tmp_path / "out")
+    assert done.made == 0 and done.counts.failed == 4
+    assert "is not what the batch was begun with; bring it back" in done.failures[0][2]
+
+
+@pytest.mark.parametrize("pack", ["none", "tar", "parquet"])
+def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, pack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fourth file, or the second pack, cannot be flushed."""
+    flushed: list[int] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        flushed.append(handle)
+        if len(flushed) > (4 if pack == "none" else 1):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError) as error:
+        run(jobs, tmp_path, pack=pack, pack_size=10)
+    assert str(error.value) == f"cannot write {tmp_path}: No space left on device; make room or choose another place"
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".worker*"))
+    pictures = content(tmp_path) if pack == "none" else pictures_in(tmp_path, pack)
+    assert 0 < len(pictures) < 44 and all(made[name] == data for name, data in pictures.items())
+    run(jobs, tmp_path, pack=pack, pack_size=10)
+    assert (content(tmp_path) if pack == "none" else pictures_in(tmp_path, pack)) == made
+
+
+def test_a_real_full_disk_is_one_line_and_loses_nothing(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=144k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small file system")
+    try:
+        with pytest.raises(InputError) as error:
+            run(jobs, tmp_path)
+        assert "make room" in str(error.value) and "\n" not in str(error.value)
+        assert all(made[name] == data for name, data in content(tmp_path).items())
+        subprocess.run(["mount", "-o", "remount,size=8m", tmp_path], check=True)
+        run(jobs, tmp_path)
+        assert content(tmp_path) == made
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(jobs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"cannot write .*file/out: Not a directory; make room or choose another"):
+        run(jobs, tmp_path / "file" / "out")
+
+
+def test_progress_tells_the_whole_batch(jobs: Path, tmp_path: Path, every_look: None) -> None:
+    seen: list[State] = []
+    run(jobs, tmp_path, Watch(progress=seen.append))
+    done = [state.counts.done for state in seen]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == 44
+    assert {state.counts.total for state in seen} == {44}
+    assert seen[0].left is None and seen[-1].rate > 0 and seen[-1].left == 0
+
+
+def test_a_run_beside_another_needs_the_same_jobs(jobs: Path, tmp_path: Path, every_look: None) -> None:
+    other = write_jobs(tmp_path / "other.jsonl", json.loads(jobs.read_text().splitlines()[0]))
+    out, said = tmp_path / "out", []
+
+    def meanwhile(state: State) -> None:
+        if not said:
+            with pytest.raises(InputError) as error:
+                run(other, out)
+            said.append(str(error.value))
+
+    run(jobs, out, Watch(progress=meanwhile))
+    assert said == [f"{out}: others are at work on another job file; wait for them, or stop them"]
+
+
+def test_two_runs_share_a_batch(jobs: Path, made: dict[str, bytes], tmp_path: Path, every_look: None) -> None:
+    """One comes while the other has a piece in hand: it makes the rest and waits for that piece."""
+    second = []
+
+    def meanwhile(state: State) -> None:
+        if not second and state.counts.done:
+            watch = stop_after(2)
+            second.append(run(jobs, tmp_path, watch))
+
+    first = run(jobs, tmp_path, Watch(progress=meanwhile))
+    assert first.made + second[0].made == 44 and second[0].made
+    assert content(tmp_path) == made
+
+
+def test_what_a_dead_process_had_in_hand_is_taken_over(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, every_look: None
+) -> None:
+    run(jobs, tmp_path, stop_after(0))
+    manifest = Manifest(tmp_path / "manifest.sqlite")
+    while manifest.claim("dead"):
+        pass
+    manifest.close()
+    litter = tmp_path / ".worker-0123456789abcdef"
+    litter.mkdir()
+    (litter / "half.png").write_text("half")
+    assert run(jobs, tmp_path).made == 44
+    assert content(tmp_path) == made and not litter.exists()
+
+
+def test_requests_of_a_call_may_have_other_seeds_and_sizes(tiny_fitv2: Path) -> None:
+    one = GenerateRequest(str(tiny_fitv2), ("car",), seed=1, sizes=((16, 16),), device="cpu")
+    two = replace(one, seed=2, classes=("boat",), sizes=((32, 16),))
+    model = work.load(one)
+    jobs = [work.prepare(request, model=model) for request in (one, two)]
+    together = work.run_call([(jobs[0], 0), (jobs[1], 3)])
+    alone = [next(work.run(jobs[0], range(1))), next(work.run(jobs[1], range(3, 4)))]
+    assert [p.record for p in together] == [p.record for p in alone]
+
+
+def test_the_environment_is_not_needed(jobs: Path, tmp_path: Path) -> None:
+    assert "RANK" not in os.environ
+    assert run_batch(Batch(jobs, tmp_path, OPTIONS)).counts.left == 0

@@ -1,0 +1,146 @@
+"""``belvedere generate --jobs`` as a user calls it: what is said, what is written, how it ends."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from belvedere.apps.cli_batch import parse_shard
+from belvedere.errors import InputError
+from tests.apps.batch_helpers import content, write_jobs
+from tests.apps.conftest import Done, assert_refused
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def jobs(tiny_model: Path, tmp_path: Path) -> Path:
+    model = str(tiny_model)
+    return write_jobs(tmp_path / "jobs.jsonl", {"model": model, "count": 5, "seed": 3}, {"model": model, "name": "x"})
+
+
+def test_a_batch_and_again(command: Command, jobs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command("generate", "--jobs", jobs, "--out", out, "--device", "cpu")
+    assert (done.code, done.error) == (0, "")
+    assert done.out.startswith(f"6 of 6 pictures in {out} (6 made in ") and done.out.count("\n") == 1
+    assert list(content(out)) == [*(f"000001-{i:05d}.png" for i in range(5)), "x.png"]
+    done = command("generate", "--jobs", jobs, "--out", out, "--device", "cpu", "--json")
+    facts = json.loads(done.out)
+    assert facts["made"] == 0 and facts["counts"] == {"total": 6, "done": 6, "failed": 0, "left": 0}
+    assert facts["out"] == str(out) and facts["manifest"] == str(out / "manifest.sqlite")
+    assert facts["faults"] == [] and facts["failures"] == [] and facts["stopped"] is False
+
+
+def test_bad_lines_are_told_and_the_exit_code_tells(command: Command, jobs: Path, tmp_path: Path) -> None:
+    with jobs.open("a") as file:
+        file.write('nonsense\n{"count": 0}\n')
+    done = command("generate", "--jobs", jobs, "--out", tmp_path / "out", "--device", "cpu")
+    assert done.code == 1
+    assert done.error.splitlines() == [
+        f"belvedere: {jobs} line 3: is not JSON: Expecting value: line 1 column 1 (char 0)",
+        f"belvedere: {jobs} line 4: count must be a whole number from 1 to 1000000, not 0",
+    ]
+    assert "6 of 6 pictures" in done.out and ", 2 lines wrong" in done.out
+    assert len(content(tmp_path / "out")) == 6
+
+
+def test_many_bad_lines_are_counted(command: Command, jobs: Path, tmp_path: Path) -> None:
+    with jobs.open("a") as file:
+        file.write("x\n" * 50)
+    done = command("generate", "--jobs", jobs, "--out", tmp_path / "out", "--device", "cpu")
+    lines = done.error.splitlines()
+    assert len(lines) == 21 and lines[-1].endswith(
+        f"30 more lines are wrong; they are in {tmp_path}/out/manifest.sqlite"
+    )
+    rows = sqlite3.connect(tmp_path / "out/manifest.sqlite").execute("SELECT count(*) FROM faults").fetchone()
+    assert rows == (50,)
+
+
+def test_options_are_for_jobs_that_do_not_say(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "jobs.csv"
+    path.write_text("classes,seed\ncar,1\n,2\n")
+    options = ("--model", tiny_model, "--classes", "boat,plane", "-n", 2, "--format", "webp", "--device", "cpu")
+    done = command("generate", "--jobs", path, *options, "--out", tmp_path / "out")
+    assert done.code == 0, done
+    from belvedere.apps import record
+
+    kinds = {name: record.read(tmp_path / "out" / name).kind for name in content(tmp_path / "out")}
+    assert kinds == {
+        "000002-00000.webp": "car",
+        "000002-00001.webp": "car",
+        "000003-00000.webp": "boat",
+        "000003-00001.webp": "plane",
+    }
+
+
+def test_a_dry_run_writes_nothing(command: Command, tiny_model: Path, tiny_fitv2: Path, tmp_path: Path) -> None:
+    path = write_jobs(
+        tmp_path / "jobs.jsonl",
+        {"model": str(tiny_model), "count": 40, "steps": 10},
+        {"model": str(tiny_model), "count": 4, "steps": 10, "guidance": 1},
+        {"model": str(tiny_fitv2), "count": 8, "steps": 5, "size": "16x16,48x48"},
+    )
+    before = sorted(tmp_path.iterdir())
+    asked = ("generate", "--jobs", path, "--out", tmp_path / "out", "--device", "cpu", "--dry-run")
+    done = command(*asked, "--json")
+    facts = json.loads(done.out)
+    assert done.code == 0 and sorted(tmp_path.iterdir()) == before
+    assert (facts["pictures"], facts["done"], facts["faults"]) == (52, 0, [])
+    assert facts["evaluations"] == 40 * 10 * 2 + 4 * 10 + 8 * 5 * 2
+    assert facts["calls"] == 3 + 1 + 4 + 1
+    assert facts["disk"] == 3 * (44 * 256 + 4 * 256 + 4 * 48 * 48)
+    assert 0 < facts["seconds"] < 60 and facts["memory"] > 50e6
+    command(*asked[:-1])
+    again = command(*asked)
+    assert again.out.splitlines()[0] == "pictures     0 (52 are there already)"
+    assert again.out.count("\n") == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--pack", "tar"], "--pack belongs to batches: give --jobs FILE too"),
+        (["--dry-run"], "--dry-run belongs to batches"),
+        (["--jobs", "missing.jsonl"], "--jobs missing.jsonl: cannot be read: No such file or directory"),
+        (["--jobs", "missing.txt"], "cannot tell the format"),
+        (["--jobs", "missing.jsonl", "--grid", "x.png"], "--grid shows the pictures of one request"),
+        (["--jobs", "missing.jsonl", "--shard", "0/3"], "--shard 0/3: write I/N with 1 <= I <= N"),
+        (["--jobs", "missing.jsonl", "--shard", "x"], "--shard 'x': write I/N, like 2/8"),
+        (["--jobs", "missing.jsonl", "--pack", "zip"], "--pack must be one of none, tar, parquet"),
+        (["--jobs", "missing.jsonl", "--format", "gif"], "--format must be one of png, jpeg, webp"),
+    ],
+)
+def test_what_cannot_be_begun_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(command("generate", *options), words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("jobs.jsonl", "", "holds no jobs"),
+        ("jobs.parquet", "", "not a readable parquet file"),
+        ("jobs.csv", "clases,seed\ncar,1\n", "column 'clases' is no field of a job"),
+        ("jobs.jsonl", '{"classes": "tank"}\n', "jobs.jsonl line 1: no class 'tank'"),
+    ],
+)
+def test_files_without_a_job_are_refused(
+    command: Command, tiny_model: Path, tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    options = ("--model", tiny_model, "--out", tmp_path / "out", "--device", "cpu")
+    assert_refused(command("generate", "--jobs", tmp_path / name, *options), words)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_shards_are_read_from_text() -> None:
+    assert (parse_shard(""), parse_shard("2/8")) == ((1, 1), (2, 8))
+    for text in ("2", "2/", "/8", "-1/8", "2/8/9", "a/b"):
+        with pytest.raises(InputError, match="write I/N"):
+            parse_shard(text)

@@ -1,0 +1,72 @@
+"""Prompts with the face of classes: a picture depends on its own prompt, size and noise alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from belvedere.errors import InputError
+from belvedere.generation import prompt_pipeline
+from belvedere.generation.prompt_pipeline import PromptPipeline
+from belvedere.seeds import generator
+from tests.generation.neti_models import tiny_pipeline
+from tests.generation.test_concept_pipeline import concept
+
+PROMPTS = ("a photo of <my-cat>", "<my-cat> of red", "a red painting of <my-cat>")
+
+
+def pictures(pipeline: PromptPipeline, indices: range, size: tuple[int, int] = (16, 16)) -> list[Any]:
+    made = []
+    for part in pipeline.split([size] * len(indices)):
+        chosen = indices[part.start : part.stop]
+        made += pipeline(
+            [i % len(pipeline.prompts) for i in chosen],
+            sizes=[size] * len(chosen),
+            num_inference_steps=2,
+            guidance_scale=4.0,
+            generator=[generator("image", i) for i in chosen],
+        ).images
+    return made
+
+
+@pytest.mark.parametrize("personal", [True, False])
+def test_a_picture_is_the_same_bit_for_bit_whatever_shares_its_call(
+    monkeypatch: pytest.MonkeyPatch, personal: bool
+) -> None:
+    monkeypatch.setattr(prompt_pipeline, "CELLS_PER_CALL", 4 * 64)
+    pipe = tiny_pipeline()
+    prompts, concepts = (PROMPTS, [concept(pipe)]) if personal else (("a cat", "red dog", "of"), [])
+    pipeline = PromptPipeline(pipe, prompts, "a dog", concepts)
+    assert pipeline.together((16, 16)) == 4
+    whole = [image.tobytes() for image in pictures(pipeline, range(6))]
+    assert len(set(whole)) == 6
+    assert [pictures(pipeline, range(i, i + 1))[0].tobytes() for i in (5, 2)] == [whole[5], whole[2]]
+    one = pipeline.changed(prompts=prompts[2:])
+    assert pictures(one, range(5, 6))[0].tobytes() == whole[5]
+
+
+def test_pictures_of_one_size_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_pipeline, "CELLS_PER_CALL", 2 * 64)
+    pipeline = PromptPipeline(tiny_pipeline(), ["a cat"])
+    assert (pipeline.default_size, pipeline.unit) == ((16, 16), 8)
+    sizes = [(16, 16)] * 3 + [(24, 16)] * 2 + [(16, 16)]
+    assert pipeline.split(sizes) == [range(2), range(2, 3), range(3, 4), range(4, 5), range(5, 6)]
+    (wide,) = pictures(pipeline, range(1), (16, 24))
+    assert wide.size == (24, 16)
+    with pytest.raises(InputError, match="size 20x16: this model makes multiples of 8 pixels a side"):
+        pipeline.grid((16, 20))
+
+
+def test_prompts_that_do_not_fit_are_named_at_once() -> None:
+    pipe = tiny_pipeline()
+    made = concept(pipe)
+    for prompts, options, message in (
+        (["a cat"], {"concepts": [made]}, "lacks the concept"),
+        (["red " * 90], {}, "92 tokens, this model reads 77"),
+        (["a cat"], {"negative": "red " * 90}, "92 tokens, this model reads 77"),
+        (["a cat"], {"editability": 0.5}, "editability belongs to concepts"),
+        (PROMPTS, {"concepts": [concept(pipe, nested_dropout=False)], "editability": 0.5}, "can only be 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PromptPipeline(pipe, prompts, **options)
+    assert torch.is_tensor(pipe.unet.conv_in.weight)
