@@ -143,8 +143,8 @@ _SPLITS: dict[type, Callable[..., dict[str, Part]]] = {
 
 def _whole_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float | None) -> Tensor:
     """Attention (n, h, d) of a single sequence, which a part of one picture is."""
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (h, n, d)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(0, 1).contiguous()
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, h, n, d): ONNX knows no other form
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[0].transpose(0, 1).contiguous()
 
 
 def exported(part: Part) -> "torch.export.ExportedProgram":
