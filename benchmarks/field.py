@@ -14,16 +14,15 @@ Two scenes of random toys in space that is mostly empty: "solid", of blocks that
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timing import measure, peak
 from torch import Tensor
 
 from belvedere import kernels
@@ -121,22 +120,6 @@ def sampling_runs(field: Field) -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Return the seconds of each run, taken in turn after one that is not counted."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    return {
-        name: {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
-        for name, taken in times.items()
-    }
-
-
 def differences(field: Field) -> dict[str, float]:
     """Return how far the forms lie apart: of views in PSNR and at most, of gradients relative to their norm."""
     shown = {name: run() for name, run in view_runs(field).items()}
@@ -165,12 +148,6 @@ def print_peak(scene: str, run: str) -> None:
     before = peak()
     seen()
     print(peak() - before)
-
-
-def peak() -> float:
-    """Return the most MB this process has held so far."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def report(scene: str, repeats: int) -> dict[str, Any]:

@@ -12,10 +12,8 @@ Peak memory is that of another process which makes the field and sees it once. V
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from timing import Runs, measure, peak
 from torch import Tensor, nn
 
 from belvedere import kernels
@@ -40,7 +39,6 @@ from belvedere.synthesis.render import render_view
 FRAMES, SIDE = 60, 128
 RAY: dict[str, Any] = {"near": 0.4, "far": 2.4, "samples": 48}
 PUBLISHED = ("published, plain", "published, float32", "published, bfloat16")
-Runs = dict[str, Callable[[], Any]]
 
 
 @contextmanager
@@ -102,22 +100,6 @@ def model_runs(name: str) -> tuple[Runs, Callable[[], float]]:
     return runs, lambda: -10 * (turn() - turn(exact=True)).square().mean().log10().item()
 
 
-def measure(runs: Runs, repeats: int) -> dict[str, dict[str, float]]:
-    """Return the seconds of each run, taken in turn after one that is not counted."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    return {
-        name: {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
-        for name, taken in times.items()
-    }
-
-
 def peak_memory(name: str) -> float:
     """Return the most MB that a process holds which runs one of ``PUBLISHED`` and sees the field."""
     command = [sys.executable, __file__, "--memory", name]
@@ -129,8 +111,7 @@ def print_peak(name: str) -> None:
     field = published_run(name)()
     view = input_camera((160, 90), distance=1.4, fov=45.0)
     render_view(field, view, **RAY, exact="plain" in name)
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(int(line.split()[1]) / 1024)
+    print(peak())
 
 
 def main() -> None:

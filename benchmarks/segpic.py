@@ -12,16 +12,15 @@ process which encodes and decodes the picture once.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from timing import measure, peak
 from torch import Tensor
 
 from belvedere import SegPIC
@@ -105,22 +104,6 @@ def coder_runs() -> dict[str, Callable[[], Any]]:
     return {"coder, writing": write, "coder, reading": read}
 
 
-def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Return the seconds of each run, taken in turn after one that is not counted."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    return {
-        name: {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
-        for name, taken in times.items()
-    }
-
-
 def peak_memory(variant: str) -> float:
     """Return the most MB that a process holds which encodes and decodes once, less those after its imports."""
     done = subprocess.run([sys.executable, __file__, "--variant", variant, "--memory"], check=True, capture_output=True)
@@ -134,12 +117,6 @@ def print_peak(variant: str) -> None:
     for name in ("encode", "decode"):
         runs[name]()
     print(peak() - before)
-
-
-def peak() -> float:
-    """Return the most MB this process has held so far."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def main() -> None:

@@ -11,18 +11,14 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from belvedere.apps import cli_batch, cli_captions, cli_compress, cli_personalize, cli_view, models_cli
-from belvedere.apps.cli_common import Json, NameOrCommand, progress_bar
+from belvedere.apps import cli_batch, cli_compress, cli_evaluate, cli_personalize, cli_view, models_cli
+from belvedere.apps.cli_common import Extrapolation, Json, Model, NameOrCommand, progress_bar
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
-
-if TYPE_CHECKING:
-    pass
-
 
 app = typer.Typer(
     help="Makes pictures, 3D views and small files.",
@@ -36,14 +32,6 @@ train_app = typer.Typer(cls=NameOrCommand, rich_markup_mode="rich")
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate", help="Measure what a model makes.")
-
-Model = Annotated[str, typer.Option(help="Embedded name, folder, or hub id OWNER/NAME or OWNER/NAME@REVISION.")]
-Extrapolation = Annotated[
-    str | None,
-    typer.Option(
-        help="Positions beyond the trained size: none, vision-ntk, vision-yarn, pi ... Default: the model's own."
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -296,58 +284,11 @@ def train_prepare(
     raise typer.Exit(code)
 
 
-@evaluate_app.command("generation")
-def evaluate_generation(
-    model: Model = DEFAULT_MODEL,
-    count: Annotated[int, typer.Option("-n", "--count", help="How many pictures; a multiple of the kinds.")] = 240,
-    seed: Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")] = 0,
-    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="Default: the model's own.")] = None,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Width x height in pixels. Default: the model's own.")] = "",
-    extrapolation: Extrapolation = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    card: Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Make toys and measure them: the share recognised as the kind asked for, and their distance from fresh renders.
-
-    [bold]Examples[/bold]
-
-    \b
-      belvedere evaluate generation
-      belvedere evaluate generation --model runs/toys/model -n 1200 --json
-      belvedere evaluate generation --model fitv2-toybox --size 48x96
-    """
-    from belvedere.apps.evaluate import evaluate_generation as run
-
-    with progress_bar(f"loading {model}", f"{count} pictures") as progress:
-        found = run(
-            model,
-            count=count,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            extrapolation=extrapolation,
-            dtype=dtype,
-            device=device,
-            progress=progress,
-        )
-    if card:
-        from belvedere.checkpoints import store
-
-        store.amend_card(store.resolve(model), {"quality": found})
-    if as_json:
-        print(json.dumps(found))
-    else:
-        print("\n".join(f"{key:20} {value}" for key, value in found.items()))
-
-
+evaluate_app.command("generation")(cli_evaluate.generation)
+evaluate_app.command("captions")(cli_evaluate.captions)
 app.command()(cli_compress.compress)
 app.command()(cli_compress.decompress)
 evaluate_app.command("compression")(cli_compress.evaluate)
-evaluate_app.command("captions")(cli_captions.evaluate)
 app.command()(cli_view.view)
 evaluate_app.command("views")(cli_view.evaluate)
 app.add_typer(cli_personalize.app, name="personalize")

@@ -84,10 +84,9 @@ def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: s
 
 
 def _import_concept(file: Path, out: Path) -> str:
-    from belvedere.checkpoints.concepts import save_concept
-    from belvedere.checkpoints.official_neti import official_concept
+    from belvedere.apps.personalize import import_official as take_over
 
-    save_concept(official_concept(file), out)
+    take_over(file, out)
     with out.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

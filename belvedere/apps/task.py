@@ -1,9 +1,9 @@
 """What a task is, and what tasks share: their data, their networks, sheets, and how weights are kept."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from belvedere.apps.config import call
 from belvedere.apps.latents import Loss
-from belvedere.apps.training_state import atomic_directory
 from belvedere.data import Dataset
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
@@ -98,11 +97,8 @@ def cast_weights(network: nn.Module, dtype: str) -> Any:
 
 
 def export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
-    from belvedere.checkpoints import manifest, store
+    """Write one network as a model folder with its card; return the digest."""
+    from belvedere.checkpoints import store
 
-    with atomic_directory(folder) as temporary:
-        cast_weights(network, dtype).save_pretrained(temporary, safe_serialization=True)
-        sha256 = store.digest(temporary)
-        (temporary / "card.json").write_text(json.dumps(facts | {"digest": sha256}, indent=2) + "\n")
-        manifest.write(temporary)
-    return sha256
+    write = partial(cast_weights(network, dtype).save_pretrained, safe_serialization=True)
+    return store.save_folder(write, folder, facts)

@@ -241,7 +241,8 @@ def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, 
     ``write(path)`` writes the model to a folder that does not exist yet. A model already there is replaced. Raises
     ``InputError`` when ``folder`` holds something else.
     """
-    if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
+    ours = any((folder / name).is_file() for name in ("model_index.json", "card.json"))
+    if folder.exists() and not ours and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty and not a model; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")

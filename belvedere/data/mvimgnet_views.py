@@ -38,15 +38,15 @@ class MVImgNetViews:
         for name, value, most in (("views", views, MAX_VIEWS), ("draws", draws, 1_000_000)):
             if type(value) is not int or not 1 <= value <= most:
                 raise InputError(f"mvimgnet {name} {value!r}: must be a whole number from 1 to {most}")
-        self._open = lambda split: MVImgNet(Path(path), split, size, images)
-        self.scenes: MVImgNet = self._open(split)
+        self.path, self.images = Path(path), images
+        self.scenes = MVImgNet(self.path, split, size, images)
         self.classes, self.size = self.scenes.classes, self.scenes.size
         self.views, self.seed, self.draws = views, seed, draws
 
     @cached_property
     def near_far(self) -> tuple[float, float]:
         """The nearest near and farthest far of the test split, for both splits, as published."""
-        return self._open("test").near_far
+        return MVImgNet(self.path, "test", self.size, self.images).near_far
 
     def __len__(self) -> int:
         """Return the number of items."""

@@ -36,11 +36,16 @@ def text_encoders(pipe: Any) -> list[TextEncoder]:
     return [TextEncoder(model, penultimate=large) for model in models if model is not None]
 
 
-def own_tokenizers(pipe: Any) -> list[Any]:
-    """Return copies of a pipeline's tokenizers, in the order of ``text_encoders``, to which words can be added."""
+def tokenizers(pipe: Any) -> list[Any]:
+    """Return a pipeline's tokenizers, in the order of ``text_encoders``."""
     pairs = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     names = [tokenizer for encoder, tokenizer in pairs if getattr(pipe, encoder, None) is not None]
-    return [copy.deepcopy(getattr(pipe, name)) for name in names]
+    return [getattr(pipe, name) for name in names]
+
+
+def own_tokenizers(pipe: Any) -> list[Any]:
+    """Return copies of a pipeline's tokenizers, to which words can be added."""
+    return [copy.deepcopy(tokenizer) for tokenizer in tokenizers(pipe)]
 
 
 class ConceptSampler:
@@ -52,7 +57,7 @@ class ConceptSampler:
 
     def __init__(self, pipe: Any, concepts: Sequence[Concept] = (), keep: bool = False):
         self.pipe, self.keep = pipe, keep
-        self.encoders, self.tokenizers = text_encoders(pipe), own_tokenizers(pipe)
+        self.encoders, self.tokenizers = text_encoders(pipe), tokenizers(pipe)
         self.concepts: list[Concept] = []
         self._known: dict[tuple[str, float], Conditioning] = {}
         for concept in concepts:
@@ -70,8 +75,10 @@ class ConceptSampler:
         layers = concept.mapper.config.layers
         if any(other.mapper.config.layers != layers for other in self.concepts):
             raise InputError(f"{concept.token} has {layers} layers, others have not: learn them for one U-Net")
-        for tokenizer in self.tokenizers:
+        own = self.tokenizers if self.concepts else own_tokenizers(self.pipe)
+        for tokenizer in own:
             token_id(tokenizer, concept.token)
+        self.tokenizers = own
         install(self.pipe.unet, layers)
         concept.mapper.to(self.encoders[0].table.device)
         self.concepts.append(concept)

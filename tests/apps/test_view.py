@@ -13,6 +13,7 @@ from PIL import Image
 
 from belvedere.apps.requests import MAX_FRAMES, ViewRequest
 from belvedere.apps.view import Viewer, cameras, turned, view, view_camera, write
+from belvedere.data.toybox.views import ToyboxViews
 from belvedere.errors import InputError
 from belvedere.synthesis import camera_paths
 from belvedere.synthesis.camera_paths import orbit
@@ -202,10 +203,18 @@ def test_what_does_not_fit_is_one_line(
     assert Path("there.gif").read_bytes() == b"mine"
 
 
-def test_the_default_model_is_named_when_it_is_not_there(command: Command, photo: Path) -> None:
-    if (Path(camera_paths.__file__).parents[1] / "checkpoints/embedded/nvist-toybox").exists():
-        pytest.skip("it is there")
-    assert_refused(command("view", photo, "--out", photo.with_name("x.gif")), "no model 'nvist-toybox'")
+def test_the_embedded_model_makes_a_scene_of_a_toy(command: Command, tmp_path: Path) -> None:
+    """What is seen from the picture's own side is nearer to it than the picture's mean colour is."""
+    toy = ToyboxViews(64, turn=0.0)[6]["image"] / 2 + 0.5  # a mushroom
+    to_picture = (toy.permute(1, 2, 0) * 255).round().byte().numpy()
+    Image.fromarray(to_picture).save(tmp_path / "toy.png")
+    done = command("view", tmp_path / "toy.png", "--out", tmp_path / "side.png", "--size", "64x64", "--json")
+    assert done.code == 0 and "nvist-toybox" in (tmp_path / "side.png").read_bytes().decode("latin-1")
+    with Image.open(tmp_path / "side.png") as side:
+        seen = np.asarray(side.convert("RGB"), dtype=np.float64) / 255
+    truth = toy.permute(1, 2, 0).double().numpy()
+    error, plain = ((seen - truth) ** 2).mean(), ((truth.mean((0, 1)) - truth) ** 2).mean()
+    assert error < 0.4 * plain
 
 
 def test_force_replaces_a_file(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class ToyboxViews:
     ``turn``: the input is taken from up to so many degrees to either side of where the toy is best seen from; 180 is
     from anywhere. ``spread``: target k is taken from up to ``spread[k]`` degrees to either side of the input. Each view
     depends on (seed, i, its number) alone, a target on the input's besides. The origin of a scene is the point that its
-    cameras look at, and all are ``distance`` away from it, whatever the toy: pictures do not tell how large it is. The
+    cameras look at, and all are ``distance`` away from it, whatever the toy: pictures do not tell how large it is.
     ``distances``: items tell those too. The other arguments are those of ``Toybox``. Raises ``InputError`` for anything
     else.
     """
