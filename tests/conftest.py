@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several at work: each keeps to one core, and so does what it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 CLASSES = ("car", "boat", "plane", "rocket")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
