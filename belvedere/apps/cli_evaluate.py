@@ -1,4 +1,4 @@
-"""The verbs that measure makers of toys: ``belvedere evaluate generation`` and ``evaluate captions``."""
+"""The verbs that measure makers of pictures: ``belvedere evaluate generation`` and ``evaluate captions``."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from belvedere.apps.cli_common import Extrapolation, Json, Model, progress_bar
-from belvedere.apps.requests import DEFAULT_MODEL
+from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
+from belvedere.errors import InputError
 
 Count = Annotated[int, typer.Option("-n", "--count", help="How many pictures; a multiple of the kinds.")]
 Seed = Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")]
@@ -19,18 +20,41 @@ Card = Annotated[bool, typer.Option("--card", help="Also write the figures into 
 
 def generation(
     model: Model = DEFAULT_MODEL,
-    count: Count = 240,
+    count: Annotated[
+        int | None,
+        typer.Option("-n", "--count", help="How many pictures, classes in turn. Default: 240, or all of --samples."),
+    ] = None,
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
     guidance: Guidance = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Width x height in pixels. Default: the model's own.")] = "",
     extrapolation: Extrapolation = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Pictures to compare with: folder, parquet, .npz of the ADM suite, or saved statistics."),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="classifier (of toys, offline) or inception. Default: what --inception says.")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of Inception-v3 for FID (.pth or .safetensors).")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Measure these pictures (folder, parquet or .npz) instead of a model's.")
+    ] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the reference's statistics here (.safetensors).")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the pictures as the ADM suite takes them (.npz).")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     card: Card = False,
     as_json: Json = False,
 ) -> None:
-    """Make toys and measure them: the share recognised as the kind asked for, and their distance from fresh renders.
+    """Make pictures and measure them: toys beside fresh renders, or, with [bold]--reference[/bold], anything by its
+    distance from real pictures: FID, sFID, Inception Score, precision, recall and KID.
 
     [bold]Examples[/bold]
 
@@ -38,13 +62,33 @@ def generation(
       belvedere evaluate generation
       belvedere evaluate generation --model runs/toys/model -n 1200 --json
       belvedere evaluate generation --model fitv2-toybox --size 48x96
+      belvedere evaluate generation --model ./flowers/model --reference flowers-val.parquet -n 500
+      belvedere evaluate generation --model ./dimr-xl -n 50000 --steps 250 --export samples.npz \\
+        --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception-2015-12-05-6726825d.pth
     """
-    from belvedere.apps.evaluate import evaluate_generation as run
+    asked: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance, "dtype": dtype, "device": device}
+    asked |= {"count": 240 if count is None else count, "extrapolation": extrapolation}
+    measured: dict[str, Any] = {
+        "reference": reference,
+        "statistics": statistics,
+        "features": features,
+        "inception": inception,
+    }
+    measured |= {"samples": samples, "export": export}
+    with progress_bar("loading", "pictures" if samples else f"{asked['count']} pictures") as progress:
+        if not any(measured.values()):
+            from belvedere.apps.evaluate import evaluate_generation
 
-    asked: dict[str, Any] = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "dtype": dtype}
-    with progress_bar(f"loading {model}", f"{count} pictures") as progress:
-        found = run(model, **asked, size=size, extrapolation=extrapolation, device=device, progress=progress)
-    _report(found, model, card, as_json)
+            _report(evaluate_generation(model, **asked, size=size, progress=progress), model, card, as_json)
+            return
+        from belvedere.apps.evaluate_pictures import Plan, evaluate_pictures
+
+        if samples is not None and card:
+            raise InputError("--card is of a model, and --samples are of none: leave one of them out")
+        request = GenerateRequest(model, sizes=parse_sizes(size), **asked) if samples is None else None
+        found = evaluate_pictures(Plan(request, count=count, device=device, **measured), progress)
+    if found is not None:
+        _report(found, model, card, as_json)
 
 
 def captions(

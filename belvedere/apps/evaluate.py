@@ -135,9 +135,15 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """Return |mean_a - mean_b|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)) of covariances A, B (d, d), float64.
 
-    Dowson and Landau 1982; used for pictures by Heusel et al. 2017, arXiv 1706.08500.
+    Dowson and Landau 1982; used for pictures by Heusel et al. 2017, arXiv 1706.08500. With A = F F' and B = G G', the
+    trace of the last root is the sum of the singular values of F' G: exact also for fewer pictures than features.
     """
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # (d, d)
-    overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    overlap = torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
     return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap).item()
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """Return F (d, r), of rank r, with F F' the covariance (d, d); what is a rounding error of 0 is left out."""
+    values, vectors = torch.linalg.eigh(covariance)
+    real = values > values[-1] * len(values) * torch.finfo(values.dtype).eps  # (d,)
+    return vectors[:, real] * values[real].sqrt()  # (d, r)
