@@ -45,6 +45,9 @@ def view(
     distance: Annotated[
         float | None, typer.Option(help="From the camera to the middle of the scene. Default: the model's.")
     ] = None,
+    pitch: Annotated[
+        float | None, typer.Option(help="Degrees that the camera of IMAGE looked down. Default: the model's.")
+    ] = None,
     near: Annotated[float | None, typer.Option(help="Where rays begin. Default: the model's.")] = None,
     far: Annotated[float | None, typer.Option(help="Where rays end. Default: the model's.")] = None,
     density: Annotated[
@@ -84,6 +87,7 @@ def view(
         size=sizes[0] if sizes else None,
         distance=distance,
         fov=fov,
+        pitch=pitch,
         near=near,
         far=far,
         density=density,

@@ -181,7 +181,8 @@ class ViewRequest:
     16 to 2048 each, None = the shape of the model's pictures, 256 pixels along the longer side.
 
     ``distance`` from the camera of the picture to the middle of the scene, in the scene's unit of length, and ``fov``,
-    its vertical field of view in degrees: None = what the picture tells, else the model's own. ``near``, ``far``: where
+    its vertical field of view in degrees: None = what the picture tells, else the model's own. ``pitch``: how far that
+    camera looks down, -89 to 89 degrees, None = as pictures of the model do: orbits go around the scene's vertical. ``near``, ``far``: where
     rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where a texel is half opaque.
     ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
     """
@@ -197,6 +198,7 @@ class ViewRequest:
     size: tuple[int, int] | None = None
     distance: float | None = None
     fov: float | None = None
+    pitch: float | None = None
     near: float | None = None
     far: float | None = None
     density: float | None = None
@@ -217,7 +219,7 @@ class ViewRequest:
                 raise InputError(f"size must be (width, height) in pixels, not {repr(self.size)[:80]}")
             for side in self.size:
                 _whole("a side of the size", side, 16, MAX_VIEW_SIDE)
-        optional = {"distance": (1e-3, 1e3), "fov": (1.0, 170.0), "near": (0.0, 1e3), "far": (1e-3, 1e3)}
+        optional = {"distance": (1e-3, 1e3), "fov": (1.0, 170.0), "pitch": (-89.0, 89.0), "near": (0.0, 1e3), "far": (1e-3, 1e3)}
         for name, (low, high) in {**optional, "density": (1e-6, 1e6)}.items():
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), low, high)

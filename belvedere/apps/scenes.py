@@ -31,6 +31,7 @@ FACTS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("near", "far"), (0, 1e6)),
     "distance": (1e-6, 1e6),
     "fov": (0.1, 179.9),
+    "pitch": (-90, 90),
 }
 """What a scene's file tells beside the field, and its limits."""
 
@@ -47,14 +48,17 @@ class Scene:
     near: float
     far: float
     samples: int
+    pitch: float
+    """Degrees by which that camera looks down."""
     origin: Mapping[str, str]
     """What it was made of: digests of the picture's pixels and of the model, or of the scene's file."""
 
     @property
     def camera_facts(self) -> dict[str, float]:
-        """Distance and vertical field of view, in degrees, of the picture's camera; near and far."""
+        """Distance, vertical field of view and pitch, in degrees, of the picture's camera; near and far."""
         fov = 2 * math.degrees(math.atan(self.camera.size[0] / 2 / self.camera.focal[1]))
-        return {"distance": float(self.camera.position.norm()), "fov": fov, "near": self.near, "far": self.far}
+        seen = {"distance": float(self.camera.position.norm()), "fov": fov, "pitch": self.pitch}
+        return {**seen, "near": self.near, "far": self.far}
 
     def save(self, path: Path, record: str) -> None:
         """Write the scene to a safetensors file, whole or not at all; ``record`` is kept with it."""
@@ -91,12 +95,13 @@ def build_scene(source: Path, request: ViewRequest) -> Scene:
     image, camera = fit_picture(photograph.image.convert("RGB"), tuple(config.image), distance, fov, model.fov)
     near = config.near if request.near is None else request.near
     far = config.far if request.far is None else request.far
+    pitch = model.pitch if request.pitch is None else request.pitch
     origin = {"picture": pixel_digest(image), "weights": model.digest}
     device = model.network.device
     with torch.no_grad():
         pixels = to_tensor(image)[None].to(device).float() / 255  # (1, 3, h, w)
         field = model.network(pixels, conditions([camera]).to(device))
-    return Scene(field, camera, near, far, config.samples, origin)
+    return Scene(field, camera, near, far, config.samples, pitch, origin)
 
 
 def fit_picture(
@@ -130,14 +135,14 @@ def exif_fov(exif: bytes, size: tuple[int, int]) -> float | None:
 
 
 def read_scene(source: Path, request: ViewRequest) -> Scene:
-    """Return the scene that ``Scene.save`` wrote to a file; distance, fov, near and far of the request replace its own.
+    """Return the scene that ``Scene.save`` wrote to a file; distance, fov, pitch, near and far of the request replace its own.
 
     Raises ``InputError`` for another file, and one whose facts do not say how to look at it.
     """
     field = Field.load(source)
     if field.scenes != 1:
         raise InputError(f"{source} holds {field.scenes} scenes: save one alone")
-    asked = {name: getattr(request, name) for name in ("distance", "fov", "near", "far")}
+    asked = {name: getattr(request, name) for name in ("distance", "fov", "pitch", "near", "far")}
     told = {**field.facts, **{name: value for name, value in asked.items() if value is not None}}
     facts = {name: _fact(told, name, source) for name in FACTS}
     size = int(facts["height"]), int(facts["width"])
@@ -145,7 +150,13 @@ def read_scene(source: Path, request: ViewRequest) -> Scene:
     with source.open("rb") as file:
         origin = {"scene": hashlib.file_digest(file, "sha256").hexdigest()}
     return Scene(
-        field.to(choose_device(request.device)), camera, facts["near"], facts["far"], int(facts["samples"]), origin
+        field.to(choose_device(request.device)),
+        camera,
+        facts["near"],
+        facts["far"],
+        int(facts["samples"]),
+        facts["pitch"],
+        origin,
     )
 
 

@@ -52,6 +52,7 @@ def nvist_task(config: TrainConfig) -> Task:
         begin_aligned(model, distance, focal)
     _start(model, starts)
     facts = {"distance": distance, "fov": math.degrees(2 * math.atan(0.5 / focal))}
+    facts["pitch"] = getattr(dataset, "pitch", 0.0)
     return Task(
         model=model,
         dataset=dataset,

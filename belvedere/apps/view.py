@@ -124,13 +124,16 @@ def view_camera(camera: Camera, size: tuple[int, int] | None) -> Camera:
     return replace(camera, focal=(focal, focal), principal=(width / 2, height / 2), size=(height, width))
 
 
-def turned(camera: Camera, angle: float, elevation: float = 0.0) -> Camera:
+def turned(camera: Camera, angle: float, elevation: float = 0.0, pitch: float = 0.0) -> Camera:
     """Return the camera carried around the scene by these angles in degrees; see ``camera_paths.orbit``."""
-    return orbit(camera, 1, start=angle, stop=angle, elevation=elevation)[0]
+    return orbit(camera, 1, start=angle, stop=angle, elevation=elevation, pitch=pitch)[0]
 
 
-def cameras(camera: Camera, request: ViewRequest) -> list[Camera]:
-    """Return the cameras of the request's path from ``camera``; ``InputError`` for a file that holds none."""
+def cameras(camera: Camera, request: ViewRequest, pitch: float = 0.0) -> list[Camera]:
+    """Return the cameras of the request's path from ``camera``, which looks down by ``pitch`` degrees.
+
+    Raises ``InputError`` for a file that holds none.
+    """
     frames = request.frames or FRAMES
     if request.path == "spiral":
         return spiral(camera, frames)
@@ -141,9 +144,9 @@ def cameras(camera: Camera, request: ViewRequest) -> list[Camera]:
         found = read_path(file, camera)
         return found if request.frames is None else interpolate(found, request.frames)
     if request.arc == 360:
-        return orbit(camera, frames, elevation=request.elevation)
+        return orbit(camera, frames, elevation=request.elevation, pitch=pitch)
     swing = [request.arc / 2 * math.sin(2 * math.pi * i / frames) for i in range(frames)]
-    return [turned(camera, angle, request.elevation) for angle in swing]
+    return [turned(camera, angle, request.elevation, pitch) for angle in swing]
 
 
 class Viewer:
@@ -166,14 +169,23 @@ class Viewer:
 
     def values(self, camera: Camera, what: str) -> Tensor:
         """Return what a camera sees: colour (h, w, 3), depth (h, w), opacity (h, w) or what is unseen (h, w)."""
+        return self._values(self.render(camera), camera, what)
+
+    def frame(self, camera: Camera, what: str) -> np.ndarray:
+        """Return what a camera sees, uint8 (h, w, 3); depths in colours, from the scene's near to its far."""
+        return self.shown(camera, (what,))[0]
+
+    def shown(self, camera: Camera, ways: Sequence[str]) -> list[np.ndarray]:
+        """Return what a camera sees, as of ``frame``, in several ways, rendered once."""
         rendered = self.render(camera)
+        return [self._frame(self._values(rendered, camera, what), what) for what in ways]
+
+    def _values(self, rendered: Rendered, camera: Camera, what: str) -> Tensor:
         if what == "unseen":
             return unseen(rendered, camera, *self._input)
         return {"colour": rendered.colour, "depth": surface_depth(rendered), "opacity": rendered.opacity}[what]
 
-    def frame(self, camera: Camera, what: str) -> np.ndarray:
-        """Return what a camera sees, uint8 (h, w, 3); depths in colours, from the scene's near to its far."""
-        values = self.values(camera, what)
+    def _frame(self, values: Tensor, what: str) -> np.ndarray:
         if what == "depth":
             return export.colour_depth(values, self.scene.near, self.scene.far)
         return export.to_frame(values if values.ndim == 3 else values[..., None].expand(-1, -1, 3))
@@ -190,7 +202,7 @@ def frames(scene: Scene, path: Sequence[Camera], what: str, progress: Progress |
 
 def write(scene: Scene, request: ViewRequest, out: Path, record: str, progress: Progress | None = None) -> None:
     """Write what the request asks for of a scene to ``out``, whole or not at all; see ``view``."""
-    kind, path = kind_of(out, request), cameras(view_camera(scene.camera, request.size), request)
+    kind, path = kind_of(out, request), cameras(view_camera(scene.camera, request.size), request, scene.pitch)
     out.parent.mkdir(parents=True, exist_ok=True)
     if kind == "film":
         export.write_video(out, frames(scene, path, request.what, progress), request.fps)
@@ -205,7 +217,7 @@ def write(scene: Scene, request: ViewRequest, out: Path, record: str, progress: 
 
 
 def _write_picture(scene: Scene, request: ViewRequest, out: Path, record: str) -> None:
-    camera = turned(view_camera(scene.camera, request.size), request.angle, request.elevation)
+    camera = turned(view_camera(scene.camera, request.size), request.angle, request.elevation, scene.pitch)
     values = Viewer(scene).values(camera, request.what)
     if request.what == "colour":
         output.save(Image.fromarray(export.to_frame(values)), out, record)

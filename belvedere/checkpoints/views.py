@@ -1,7 +1,7 @@
 """Networks that make scenes of pictures, as model folders: ``model_index.json`` and ``network/``.
 
-``model_index.json`` also says what such a network takes for granted of a picture that does not tell: from how far, and
-how wide, the pictures that it learned from were taken.
+``model_index.json`` also says what such a network takes for granted of a picture that does not tell: from how far, how
+wide, and looking down how steeply, the pictures that it learned from were taken.
 """
 
 import copy
@@ -30,6 +30,8 @@ class SceneModel(NamedTuple):
     """Of a camera from the middle of the scene, in the scene's unit of length, for a picture that does not tell."""
     fov: float
     """Vertical field of view of such a picture, in degrees."""
+    pitch: float
+    """How far its camera looks down, in degrees; 0 where nothing is known."""
 
 
 def load_scene_model(name_or_path: str | Path, device: "torch.device | str | None" = None) -> NViST:
@@ -55,7 +57,10 @@ def open_scene_model(name_or_path: str | Path, device: "torch.device | str | Non
     for name, value, high in (("default_distance", distance, 1e6), ("default_fov", fov, 180)):
         if not isinstance(value, int | float) or not 0 < value < high:
             raise InputError(f"{folder / 'model_index.json'}: {name} {str(value)[:40]} must be above 0, below {high:g}")
-    return SceneModel(nn.Module.to(network, target), digest, float(distance), float(fov))
+    pitch = index.get("default_pitch", 0.0)
+    if isinstance(pitch, bool) or not isinstance(pitch, int | float) or not -90 < pitch < 90:
+        raise InputError(f"{folder / 'model_index.json'}: default_pitch {str(pitch)[:40]} must be between -90 and 90")
+    return SceneModel(nn.Module.to(network, target), digest, float(distance), float(fov), float(pitch))
 
 
 def save_scene_model(
@@ -66,14 +71,15 @@ def save_scene_model(
     *,
     distance: float | None = None,
     fov: float | None = None,
+    pitch: float | None = None,
 ) -> str:
     """Write a network as a model folder with its card; return the digest.
 
-    Weights are stored in ``dtype``, those of the field's decoder in float32. ``distance`` and ``fov``: see
-    ``SceneModel``; by default the middle of near and far, and ``FOV``.
+    Weights are stored in ``dtype``, those of the field's decoder in float32. ``distance``, ``fov`` and
+    ``pitch``: see ``SceneModel``; by default the middle of near and far, ``FOV`` and 0.
     """
     stored: NViST = nn.Module.to(copy.deepcopy(network), "cpu", getattr(torch, dtype))
-    defaults = {"default_distance": distance, "default_fov": fov}
+    defaults = {"default_distance": distance, "default_fov": fov, "default_pitch": pitch}
     index = {"_class_name": SCENES, **{key: value for key, value in defaults.items() if value is not None}}
 
     def write(fresh: Path) -> None:

@@ -27,22 +27,31 @@ _MAX_BYTES = 8 << 20
 
 
 def orbit(
-    camera: Camera, frames: int, *, start: float = 0.0, stop: float = 360.0, elevation: float = 0.0
+    camera: Camera,
+    frames: int,
+    *,
+    start: float = 0.0,
+    stop: float = 360.0,
+    elevation: float = 0.0,
+    pitch: float = 0.0,
 ) -> list[Camera]:
     """Return ``frames`` cameras on a circle: ``camera`` carried around the vertical axis through the origin.
 
     Angles in degrees: from ``start`` to ``stop``, both included unless they are whole turns apart, positive to the
-    right; ``elevation`` from -90 to 90, positive upwards. At angle 0 and elevation 0 it is ``camera`` itself, the input
-    view. Raises ``InputError`` for other angles, or a number of frames not from 1 to ``MAX_FRAMES``.
+    right; ``elevation`` above ``camera``, positive upwards. ``pitch``: how far ``camera`` looks down, so that the axis
+    is the scene's vertical and not the picture's; with ``elevation`` from -90 to 90. At angle 0 and elevation 0 it is
+    ``camera`` itself, the input view. Raises ``InputError`` for other angles, or a number of frames not from 1 to
+    ``MAX_FRAMES``.
     """
     _check_frames(frames)
     if not all(math.isfinite(angle) and abs(angle) <= 36_000 for angle in (start, stop)):
         raise InputError(f"orbit from {start} to {stop}: angles are degrees, 36000 at most")
-    if not -90 <= elevation <= 90:
-        raise InputError(f"orbit elevation {elevation}: must be from -90 to 90 degrees")
+    if not (-90 <= pitch <= 90 and -90 <= pitch + elevation <= 90):
+        above = f" above a camera that looks down by {pitch:.3g}" if pitch else ""
+        raise InputError(f"orbit elevation {elevation}{above}: must be from -90 to 90 degrees in all")
     closed = start != stop and math.remainder(stop - start, 360) == 0
-    tilt = _turn(0, -elevation)  # y is down
-    poses = [_turn(1, -angle) @ tilt @ camera.pose for angle in _steps(start, stop, frames, closed)]
+    upright, raised = _turn(0, pitch), _turn(0, -pitch - elevation)  # y is down
+    poses = [upright @ _turn(1, -angle) @ raised @ camera.pose for angle in _steps(start, stop, frames, closed)]
     return [replace(camera, pose=pose) for pose in poses]
 
 

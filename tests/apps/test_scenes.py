@@ -52,12 +52,12 @@ def test_a_picture_becomes_the_scene_that_the_network_makes_of_it(model: Path, t
     assert torch.equal(volumes(scene), torch.cat([expected.planes.flatten(), expected.lines.flatten()]))
     assert (scene.near, scene.far, scene.samples) == (1.0, 3.0, 8)
     assert scene.camera.position.tolist() == [0, 0, -DISTANCE]
-    assert scene.camera_facts == pytest.approx({"distance": DISTANCE, "fov": FOV, "near": 1, "far": 3})
+    assert scene.camera_facts == pytest.approx({"distance": DISTANCE, "fov": FOV, "pitch": 0, "near": 1, "far": 3})
 
 
 def test_what_is_asked_for_comes_before_what_the_model_says(model: Path, tmp_path: Path) -> None:
     toy(SIZE).save(tmp_path / "toy.png")
-    asked = {"distance": 2.5, "fov": 30.0, "near": 0.0, "far": 4.0}
+    asked = {"distance": 2.5, "fov": 30.0, "pitch": 12.0, "near": 0.0, "far": 4.0}
     scene = build_scene(tmp_path / "toy.png", request(model=str(model), **asked))
     assert scene.camera_facts == pytest.approx(asked)
     assert not torch.equal(volumes(scene), volumes(build_scene(tmp_path / "toy.png", request(model=str(model)))))
@@ -159,7 +159,7 @@ def test_a_scene_there_and_back(tmp_path: Path) -> None:
     options = {"near": 1.0, "far": 3.0, "samples": 16}
     views = [render_view(s.field, s.camera, **options).colour for s in (scene, again)]
     assert torch.allclose(*views, atol=1e-6)
-    asked = {"distance": 2.5, "fov": 30.0, "near": 0.0, "far": 4.0}
+    asked = {"distance": 2.5, "fov": 30.0, "pitch": 12.0, "near": 0.0, "far": 4.0}
     assert read_scene(tmp_path / "ball.safetensors", request(**asked)).camera_facts == pytest.approx(asked)
 
 

@@ -52,7 +52,7 @@ def ball(centre: tuple[float, float, float] = (0.0, 0.0, 0.0), radius: float = 0
     planes[0, 0, 0], lines[0, 0, 0] = y[:, None] + x, 1
     planes[0, 1, 0], lines[0, 1, 0] = 1, 0
     planes[0, 2, 0], lines[0, 2, 0] = z[:, None].expand(r, r), 1
-    return Scene(Field(planes, lines, decoder), input_camera(SIZE, distance=DISTANCE, fov=FOV), 1.0, 3.0, 64, {})
+    return Scene(Field(planes, lines, decoder), input_camera(SIZE, distance=DISTANCE, fov=FOV), 1.0, 3.0, 64, 0.0, {})
 
 
 def request(**changes: Any) -> ViewRequest:

@@ -57,9 +57,9 @@ def test_a_card_has_the_digest(folder: Path) -> None:
 
 
 def test_what_a_picture_does_not_tell(folder: Path, tmp_path: Path) -> None:
-    assert open_scene_model(folder)[2:] == (2.5, FOV)
-    save_scene_model(small(), "float32", tmp_path / "other", {}, distance=6.0, fov=28.0)
-    assert open_scene_model(tmp_path / "other")[2:] == (6.0, 28.0)
+    assert open_scene_model(folder)[2:] == (2.5, FOV, 0.0)
+    save_scene_model(small(), "float32", tmp_path / "other", {}, distance=6.0, fov=28.0, pitch=20.0)
+    assert open_scene_model(tmp_path / "other")[2:] == (6.0, 28.0, 20.0)
 
 
 @pytest.mark.parametrize("value", [0, -1, "30", None, [], float("nan"), 1e9])
@@ -69,6 +69,14 @@ def test_defaults_that_are_none(folder: Path, value: object) -> None:
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "NViSTModel", name: value}))
         with pytest.raises(InputError, match=f"{name} .* must be above 0"):
             load_scene_model(folder)
+
+
+@pytest.mark.parametrize("value", [90, -90, "20", None, True])
+def test_a_pitch_that_is_none(folder: Path, value: object) -> None:
+    (folder / "card.json").unlink()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "NViSTModel", "default_pitch": value}))
+    with pytest.raises(InputError, match="default_pitch .* must be between -90 and 90"):
+        load_scene_model(folder)
 
 
 def test_near_that_is_not_before_far(folder: Path) -> None:

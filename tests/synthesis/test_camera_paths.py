@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from belvedere.data.toybox.dataset import KINDS
+from belvedere.data.toybox.scene import build, cameras
 from belvedere.errors import InputError
 from belvedere.synthesis.camera_paths import MAX_FRAMES, interpolate, look_at, orbit, read_path, spiral
 from belvedere.synthesis.cameras import Camera, input_camera
@@ -45,6 +47,33 @@ def test_an_orbit_keeps_distance_height_and_the_centre() -> None:
         assert float(camera.pose[1, 0]) == pytest.approx(0)  # the horizon is level
     angles = [math.degrees(math.atan2(camera.position[0], -camera.position[2])) for camera in path]
     assert angles == pytest.approx([-100 + 22.5 * k for k in range(7)])
+
+
+def test_a_camera_that_looks_down_goes_around_the_scenes_vertical() -> None:
+    """Half a turn later it looks down as steeply from the other side, where the picture's vertical leads underground."""
+    up = torch.tensor([0, -math.cos(math.radians(25)), -math.sin(math.radians(25))], dtype=torch.float64)
+    path = orbit(CAMERA, 8, elevation=10, pitch=25)
+    torch.testing.assert_close(orbit(CAMERA, 8, pitch=25)[0].pose, CAMERA.pose)
+    for camera in path:
+        sees_the_centre(camera)
+        assert float(camera.position.double() @ up) == pytest.approx(1.5 * math.sin(math.radians(35)))
+        assert float(camera.pose[:3, 0].double() @ up) == pytest.approx(0, abs=1e-6)  # the horizon is level
+    middle = torch.stack([camera.position.double() for camera in path]).mean(0)
+    assert middle.tolist() == pytest.approx((up * 1.5 * math.sin(math.radians(35))).tolist())
+    with pytest.raises(InputError, match="above a camera that looks down by 25"):
+        orbit(CAMERA, 1, elevation=70, pitch=25)
+
+
+def test_an_orbit_is_the_one_that_toys_are_looked_at_from() -> None:
+    toys = build(0, [2], KINDS)
+    distance, pitch = float(toys.distance[0]), math.degrees(toys.elevation[0])
+    seen = torch.from_numpy(cameras(toys))[0]
+    own = input_camera((64, 64), distance=distance, fov=28)
+    for angle in (-70, 40, 180):
+        beside = torch.from_numpy(cameras(toys, math.radians(angle)))[0]
+        pose = own.pose.double() @ seen.inverse() @ beside
+        turned = orbit(own, 1, start=angle, stop=angle, pitch=pitch)[0]
+        torch.testing.assert_close(turned.pose.double(), pose, atol=1e-9, rtol=0)
 
 
 def test_a_whole_turn_shows_no_view_twice() -> None:

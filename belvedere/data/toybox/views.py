@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, Toybox, _side_by_side, _whole
+from belvedere.data.toybox.kinds import TOYS
 from belvedere.data.toybox.palette import Dice
 from belvedere.data.toybox.render import geometry, image, intrinsics
 from belvedere.data.toybox.scene import Array, Scenes, build, cameras
@@ -62,6 +63,12 @@ class ToyboxViews:
     def near_far(self) -> tuple[float, float]:
         """Distances between which what is to be seen lies; the sky is taken to begin at the second."""
         return NEAR * self.distance, FAR * self.distance
+
+    @property
+    def pitch(self) -> float:
+        """Degrees by which cameras look down, on average."""
+        usual = [sum(TOYS[kind].elevation) / 2 for kind in self.classes]
+        return sum(usual) / len(usual) + sum(RISE) / 2
 
     def __len__(self) -> int:
         """Return the number of items."""
