@@ -182,9 +182,9 @@ class ViewRequest:
 
     ``distance`` from the camera of the picture to the middle of the scene, in the scene's unit of length, and ``fov``,
     its vertical field of view in degrees: None = what the picture tells, else the model's own. ``pitch``: how far that
-    camera looks down, -89 to 89 degrees, None = as pictures of the model do: orbits go around the scene's vertical. ``near``, ``far``: where
-    rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where a texel is half opaque.
-    ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
+    camera looks down, -89 to 89 degrees, None = as in the model's pictures; orbits go around the scene's vertical.
+    ``near``, ``far``: where rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where a
+    texel is half opaque. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
     """
 
     model: str = DEFAULT_SCENES
@@ -219,8 +219,9 @@ class ViewRequest:
                 raise InputError(f"size must be (width, height) in pixels, not {repr(self.size)[:80]}")
             for side in self.size:
                 _whole("a side of the size", side, 16, MAX_VIEW_SIDE)
-        optional = {"distance": (1e-3, 1e3), "fov": (1.0, 170.0), "pitch": (-89.0, 89.0), "near": (0.0, 1e3), "far": (1e-3, 1e3)}
-        for name, (low, high) in {**optional, "density": (1e-6, 1e6)}.items():
+        angles = {"fov": (1.0, 170.0), "pitch": (-89.0, 89.0)}
+        lengths = {"distance": (1e-3, 1e3), "near": (0.0, 1e3), "far": (1e-3, 1e3)}
+        for name, (low, high) in {**lengths, **angles, "density": (1e-6, 1e6)}.items():
             if getattr(self, name) is not None:
                 _number(name, getattr(self, name), low, high)
         if self.near is not None and self.far is not None and self.near >= self.far:

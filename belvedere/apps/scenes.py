@@ -135,7 +135,7 @@ def exif_fov(exif: bytes, size: tuple[int, int]) -> float | None:
 
 
 def read_scene(source: Path, request: ViewRequest) -> Scene:
-    """Return the scene that ``Scene.save`` wrote to a file; distance, fov, pitch, near and far of the request replace its own.
+    """Return the scene that ``Scene.save`` wrote to a file; what the request says of its camera replaces its own.
 
     Raises ``InputError`` for another file, and one whose facts do not say how to look at it.
     """

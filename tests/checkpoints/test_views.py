@@ -75,7 +75,7 @@ def test_defaults_that_are_none(folder: Path, value: object) -> None:
 def test_a_pitch_that_is_none(folder: Path, value: object) -> None:
     (folder / "card.json").unlink()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "NViSTModel", "default_pitch": value}))
-    with pytest.raises(InputError, match="default_pitch .* must be between -90 and 90"):
+    with pytest.raises(InputError, match=r"default_pitch .* must be between -90 and 90"):
         load_scene_model(folder)
 
 

@@ -50,7 +50,7 @@ def test_an_orbit_keeps_distance_height_and_the_centre() -> None:
 
 
 def test_a_camera_that_looks_down_goes_around_the_scenes_vertical() -> None:
-    """Half a turn later it looks down as steeply from the other side, where the picture's vertical leads underground."""
+    """Half a turn later it looks down as steeply; around the picture's vertical it would be underground."""
     up = torch.tensor([0, -math.cos(math.radians(25)), -math.sin(math.radians(25))], dtype=torch.float64)
     path = orbit(CAMERA, 8, elevation=10, pitch=25)
     torch.testing.assert_close(orbit(CAMERA, 8, pitch=25)[0].pose, CAMERA.pose)
