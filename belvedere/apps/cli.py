@@ -15,8 +15,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from belvedere.apps import cli_batch, cli_compress, cli_evaluate, cli_personalize, cli_view, models_cli
+from belvedere.apps import cli_batch, cli_compress, cli_evaluate, cli_personalize, cli_serve, cli_view, models_cli
 from belvedere.apps.cli_common import Extrapolation, Json, Model, NameOrCommand, progress_bar
+from belvedere.apps.cli_defaults import read_defaults
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
@@ -292,6 +293,7 @@ evaluate_app.command("compression")(cli_compress.evaluate)
 app.command()(cli_view.view)
 evaluate_app.command("views")(cli_view.evaluate)
 app.add_typer(cli_personalize.app, name="personalize")
+app.command()(cli_serve.serve)
 evaluate_app.command("concept")(cli_personalize.evaluate)
 
 
@@ -353,7 +355,9 @@ def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code (BELVEDERE_DEBUG=1: a traceback)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="belvedere", standalone_mode=False))
+        command = typer.main.get_command(app)
+        own = read_defaults(command)
+        sys.exit(command(sys.argv[1:] or ["--help"], prog_name="belvedere", standalone_mode=False, default_map=own))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

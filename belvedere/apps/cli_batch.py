@@ -63,14 +63,20 @@ _DEFAULTS = {
 
 
 def given(context: typer.Context, name: str) -> bool:
-    """Return whether an option was written, not left at its default."""
+    """Return whether an option has a value of the user's: written, or a default of their own."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 
+def written(context: typer.Context, name: str) -> bool:
+    """Return whether an option was written in the command."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def check_single(context: typer.Context) -> None:
     """Raise ``InputError`` when an option of batches is given without a job file."""
-    if wrong := [name for name in _OPTIONS if given(context, name)]:
+    if wrong := [name for name in _OPTIONS if written(context, name)]:
         raise InputError(f"--{wrong[0].replace('_', '-')} belongs to batches: give --jobs FILE too, or leave it out")
 
 

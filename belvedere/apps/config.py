@@ -83,10 +83,15 @@ class TrainConfig:
     loss: dict[str, Any] = field(default_factory=dict)
     accumulate: int = 1
     """Parts a process splits its share of the batch into."""
-    precision: Literal["bf16", "no"] = "bf16"
+    precision: Literal["auto", "bf16", "no"] = "auto"
+    """auto: bf16 where the device computes it, else float32."""
     ema: EmaConfig = EmaConfig()
     checkpointing: bool = False
     """Keep no activations inside blocks and compute them again: less memory, a third more time."""
+    compiled: bool = False
+    """Let ``torch.compile`` fuse the network's blocks: faster steps after a slow first one."""
+    shard: bool = False
+    """Leave each process a part of weights, average and optimizer (FSDP2), for networks that one cannot hold."""
     vae: str | None = None
     """The autoencoder of the latents: folder, pipeline's folder or hub id; encodes pictures, decodes sheets."""
     finetune: FinetuneConfig | None = None
@@ -94,6 +99,8 @@ class TrainConfig:
     workers: int = 1
     """Processes that make batches; 0: the training process itself."""
     log_every: int = 20
+    tracker: Literal["auto", "tensorboard", "wandb", "none"] = "auto"
+    """Who is told the figures besides ``log.jsonl``; auto: TensorBoard where it is installed."""
     sheet_every: int = 0
     """Steps between sample sheets; 0: none but the last."""
     save_every: int = 500

@@ -44,6 +44,7 @@ DATASETS = {
     "mvimgnet": ("belvedere.data.mvimgnet_views", "MVImgNetViews"),
     "parquet": ("belvedere.data.folders", "Parquet"),
     "folder": ("belvedere.data.folders", "ImageFolder"),
+    "webdataset": ("belvedere.data.webdataset", "WebDataset"),
     "latents": ("belvedere.data.latents", "Latents"),
     "mixed-latents": ("belvedere.data.latents", "MixedLatents"),
     "photographs": ("belvedere.data.photographs", "Photographs"),
@@ -91,9 +92,25 @@ def save_grid(images: Tensor, columns: int, path: Path) -> None:
         Image.fromarray(pixels.numpy()).save(stream, "PNG")
 
 
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks that a network is made of: the members of its lists ``blocks``."""
+    lists = (module for name, module in model.named_modules() if name.endswith("blocks"))
+    return [block for module in lists if isinstance(module, nn.ModuleList) for block in module]
+
+
+def copy_with(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a network with ``convert(parameter)`` for its parameters; buffers as they are."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(convert(parameter.detach()), parameter.requires_grad)
+    return copy.deepcopy(network, memo)
+
+
 def cast_weights(network: nn.Module, dtype: str) -> Any:
-    """Return a copy on the CPU in another number format."""
-    return nn.Module.to(copy.deepcopy(network), "cpu", getattr(torch, dtype))  # past diffusers' warning
+    """Return a copy on the CPU in another number format, without one in the old format on the way."""
+    target = getattr(torch, dtype)
+    converted = copy_with(network, lambda weight: weight.to("cpu", target))
+    return nn.Module.to(converted, "cpu", target)  # past diffusers' warning
 
 
 def export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[str, Any]) -> str:

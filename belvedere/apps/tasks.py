@@ -1,9 +1,13 @@
 """What each system gives the training loop, by the name that a config's ``task`` gives."""
 
+import os
+import shutil
 from collections.abc import Callable
 
+import torch
+
 from belvedere.apps.config import TrainConfig
-from belvedere.apps.task import Task
+from belvedere.apps.task import Task, blocks
 from belvedere.apps.tasks_codec import segpic_task
 from belvedere.apps.tasks_concept import neti_task
 from belvedere.apps.tasks_diffusion import autoencoder_task, diffusion_task
@@ -21,7 +25,18 @@ def make_task(config: TrainConfig) -> Task:
         if not getattr(task.model, "_supports_gradient_checkpointing", False):
             raise InputError(f"config checkpointing: task {config.task} has no activation checkpointing; leave it out")
         task.model.enable_gradient_checkpointing()  # type: ignore[operator]
+    if config.compiled:
+        check_compiler()
+        for module in blocks(task.model) or [task.model]:
+            module.compile()
     return task
+
+
+def check_compiler() -> None:
+    """Raise ``InputError`` where ``torch.compile`` would find no compiler for a CPU's code."""
+    name = os.environ.get("CXX", "g++")
+    if not torch.cuda.is_available() and shutil.which(name) is None:
+        raise InputError(f"config compiled: no C++ compiler {name}: install one, name it in CXX, or leave it out")
 
 
 TASKS: dict[str, Callable[[TrainConfig], Task]] = {

@@ -9,7 +9,6 @@ resumed run continues bit for bit and another number of processes sees the same 
 
 import argparse
 import dataclasses
-import math
 import os
 import signal
 import sys
@@ -29,30 +28,19 @@ from torch import Tensor, nn
 
 import belvedere
 from belvedere.apps import training_state
-from belvedere.apps.config import OptimizerConfig, TrainConfig, load_config
+from belvedere.apps.average import Ema, ShardedEma
+from belvedere.apps.config import TrainConfig, load_config
+from belvedere.apps.objective import Objective, learning_rate, make_optimizer, run_check, uses_bf16
 from belvedere.apps.order import Order, make_loader
+from belvedere.apps.sharding import WHOLE, Part, shard, total_norm
 from belvedere.apps.task import Task
 from belvedere.apps.tasks import make_task
-from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name
-from belvedere.apps.training_state import Ema, Progress, RunState
+from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name, find_tracker
+from belvedere.apps.training_state import Progress, RunState
 from belvedere.errors import InputError
 from belvedere.seeds import BatchRng, derive
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class Objective(nn.Module):
-    """A task's loss as a module, so that a wrapper of the model (DDP) sees its forward; bf16 by autocast."""
-
-    def __init__(self, task: Task, bf16: bool):
-        super().__init__()
-        self.model, self.loss, self.bf16 = task.model, task.loss, bf16
-
-    def forward(self, batch: dict[str, Tensor], rng: BatchRng) -> tuple[Tensor, dict[str, float]]:
-        """Return the mean loss of a batch, float32, and what to log."""
-        with torch.autocast(torch.device(rng.device).type, torch.bfloat16, enabled=self.bf16):
-            value, logs = self.loss(self.model, batch, rng)
-        return value.float(), logs
 
 
 class StopRequest:
@@ -77,21 +65,6 @@ class StopRequest:
         self.signal = number
 
 
-def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
-    """Return the learning rate of ``step`` (from 0) of ``steps``: warm-up, constant, decay to zero at the end."""
-    rate = config.lr * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else config.lr
-    if config.decay == "none":
-        return rate
-    left = min(1.0, (steps - step) / config.decay_steps)
-    return rate * (left if config.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
-
-
-def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return AdamW over the task's parameter groups, in one fused kernel a tensor."""
-    groups = task.groups(task.model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-
-
 class Trainer:
     """One run in folder ``out``: ``checkpoints/``, ``sheets/``, ``log.jsonl`` and, at the end, ``model/``."""
 
@@ -101,10 +74,26 @@ class Trainer:
         self.order = Order(len(task.dataset), config.seed, config.batch, self.world * config.accumulate)
         self.parts = range(accelerator.process_index, self.order.parts, self.world)
         self.log = TrainingLog(out if accelerator.is_main_process else None, config.steps)
-        ema = Ema(task.model.to(self.device), config.ema.decay, config.ema.warmup)
-        self.state = RunState(task.model, ema, make_optimizer(task, config.optimizer), Progress())
+        self.objective, ema = self._place(Objective(task, uses_bf16(config.precision, self.device)))
+        part = Part(accelerator.process_index, self.world) if self.sharded else WHOLE
+        self.state = RunState(task.model, ema, make_optimizer(task, config.optimizer), Progress(), part)
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
-        self.objective: nn.Module = accelerator.prepare(Objective(task, config.precision == "bf16"))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return self.config.shard and self.world > 1
+
+    def _place(self, objective: nn.Module) -> tuple[nn.Module, Ema]:
+        """Bring the model to the device, whole or in shards; return what makes a loss, wrapped, and the average."""
+        model, average = self.task.model, self.config.ema
+        if not self.sharded:
+            ema = Ema(model.to(self.device), average.decay, average.warmup)
+            return self.accelerator.prepare(objective), ema
+        sharded = ShardedEma(model, average.decay, average.warmup)
+        shard(objective, model, self.device)
+        sharded.follow(model)
+        return objective, sharded
 
     @property
     def checkpoints(self) -> Path:
@@ -138,7 +127,7 @@ class Trainer:
             if result.bad and self._too_many_bad(result):
                 return 1
             if self._due(self.config.log_every) or result.stop:
-                self.log.step(window.close(progress.step))
+                self._log(window.close(progress.step))
             if result.stop:
                 return self._stopped(stop)
             if self._due(self.config.sheet_every):
@@ -152,14 +141,15 @@ class Trainer:
         """Do one optimizer step, or skip it when the loss or the gradient is not finite."""
         torch.manual_seed(derive(self.config.seed, "step", step, self.accelerator.process_index))
         total = torch.zeros((), device=self.device)
-        for part in self.parts:
-            batch = window.wait(batches)
-            batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-            share, logs = self._backward(step, part, batch)
-            total += share
+        with window.counting():
+            for part in self.parts:
+                batch = window.wait(batches)
+                batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+                share, logs = self._backward(step, part, batch)
+                total += share
         loss, stopping = self._agree(total, stop)
         rate = learning_rate(self.config.optimizer, self.config.steps, step)
-        result = StepResult(loss, self._gradient_norm(), rate, stopping, logs)
+        result = StepResult(loss, total_norm(self._gradients()), rate, stopping, logs)
         if not result.bad:
             self._apply(step, result)
         self.state.optimizer.zero_grad()
@@ -183,19 +173,21 @@ class Trainer:
         mean, asked = self.accelerator.reduce(both).tolist()
         return mean, asked > 0
 
-    def _gradient_norm(self) -> float:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients, foreach=True).item()
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
 
     def _apply(self, step: int, result: StepResult) -> None:
         clip = self.config.optimizer.clip
         if clip is not None and result.grad_norm > clip:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, clip / result.grad_norm)
+            torch._foreach_mul_(self._gradients(), clip / result.grad_norm)
         for group in self.state.optimizer.param_groups:
             group["lr"] = result.lr * group.get("lr_scale", 1.0)
         self.state.optimizer.step()
         self.state.ema.update(step)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.log.step(row)
+        self.accelerator.log(row, step=row["step"])
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.progress.step % every == 0
@@ -210,31 +202,46 @@ class Trainer:
 
     def save(self, final: bool) -> None:
         """Write a checkpoint, unless this step has one, and drop old ones."""
-        self._write("checkpoint", self._save, final)
+        if self._saved == self.state.progress.step:
+            return
+        staged = not self.sharded or self._write("checkpoint", partial(self.state.stage, self.checkpoints), final, True)
+        if staged and self._write("checkpoint", self._save, final):
+            self._saved = self.state.progress.step
 
     def _save(self) -> None:
-        if self._saved != self.state.progress.step:
-            self.state.save(self.checkpoints, dataclasses.asdict(self.config))
-            self._saved = self.state.progress.step
-            training_state.prune(self.checkpoints, self.config.keep)
+        self.state.save(self.checkpoints, dataclasses.asdict(self.config))
+        training_state.prune(self.checkpoints, self.config.keep)
 
     def sheet(self) -> None:
         """Write a sample sheet of the averaged weights."""
-        if self.task.sheet is not None:
+        if (show := self.task.sheet) is not None:
+            whole = self.state.ema.whole()
             path = self.out / "sheets" / f"step-{self.state.progress.step:08d}.png"
-            show = partial(self.task.sheet, self.state.ema.model, path)
-            self._write("sample sheet", show, final=False)
+            self._write("sample sheet", lambda: show(whole.to(self.device), path), final=False)
 
-    def _write(self, what: str, write: Callable[[], object], final: bool) -> None:
-        """Let the main process write; a failure is fatal only when there will be no next time."""
-        if self.accelerator.is_main_process:
+    def _write(self, what: str, write: Callable[[], object], final: bool, everywhere: bool = False) -> bool:
+        """Let the main process write, or every one; return whether all could.
+
+        A failure is fatal only when there will be no next time.
+        """
+        trouble = None
+        if everywhere or self.accelerator.is_main_process:
             try:
                 write()
             except (OSError, SafetensorError) as error:
-                self.log.event(self.state.progress.step, f"{what} not written: {error}")
-                if final:
-                    raise InputError(f"cannot write the {what} in {self.out}: {error}; make room") from None
-        self.accelerator.wait_for_everyone()
+                trouble = str(error)
+        if not self._any(trouble is not None):
+            return True
+        trouble = trouble or "another process could not"
+        self.log.event(self.state.progress.step, f"{what} not written: {trouble}")
+        if final:
+            raise InputError(f"cannot write the {what} in {self.out}: {trouble}; make room")
+        return False
+
+    def _any(self, flag: bool) -> bool:
+        """Return whether ``flag`` is set on any process; all wait for each other."""
+        flags = torch.tensor(float(flag), device=self.device)
+        return bool(self.accelerator.reduce(flags) if self.world > 1 else flags)
 
     def _stopped(self, stop: StopRequest) -> int:
         self.save(final=True)
@@ -245,7 +252,7 @@ class Trainer:
         self.save(final=True)
         if not self._due(self.config.sheet_every):
             self.sheet()
-        export = partial(self.task.export, self.state.ema.model, self.out / "model", self._card())
+        export = partial(self.task.export, self.state.ema.whole(), self.out / "model", self._card())
         self._write("model", export, final=True)
         self.log.event(self.state.progress.step, f"model written to {self.out / 'model'}")
 
@@ -263,31 +270,6 @@ class Trainer:
             "command": self.command,
             "versions": {"belvedere": belvedere.__version__, "torch": torch.__version__},
         }
-
-
-def run_check(config: TrainConfig, task: Task, device: torch.device) -> int:
-    """Fit one fixed batch with fixed noise; return 0 when the loss fell by the config's factor, else 1."""
-    settings = config.check
-    objective = Objective(task, config.precision == "bf16").to(device)
-    optimizer = make_optimizer(task, config.optimizer)
-    indices = Order(len(task.dataset), config.seed, settings.batch, 1).indices(0, 0)
-    batch = {key: value.to(device) for key, value in task.dataset.batch(indices).items()}
-    losses, began = [], time.perf_counter()
-    for _ in range(settings.steps):
-        value, _ = objective(batch, BatchRng(config.seed, 0, range(settings.batch), device))
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(task.model.parameters(), config.optimizer.clip or math.inf, foreach=True)
-        optimizer.step()
-        losses.append(value.item())
-    fell = losses[0] / losses[-1]
-    passed = fell >= settings.factor  # false for NaN
-    print(
-        f"check {'passed' if passed else 'FAILED'}: loss {losses[0]:.4f} -> {losses[-1]:.4f} "
-        f"({fell:.1f}x, at least {settings.factor:g}x asked) in {settings.steps} steps on {settings.batch} samples, "
-        f"{time.perf_counter() - began:.1f} s"
-    )
-    return 0 if passed else 1
 
 
 def train(
@@ -316,24 +298,31 @@ def train_config(
     config: TrainConfig, folder: Path, command: str, *, resume: str | Path = "auto", check: bool = False
 ) -> int:
     """Train a config in a folder; ``command`` is what the card says was called. See ``train``."""
-    accelerator = Accelerator()
+    tracker = find_tracker(config.tracker)
+    accelerator = Accelerator(log_with=tracker, project_dir=folder if tracker else None)
+    if check:  # saves nothing, so a signal ends it as it ends any program
+        return run_check(config, _begin(config), accelerator.device)
     with StopRequest() as stop:
         _require_equal(accelerator, derive(repr(config)), "were started with different configs")
         _require_division(config, accelerator.num_processes)
-        torch.manual_seed(derive(config.seed, "initial weights"))
-        task = make_task(config)
-        if check:
-            return run_check(config, task, accelerator.device)
+        task = _begin(config)
         training_state.prepare_folder(folder, task.model, config.keep)
+        if tracker:
+            accelerator.init_trackers(tracker)
         with training_state.only_run(folder) if accelerator.is_main_process else nullcontext():
             start = _find_start(accelerator, folder, resume, config)
             trainer = Trainer(config, task, accelerator, folder, command)
             trainer.resume(start)
             code = trainer.run(stop)
-    if accelerator.num_processes > 1:
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+    accelerator.wait_for_everyone()  # else ending aborts now and then
+    accelerator.end_training()
     return code
+
+
+def _begin(config: TrainConfig) -> Task:
+    """Return the task of a config with its first weights, always the same."""
+    torch.manual_seed(derive(config.seed, "initial weights"))
+    return make_task(config)
 
 
 def _find_start(accelerator: Accelerator, folder: Path, resume: str | Path, config: TrainConfig) -> Path | None:

@@ -7,15 +7,19 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere.apps.config import TrainConfig
+from belvedere.apps.objective import uses_bf16
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
@@ -38,11 +42,41 @@ class StepResult:
         return not (math.isfinite(self.loss) and math.isfinite(self.grad_norm))
 
 
+PEAKS = (
+    ("H100 PCIe", 756e12, 51e12),
+    ("H100 NVL", 835e12, 60e12),
+    ("H100", 989e12, 67e12),
+    ("H200", 989e12, 67e12),
+    ("A100", 312e12, 19.5e12),
+)
+"""A part of a GPU's name; its most operations a second in bf16, without sparsity, and in float32, by its data sheet."""
+TRACKERS = ("tensorboard", "wandb")
+
+
+def peak_flops(device: torch.device, bf16: bool) -> float | None:
+    """Return the most operations a second of a device, in bf16 or float32; None where nobody says."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    found = (half if bf16 else single for part, half, single in PEAKS if part in name)
+    return next(found, None)
+
+
+def find_tracker(name: str) -> str | None:
+    """Return the tracker that a config asks for, None for none; raises ``InputError`` for one that is not there."""
+    if name == "auto":
+        return "tensorboard" if find_spec("tensorboard") else None
+    if name in TRACKERS and not find_spec(name):
+        raise InputError(f"config tracker {name}: not installed: pip install {name}, or tracker=none")
+    return name if name in TRACKERS else None
+
+
 class Window:
     """The figures of the steps since the last log line."""
 
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config, self.device = config, device
+        self.peak = None if config.compiled else peak_flops(device, uses_bf16(config.precision, device))
+        self.flops: int | None = None
+        """Operations of the first step of this process, as far as PyTorch counts them."""
         self.results: list[StepResult] = []
         self.waited = self.seconds = 0.0
 
@@ -55,6 +89,16 @@ class Window:
             raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from None
         finally:
             self.waited += time.perf_counter() - began
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count the operations of the block, of the first step only, and where a peak to compare with is known."""
+        if self.peak is None or self.flops is not None:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.flops = counter.get_total_flops()
 
     def add(self, result: StepResult, seconds: float) -> None:
         """Count one step."""
@@ -74,6 +118,8 @@ class Window:
             "seconds_left": (self.config.steps - step) * self.seconds / count,
             "memory_gb": peak_memory(self.device),
         }
+        if self.peak is not None and self.flops is not None:
+            row["peak_share"] = self.flops * count / self.seconds / self.peak
         self.results, self.waited, self.seconds = [], 0.0, 0.0
         return row
 
@@ -97,9 +143,10 @@ class TrainingLog:
     def step(self, row: dict[str, Any]) -> None:
         """Log the figures of the steps since the last call."""
         self._write(row)
+        peak = f"peak {row['peak_share']:.0%}  " if "peak_share" in row else ""
         text = (
             f"step {row['step']}/{self.steps}  loss {row['loss']:.4f}  norm {row['grad_norm']:.2f}  "
-            f"lr {row['lr']:.2e}  {row['images_per_s']:.1f} images/s  data {row['data_share']:.0%}  "
+            f"lr {row['lr']:.2e}  {row['images_per_s']:.1f} images/s  data {row['data_share']:.0%}  {peak}"
             f"left {_clock(row['seconds_left'])}  {row['memory_gb']:.1f} GB"
         )
         if self.path is not None:

@@ -2,11 +2,11 @@
 
     checkpoints/step-00001000/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
 
-A checkpoint is written under a temporary name, flushed and renamed; ``manifest.json`` holds the SHA-256 of every
-file, so a reader takes the newest directory that verifies.
+Of a sharded run each file of tensors is in parts (``sharding``). A checkpoint is written under a temporary name,
+flushed and renamed; ``manifest.json`` holds the SHA-256 of every file, so a reader takes the newest directory that
+verifies.
 """
 
-import copy
 import dataclasses
 import fcntl
 import hashlib
@@ -17,40 +17,20 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from belvedere.apps.average import Ema
+from belvedere.apps.sharding import WHOLE, Part, Parts, files_of, fill
 from belvedere.errors import InputError
 
 _MANIFEST = "manifest.json"
-_FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
-
-
-class Ema:
-    """A float32 moving average of a model's parameters, kept as a second model (Polyak averaging).
-
-    ``model`` can be called, saved and exported like the first. Buffers are copied, not averaged.
-    """
-
-    def __init__(self, model: nn.Module, decay: float, warmup: bool):
-        self.model = copy.deepcopy(model).requires_grad_(False).float().eval()
-        self.decay, self.warmup = decay, warmup
-        self._averages: list[Tensor] = list(self.model.parameters())
-        self._sources: list[Tensor] = list(model.parameters())
-        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Fold in the weights after ``step`` (from 0): average += (1 - decay) (weights - average)."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
-        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
-        for mine, theirs in self._buffers:
-            mine.copy_(theirs)
+_STEMS = ("model", "ema", "optimizer")
+"""Of the files of tensors, of which each process of a sharded run writes its part."""
 
 
 @dataclass
@@ -84,23 +64,46 @@ class RunState:
     ema: Ema
     optimizer: torch.optim.Optimizer
     progress: Progress
+    part: Part = WHOLE
+    """What this process writes, where the tensors are sharded."""
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> Path:
-        """Write a checkpoint of this state below ``folder`` and return its directory."""
+        """Write a checkpoint of this state below ``folder`` and return its directory; of shards, see ``stage``."""
+        target = self._target(folder)
         state = {"config": config, "versions": {"torch": torch.__version__}} | dataclasses.asdict(self.progress)
-        with atomic_directory(folder / f"step-{self.progress.step:08d}") as directory:
-            save_file(_contiguous(self.model.state_dict()), directory / "model.safetensors")
-            save_file(_contiguous(self.ema.model.state_dict()), directory / "ema.safetensors")
-            save_file(self._optimizer_tensors(), directory / "optimizer.safetensors")
+        with atomic_directory(target) as directory:
+            if self.part.count == 1:
+                self._write(directory)
+            else:
+                for stem, number in product(_STEMS, range(self.part.count)):
+                    file = Part(number, self.part.count).file(stem)
+                    (_staging(target) / file).rename(directory / file)
             (directory / "state.json").write_text(json.dumps(state, indent=1))
             seal(directory)
+        shutil.rmtree(_staging(target), ignore_errors=True)
+        return target
+
+    def stage(self, folder: Path) -> None:
+        """Write this process's shards to where ``save`` will find them; the first saves when all have staged."""
+        staging = _staging(self._target(folder))
+        staging.mkdir(parents=True, exist_ok=True)
+        self._write(staging)
+        for stem in _STEMS:
+            _sync(staging / self.part.file(stem))
+
+    def _target(self, folder: Path) -> Path:
         return folder / f"step-{self.progress.step:08d}"
 
+    def _write(self, directory: Path) -> None:
+        tensors = (self.model.state_dict(), self.ema.state(), self._optimizer_tensors())
+        for stem, named in zip(_STEMS, tensors, strict=True):
+            self.part.write(named, directory / self.part.file(stem))
+
     def load(self, directory: Path) -> None:
-        """Read a checkpoint into this state. One of another model raises ``InputError``."""
-        for module, name in ((self.model, "model"), (self.ema.model, "ema")):
-            _fill(module, _read_tensors(directory / f"{name}.safetensors"))
-        self._fill_optimizer(_read_tensors(directory / "optimizer.safetensors"))
+        """Read a checkpoint, in shards or not, into this state. One of another model raises ``InputError``."""
+        fill(self.model.state_dict(), Parts(directory, "model"))
+        fill(self.ema.state(), Parts(directory, "ema"))
+        self._fill_optimizer(Parts(directory, "optimizer"))
         state = read_state(directory)
         for entry in dataclasses.fields(Progress):
             setattr(self.progress, entry.name, state[entry.name])
@@ -108,16 +111,23 @@ class RunState:
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         named = self.model.named_parameters()
         states = ((name, self.optimizer.state.get(parameter, {})) for name, parameter in named)
-        return _contiguous({f"{name}/{key}": value for name, state in states for key, value in state.items()})
+        return {f"{name}/{key}": value for name, state in states for key, value in state.items()}
 
-    def _fill_optimizer(self, tensors: dict[str, Tensor]) -> None:
+    def _fill_optimizer(self, parts: Parts) -> None:
         parameters = dict(self.model.named_parameters())
         self.optimizer.state.clear()
-        for key, value in tensors.items():
+        for key in sorted(parts.names):
             name, _, slot = key.partition("/")
-            if name not in parameters or (slot != "step" and value.shape != parameters[name].shape):
+            if name not in parameters or parts.shape(key) != (() if slot == "step" else parameters[name].shape):
                 raise InputError(f"checkpoint: optimizer state {key!r} does not belong to this model")
-            self.optimizer.state[parameters[name]][slot] = value.to(parameters[name].device, copy=True)
+            parameter = parameters[name].detach()
+            value = torch.zeros((), device=parameter.device) if slot == "step" else torch.zeros_like(parameter)
+            parts.read(key, value)
+            self.optimizer.state[parameters[name]][slot] = value
+
+
+def _staging(target: Path) -> Path:
+    return target.with_name(f".{target.name}.parts.tmp")
 
 
 @contextmanager
@@ -154,8 +164,8 @@ def verify(directory: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None when every file is as its manifest says."""
     try:
         entries = json.loads((directory / _MANIFEST).read_text())
-        if missing := _FILES - entries.keys():
-            return f"its manifest lacks {min(missing)}"
+        if missing := [stem for stem in _STEMS if not files_of(stem, entries)] + [*({"state.json"} - entries.keys())]:
+            return f"its manifest lacks {missing[0]}"
         for name, entry in entries.items():
             if Path(name).name != name or not (directory / name).is_file():
                 return f"{name} is missing"
@@ -290,25 +300,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"checkpoint file {path}: {' '.join(str(error).split())}") from None
-
-
-def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError:
-        own = {name: tensor.shape for name, tensor in module.state_dict().items()}
-        wrong = [
-            n for n in own.keys() | tensors.keys() if n not in own or n not in tensors or own[n] != tensors[n].shape
-        ]
-        raise InputError(f"checkpoint of another model: tensor {sorted(wrong)[0]!r} is missing or differs") from None

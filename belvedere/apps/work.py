@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Progress = Callable[[float, int], None]
 """Called with (pictures done, pictures in all); the first is a fraction while a batch is under way."""
 
+Preview = Callable[[list[int], "Callable[[], list[Image.Image]]"], None]
+"""Called after every step with the numbers of the pictures under way and what shows how they look by then; a call of
+that costs a decoding when the model makes latents."""
+
 
 class Picture(NamedTuple):
     """One result: the picture and what made it."""
@@ -121,11 +125,14 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> I
     yield from run(prepare(request), range(request.count), progress=progress)
 
 
-def run(job: Job, indices: range, *, progress: Progress | None = None) -> Iterator[Picture]:
+def run(
+    job: Job, indices: range, *, progress: Progress | None = None, preview: Preview | None = None
+) -> Iterator[Picture]:
     """Yield pictures ``indices`` of a job. Picture i is the same whichever others are asked for with it."""
     for part in job.pipeline.split([job.size(index) for index in indices]):
         chosen = [(job, index) for index in indices[part.start : part.stop]]
-        for (_, index), image in zip(chosen, _batch(chosen, part.start, len(indices), progress), strict=True):
+        images = _batch(chosen, part.start, len(indices), progress, preview)
+        for (_, index), image in zip(chosen, images, strict=True):
             yield Picture(image, job.record(index, record.pixel_digest(image)))
 
 
@@ -153,11 +160,21 @@ def joined(jobs: Sequence[Job]) -> list[Job]:
     return [replace(job, pipeline=shared, first=first[id(job.pipeline)]) for job in jobs]
 
 
-def _batch(chosen: Sequence[tuple[Job, int]], done: int, total: int, progress: Progress | None) -> "list[Image.Image]":
+def _batch(
+    chosen: Sequence[tuple[Job, int]],
+    done: int,
+    total: int,
+    progress: Progress | None,
+    preview: Preview | None = None,
+) -> "list[Image.Image]":
+    from belvedere.apps.previews import pictures
+
     steps, first = count(1), chosen[0][0]
     pipeline, asked = first.pipeline, first.request
 
     def report(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if preview:
+            preview([index for _, index in chosen], lambda: pictures(pipeline, values, len(chosen)))
         if progress:
             progress(done + len(chosen) * min(1.0, next(steps) / (asked.steps or 1)), total)
         return values

@@ -1,6 +1,7 @@
 """Pictures on disk as datasets: a folder of image files, or a parquet file of encoded images."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,26 @@ from belvedere.errors import InputError
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
-class _Pictures:
-    """A ``belvedere.data.Dataset`` over encoded pictures, which are decoded when asked for."""
+class EncodedPictures:
+    """A ``belvedere.data.Dataset`` over encoded pictures, which are decoded when asked for.
+
+    Up to ``max_skipped`` of them may be undecodable: each process that meets one names it on stderr and from then on
+    takes the next that can be decoded, so that item ``i`` stays the same whoever asks and whenever.
+    """
 
     classes: tuple[str, ...]
     files: list[Path]
     """What the pictures are read from."""
 
-    def __init__(self, size: int, flip: bool, unit: int | None, labels: Tensor):
+    def __init__(self, size: int, flip: bool, unit: int | None, max_skipped: int, labels: Tensor):
         if size < 1:
             raise InputError(f"pictures need a size of at least 1 pixel, not {size}")
         if unit is not None and not 1 <= unit <= size:
             raise InputError(f"pictures of any aspect need a unit of 1 to {size} pixels, not {unit}")
+        if max_skipped < 0:
+            raise InputError(f"max_skipped {max_skipped}: must be at least 0")
         self.size, self.flip, self.unit, self.labels = size, flip, unit, labels
+        self.max_skipped, self._skipped = max_skipped, set[int]()
 
     def _open(self, picture: int) -> Image.Image:
         """Return picture number ``picture`` as it is."""
@@ -47,8 +55,29 @@ class _Pictures:
         if not 0 <= index < len(self):
             raise IndexError(index)
         picture, mirrored = divmod(index, 2) if self.flip else (index, 0)
-        image = self.pixels(picture).float() / 127.5 - 1
+        picture, pixels = self._decodable(picture)
+        image = pixels.float() / 127.5 - 1
         return {"image": image.flip(2) if mirrored else image, "label": int(self.labels[picture])}
+
+    def _decodable(self, picture: int) -> tuple[int, Tensor]:
+        """Return the first picture from number ``picture`` on that can be decoded: its number and pixels."""
+        while len(self._skipped) < len(self.labels):
+            try:
+                if picture not in self._skipped:
+                    return picture, self.pixels(picture)
+            except InputError as error:
+                self._skip(picture, error)
+            picture = (picture + 1) % len(self.labels)
+        raise InputError(f"none of the {len(self.labels)} pictures can be decoded: give others")
+
+    def _skip(self, picture: int, error: InputError) -> None:
+        """Note that a picture cannot be decoded; raise if too many cannot, or if it is the disk that fails."""
+        if self.max_skipped == 0 or (isinstance(error.__cause__, OSError) and error.__cause__.errno):
+            raise error
+        if len(self._skipped) == self.max_skipped:
+            raise InputError(f"{error}; more than {self.max_skipped} cannot be decoded (data.max_skipped)") from error
+        self._skipped.add(picture)
+        print(f"skipped: {error}", file=sys.stderr, flush=True)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return ``image`` float32 (b, 3, size, size) in [-1, 1] and ``label`` int64 (b,).
@@ -64,16 +93,16 @@ class _Pictures:
         return {"image": flat, "size": size, "label": labels}
 
 
-class ImageFolder(_Pictures):
+class ImageFolder(EncodedPictures):
     """PNG, JPEG and WebP files below ``path``: one class per subfolder, in the order of their names.
 
     Without subfolders the data has no classes and every label is 0. Pictures are cropped to ``size`` x ``size``
     (``centre_crop``), or, with ``unit``, keep their aspect (``fit_size``; batches are ragged); ``flip`` doubles the
     length, item 2 i + 1 being the mirror image of item 2 i. A missing or empty folder raises ``InputError`` at once,
-    an unreadable file when its item is asked for.
+    an unreadable file when its item is asked for, or is one of ``max_skipped``.
     """
 
-    def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None):
+    def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None, max_skipped: int = 0):
         root = Path(path)
         if not root.is_dir():
             raise InputError(f"no folder {root}: give a folder of PNG, JPEG or WebP files")
@@ -83,7 +112,7 @@ class ImageFolder(_Pictures):
         if not found:
             raise InputError(f"no PNG, JPEG or WebP files in {root}: give a folder that has some")
         self.files = [p for p, _ in found]
-        super().__init__(size, flip, unit, torch.tensor([label for _, label in found]))
+        super().__init__(size, flip, unit, max_skipped, torch.tensor([label for _, label in found]))
 
     def _open(self, picture: int) -> Image.Image:
         return open_image(self.files[picture])
@@ -93,23 +122,23 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
-class Parquet(_Pictures):
+class Parquet(EncodedPictures):
     """A parquet file, or a folder of its shards in the order of their names, as written by Hugging Face datasets.
 
     Column ``image`` is a struct with the encoded picture in ``bytes``; column ``label``, if there is one, an
     integer. Class names come from the file's metadata, ``classes`` (comma-separated) or Hugging Face's own; without
     them classes are called by their numbers, and without labels there are none and every label is 0. ``size``,
-    ``flip`` and ``unit`` as in ``ImageFolder``. The encoded pictures are held in memory. A file of another form
-    raises ``InputError`` at once, an unreadable picture when its item is asked for.
+    ``flip``, ``unit`` and ``max_skipped`` as in ``ImageFolder``. The encoded pictures are held in memory. A file of
+    another form raises ``InputError`` at once, an unreadable picture when its item is asked for.
     """
 
-    def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None):
+    def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None, max_skipped: int = 0):
         self.path = Path(path)
         self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         table = _read(self.path, self.files)
         self._images = table.column("image")
         self.classes, labels = _classes(self.path, table)
-        super().__init__(size, flip, unit, labels)
+        super().__init__(size, flip, unit, max_skipped, labels)
 
     def _open(self, picture: int) -> Image.Image:
         name = f"{self.path}, row {picture}"

@@ -3,12 +3,15 @@
 Picture i then depends on its own prompt, size and noise alone: pictures share a call of one fixed size, padded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
+from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.generation.class_pipeline import StepCallback
@@ -120,7 +123,11 @@ class PromptPipeline:
         callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Make one picture of each prompt of ``numbers``, all of size ``sizes[0]``, at most ``together`` of them."""
+        """Make one picture of each prompt of ``numbers``, all of size ``sizes[0]``, at most ``together`` of them.
+
+        ``callback_on_step_end(pipe, step, t, {"latents"})`` runs after every step, with "clean", the latents that the
+        scheduler foresees, where it tells them.
+        """
         (height, width), count = sizes[0], len(numbers)
         padding = self.together((height, width)) - count
         prompts = [self.prompts[i] for i in numbers]
@@ -130,13 +137,39 @@ class PromptPipeline:
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "generator": [*generator, *(torch.Generator().manual_seed(0) for _ in range(padding))],
-            "callback_on_step_end": callback_on_step_end,
             "output_type": output_type,
         }
         prompts += prompts[-1:] * padding
         negative = [self.negative] * len(prompts) if self.negative else None  # SDXL knows none from an empty one
-        if self.sampler.concepts:
-            made = self.sampler(prompts, negative_prompt=negative, editability=self.editability, **options)
-        else:
-            made = self.pipe(prompts, negative_prompt=negative, **options)
+        with _foreseen(self.pipe.scheduler) as seen:
+            if callback_on_step_end:
+                options["callback_on_step_end"] = lambda pipe, step, t, values: callback_on_step_end(
+                    pipe, step, t, {**values, **seen}
+                )
+            if self.sampler.concepts:
+                made = self.sampler(prompts, negative_prompt=negative, editability=self.editability, **options)
+            else:
+                made = self.pipe(prompts, negative_prompt=negative, **options)
         return ImagePipelineOutput(images=made.images[:count])
+
+
+@contextmanager
+def _foreseen(scheduler: Any) -> Iterator[dict[str, Tensor]]:
+    """Yield what holds, after each step within the block, "clean": the latents that the scheduler takes for clean.
+
+    Schedulers return them second, if at all.
+    """
+    own, seen = scheduler.step, dict[str, Tensor]()
+
+    @wraps(own)
+    def step(*arguments: Any, **named: Any) -> Any:
+        made = own(*arguments, **named)
+        if len(made) > 1:
+            seen["clean"] = made[1]
+        return made
+
+    scheduler.step = step
+    try:
+        yield seen
+    finally:
+        del scheduler.step

@@ -42,7 +42,7 @@ def test_yaml_becomes_dataclasses(tmp_path: Path) -> None:
         (["optimizer.betas=[1]"], r"config optimizer.betas: \[1\] is not of type tuple"),
         (["optimizer.decay=slow"], "'slow' is not one of none, linear, cosine"),
         (["optimizer.decay=linear"], "optimizer.decay_steps"),
-        (["precision=fp16"], "'fp16' is not one of bf16, no"),
+        (["precision=fp16"], "'fp16' is not one of auto, bf16, no"),
         (["steps"], "write key.path=value"),
         (["steps.x=1"], "'steps' has no keys below it"),
         (["steps=[1"], "not YAML"),

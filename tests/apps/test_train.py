@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 import belvedere
-from belvedere.apps.config import OptimizerConfig
-from belvedere.apps.train import learning_rate, main, train
+from belvedere.apps import training_log
+from belvedere.apps.config import OptimizerConfig, TrainConfig, parse
+from belvedere.apps.objective import learning_rate, uses_bf16
+from belvedere.apps.train import main, train
+from belvedere.apps.training_log import StepResult, Window
 from belvedere.apps.training_state import checkpoints, only_run, verify
 from belvedere.errors import InputError
-from tests.apps.training_helpers import assert_same, disturb, events, rows, tensors, write_config
+from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, rows, tensors, write_config
+from tests.apps.training_systems import FITV2, write_system
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +254,65 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     cosine = OptimizerConfig(lr=2.0, decay="cosine", decay_steps=20)
     assert learning_rate(cosine, 20, 0) == 2.0 and learning_rate(cosine, 20, 10) == pytest.approx(1.0)
     assert learning_rate(OptimizerConfig(lr=2.0), 20, 19) == 2.0
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_log, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="config tracker wandb: not installed: pip install wandb, or tracker=none"):
+        train(write_config(tmp_path), out=tmp_path / "run", overrides=["tracker=wandb"])
+    assert not (tmp_path / "run").exists()
+    assert training_log.find_tracker("auto") is None and training_log.find_tracker("none") is None
+
+
+def test_tensorboard_is_told_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(write_config(tmp_path), out=tmp_path / "run")
+    told = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    losses = told.Scalars("loss")
+    assert [event.step for event in losses] == list(range(1, 11))
+    assert [event.value for event in losses] == pytest.approx([row["loss"] for row in rows(tmp_path / "run")])
+
+
+def test_a_gpu_of_known_peak_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse(TrainConfig, CONFIG | {"precision": "bf16"})
+    assert Window(config, torch.device("cpu")).peak is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    window = Window(config, torch.device("cuda"))
+    assert window.peak == 989e12
+    for size in (10, 20):  # the first step alone is counted
+        with window.counting():
+            torch.randn(size, size) @ torch.randn(size, size)
+    assert window.flops == 2 * 10**3
+    monkeypatch.setattr(training_log, "peak_memory", lambda device: 0.0)
+    window.add(StepResult(1.0, 1.0, 1e-3, False, {}), seconds=0.5)
+    assert window.close(1)["peak_share"] == pytest.approx(2000 / 0.5 / 989e12)
+
+
+def test_compiled_blocks_make_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as always, but run by PyTorch's own kernels: to make others takes half a minute."""
+    compiled, original = list[torch.nn.Module](), torch.nn.Module.compile
+
+    def compile_quickly(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        original(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    config = write_system("fitv2", tmp_path, precision="no", steps=4, data=FITV2["data"] | {"sizes": [[16, 16]]})
+    for name in ("plain", "compiled"):
+        train(config, out=tmp_path / name, overrides=[f"compiled={name == 'compiled'}"])
+    plain, fused = ([row["loss"] for row in rows(tmp_path / name)] for name in ("plain", "compiled"))
+    assert plain == pytest.approx(fused, rel=1e-5) and len(compiled) == FITV2["model"]["depth"]
+
+
+def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="config compiled: no C\\+\\+ compiler no-such-compiler"):
+        train(write_config(tmp_path), out=tmp_path / "run", overrides=["compiled=true"])
+
+
+def test_precision_by_itself_is_what_the_device_computes() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert uses_bf16("auto", torch.device("cpu")) == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+    assert uses_bf16("bf16", torch.device("cpu")) and not uses_bf16("no", torch.device("cuda"))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from belvedere.apps.average import Ema
 from belvedere.apps.training_state import (
-    Ema,
     Progress,
     RunState,
     atomic_directory,

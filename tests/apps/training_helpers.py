@@ -38,14 +38,6 @@ CONFIG: dict[str, Any] = {
 }
 """Ten steps that cross an epoch's end (30 samples, 4 a step)."""
 
-FITV2: dict[str, Any] = {
-    "task": "fitv2",
-    "model": {"dim": 16, "depth": 2, "heads": 2, "adaln_rank": 4, "num_classes": 13, "channels": 3, "patch": 4}
-    | {"trained_side": 4, "prediction": "sample"},
-    "data": {"kind": "mixed-toybox", "sizes": [[16, 16], [16, 32], [24, 8]], "length": 30, "samples": 1},
-}
-"""What makes ``CONFIG`` a tiny FiTv2 run."""
-
 Disturb = Callable[[int, Any], float]
 
 

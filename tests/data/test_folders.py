@@ -80,6 +80,42 @@ def test_a_corrupt_file_is_named_when_it_is_asked_for(folder: Path) -> None:
         data.batch([1, 0])
 
 
+def test_what_cannot_be_decoded_is_replaced_by_the_next_picture(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ImageFolder(folder, 8, flip=True)
+    expected = [whole[i] for i in (4, 5)]
+    for name in ("daisy/a.png", "daisy/b.PNG"):
+        (folder / name).write_bytes(png(0)[:40])
+    orders = ([0, 2, 3, 4], [3, 2, 4, 0])
+    seen = [ImageFolder(folder, 8, flip=True, max_skipped=2).batch(order) for order in orders]
+    assert torch.equal(seen[0]["image"][[2, 1, 3, 0]], seen[1]["image"])  # whatever was asked for before
+    assert torch.equal(seen[0]["image"][0], expected[0]["image"]) and seen[0]["label"].tolist() == [1, 1, 1, 1]
+    assert torch.equal(seen[0]["image"][2], expected[1]["image"])
+    named = capsys.readouterr().err.splitlines()
+    assert len(named) == 4 and named[0].startswith("skipped: ") and "daisy/a.png" in named[0]
+
+
+def test_too_many_that_cannot_be_decoded_end_it(folder: Path) -> None:
+    for name in ("daisy/a.png", "daisy/b.PNG"):
+        (folder / name).write_bytes(png(0)[:40])
+    data = ImageFolder(folder, 8, max_skipped=1)
+    with pytest.raises(InputError, match=r"daisy/b\.PNG .* more than 1 cannot be decoded \(data\.max_skipped\)"):
+        data[0]
+    only = write(folder / "a.parquet", [png(0)[:40]], [0])
+    with pytest.raises(InputError, match="none of the 1 pictures"):
+        Parquet(only, 8, max_skipped=5)[0]
+    with pytest.raises(InputError, match="max_skipped -1"):
+        ImageFolder(folder, 8, max_skipped=-1)
+
+
+def test_a_disk_that_fails_is_no_picture_to_skip(folder: Path) -> None:
+    data = ImageFolder(folder, 8, max_skipped=3)
+    (folder / "daisy" / "a.png").unlink()
+    with pytest.raises(InputError, match="cannot read"):
+        data[0]
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no PNG"):
         ImageFolder(tmp_path, 8)

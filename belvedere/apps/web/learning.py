@@ -1,0 +1,205 @@
+"""Learning a concept in a process of its own, ``belvedere personalize``, whose run's folder tells how far it is.
+
+    FOLDER/lessons/ID/lesson.json            what is learned
+                      photographs/           encoded anew
+                      thing.safetensors      the concept, once it is learned
+                      thing.run/             log, sheets, checkpoints
+
+The page may be left and the server may end: the process keeps a checkpoint when it is told to end, and goes on from it.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from belvedere.apps.web import uploads
+from belvedere.apps.web.lesson import OUT, Lesson, Progress, check_word, command, read_log
+from belvedere.apps.web.shelf import ALPHABET
+from belvedere.apps.web.studio import Studio
+from belvedere.errors import InputError
+from belvedere.files import atomic_write
+
+BASES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+FEWEST = 2
+"""Photographs."""
+PHOTOGRAPH_SIDE = 1024
+LESSONS = 20
+"""That are kept; the oldest go."""
+GRACE = 60
+"""Seconds that a process has to write its checkpoint."""
+_ID = re.compile(f"[{ALPHABET}]{{20}}")
+
+
+class Classroom:
+    """The lessons of a studio; one is learned at a time."""
+
+    def __init__(self, studio: Studio):
+        self.studio, self.folder = studio, studio.folder / "lessons"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    def begin(self, photographs: Sequence[uploads.Upload], token: str, like: str, base: str, steps: int) -> str:
+        """Start a lesson and return its id; ``InputError`` for what cannot be learned, or while one is learned."""
+        lesson = Lesson(
+            check_word(token, "token"), check_word(like, "super-category"), base, steps, len(photographs), time.time()
+        )
+        self.studio.model(base)
+        if base not in self.studio.offered(*BASES):
+            raise InputError(f"model {base} makes no pictures of text: choose another base")
+        if steps < 1:
+            raise InputError(f"{steps} steps: ask for 1 or more")
+        if len(photographs) < FEWEST:
+            raise InputError(
+                f"{len(photographs)} photographs are too few: give {FEWEST} or more, three to six are best"
+            )
+        self.studio.limits.check_learning(len(photographs), steps)
+        self._check_free()
+        key = "".join(secrets.choice(ALPHABET) for _ in range(20))
+        folder = self.folder / key / "photographs"
+        folder.mkdir(parents=True, mode=0o700)
+        for number, photograph in enumerate(photographs):
+            picture = uploads.picture(photograph, self.studio.limits)
+            picture.thumbnail((PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE))
+            picture.save(folder / f"{number:02d}.png")
+        with atomic_write(self.folder / key / "lesson.json") as file:
+            file.write(json.dumps(asdict(lesson)).encode())
+        self._trim()
+        self.go_on(key)
+        return key
+
+    def go_on(self, id: str) -> None:
+        """Start the process of a lesson, from its last checkpoint if there is one."""
+        lesson, folder = self.lesson(id), self.folder / id
+        with self._lock:
+            self._check_free()
+            if self._learned(id):
+                raise InputError("this is learned already: keep it, or begin another")
+            environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+            if self.studio.device == "cpu":
+                environment["ACCELERATE_USE_CPU"] = "true"
+            with (folder / "fault.txt").open("wb") as fault:
+                child = subprocess.Popen(
+                    command(lesson, folder, self.studio.model(lesson.base)),
+                    env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=fault,
+                    start_new_session=True,
+                )  # fmt: skip
+            self._children[id] = child
+            (folder / "process").write_text(str(child.pid))
+        threading.Thread(target=self._watch, args=(id, child), daemon=True).start()
+
+    def stop(self, id: str) -> None:
+        """Tell the process of a lesson to write a checkpoint and end; nothing where there is none."""
+        self.lesson(id)
+        child = self._children.get(id)
+        with contextlib.suppress(ProcessLookupError):
+            if child is not None and child.poll() is None:
+                child.terminate()
+            elif self._held(id):  # by the process of a server that ended
+                os.kill(int((self.folder / id / "process").read_text()), signal.SIGTERM)
+
+    def close(self) -> None:
+        """Stop all processes and wait for their checkpoints."""
+        for child in self._children.values():
+            if child.poll() is None:
+                child.terminate()
+        for child in self._children.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE)
+
+    def newest(self) -> str:
+        """Return the id of the lesson that began last, "" when there is none."""
+        return next(iter(self._ids()), "")
+
+    def lesson(self, id: str) -> Lesson:
+        """Return a lesson; ``InputError`` when there is none of this id."""
+        if not isinstance(id, str) or not _ID.fullmatch(id) or not self._is_lesson(id):
+            raise InputError("there is no such lesson: begin one")
+        return Lesson(**json.loads((self.folder / id / "lesson.json").read_text()))
+
+    def look(self, id: str) -> Progress:
+        """Return how far a lesson is, by its folder."""
+        lesson, run = self.lesson(id), self.folder / id / "thing.run"
+        rows = read_log(run / "log.jsonl")
+        losses = tuple((int(row["step"]), float(row["loss"])) for row in rows if "loss" in row)
+        sheets = tuple(sorted((run / "sheets").glob("step-*.png")))
+        left = next((float(row["seconds_left"]) for row in reversed(rows) if "seconds_left" in row), 0.0)
+        step, fault = (losses[-1][0] if losses else 0), ""
+        if self._busy(id):
+            status = "learning"
+        elif self._learned(id):
+            status = "learned"
+        else:
+            fault = self._fault(id)
+            status = "failed" if fault else "stopped"
+        return Progress(lesson, status, step, losses, sheets, left, fault)
+
+    def concept(self, id: str) -> Path:
+        """Return the file of a learned concept: the last one, or ``InputError`` while there is none."""
+        self.lesson(id)
+        if not self._learned(id):
+            raise InputError("it is not learned yet: wait until it is, or go on")
+        return self.folder / id / OUT
+
+    def _ids(self) -> list[str]:
+        """Return the ids of all lessons, the newest first."""
+        found = [path.name for path in self.folder.glob("*") if _ID.fullmatch(path.name) and self._is_lesson(path.name)]
+        return sorted(found, key=lambda id: self.lesson(id).when, reverse=True)
+
+    def _trim(self) -> None:
+        for id in self._ids()[LESSONS:]:
+            shutil.rmtree(self.folder / id, ignore_errors=True)
+
+    def _is_lesson(self, id: str) -> bool:
+        return (self.folder / id / "lesson.json").is_file()
+
+    def _learned(self, id: str) -> bool:
+        return (self.folder / id / OUT).is_file()
+
+    def _busy(self, id: str) -> bool:
+        child = self._children.get(id)
+        return child.poll() is None if child is not None else self._held(id)
+
+    def _held(self, id: str) -> bool:
+        """Return whether some process holds the run's folder (``training_state.only_run``)."""
+        try:
+            with (self.folder / id / "thing.run" / ".lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def _check_free(self) -> None:
+        newest = self.newest()
+        if any(child.poll() is None for child in self._children.values()) or (newest and self._busy(newest)):
+            raise InputError("another thing is being learned: wait until it is, or stop it")
+
+    def _watch(self, id: str, child: subprocess.Popen[bytes]) -> None:
+        try:
+            child.wait(self.studio.limits.learning_seconds)
+        except subprocess.TimeoutExpired:
+            self.stop(id)
+            child.wait()
+
+    def _fault(self, id: str) -> str:
+        child, path = self._children.get(id), self.folder / id / "fault.txt"
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        told = [line.split("belvedere: error: ", 1)[1] for line in text.splitlines() if "belvedere: error: " in line]
+        if told:
+            return told[-1].replace(str(self.folder / id), "the lesson")
+        failed = child is not None and child.returncode not in (0, -signal.SIGTERM)
+        return "learning ended unexpectedly: see fault.txt of the lesson in the server's folder" if failed else ""

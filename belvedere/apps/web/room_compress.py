@@ -1,0 +1,180 @@
+"""The room in which pictures become small files, and small files pictures: compared by a slider, painted on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from belvedere.apps.web import cards, compressing, uploads
+from belvedere.apps.web.compressing import FILE, PICTURE, SMALL, Outcome
+from belvedere.apps.web.pictures import data_uri
+from belvedere.apps.web.running import Tell, in_words
+from belvedere.apps.web.strip import strip
+from belvedere.apps.web.studio import WORK, Studio
+from belvedere.apps.web.turntable_page import component
+
+BUSY: dict[str, Any] = {"concurrency_id": WORK, "concurrency_limit": 1, "show_progress": "hidden"}
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+EMPTY = cards.empty(
+    "Nothing compressed yet",
+    "Drop a photograph to make it small, or a .bvd file to open it. You see both, side by side.",
+)
+NONE_YET = cards.empty("No files yet", "What is compressed stays here, also when the page or the server is closed.")
+PAINTED = "(file, quality, brush) => [file, quality, (brush && brush.strokes) || []]"
+FRESH = "(file, quality) => [file, quality, []]"
+
+
+def build(studio: Studio, page: gr.Blocks) -> None:
+    """Fill the tab."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            file = gr.File(
+                label="Photograph, or .bvd file", type="filepath", height=130,
+                file_types=[".png", ".jpg", ".jpeg", ".webp", f".{uploads.BVD}"],
+            )  # fmt: skip
+            quality = gr.Slider(
+                1, 8, value=4, step=0.25, label="Quality", info="Higher is sharper and larger.", elem_id="bvd-quality"
+            )
+            brush = component("brush", {})
+            stop = gr.Button("Stop", size="sm")
+            gr.Markdown("### Earlier files")
+            old = gr.HTML(js_on_load=cards.USE, apply_default_css=False)
+        with gr.Column(scale=3, min_width=320):
+            both = gr.ImageSlider(
+                label="Before and after", format="png", max_height=520, visible=False, buttons=["fullscreen"],
+                elem_id="before-after",
+            )  # fmt: skip
+            alone = gr.Image(label="Opened", format="png", visible=False, buttons=["fullscreen"])
+            told = gr.HTML(EMPTY, elem_id="bvd-told", apply_default_css=False)
+    shown = [both, alone, told]
+    _events(studio, page, file, quality, brush, stop, shown, old)
+
+
+def _events(
+    studio: Studio, page: gr.Blocks, file: Any, quality: Any, brush: Any, stop: Any, shown: list[Any], old: Any
+) -> None:
+    chosen = gr.Textbox(visible=False, label="id")
+
+    def drop(file: str, quality: float, strokes: Any) -> Iterator[list[Any]]:
+        """Compress a picture, or open a .bvd file."""
+
+        def work(tell: Tell) -> Outcome:
+            data = uploads.read(file, studio.limits, (*uploads.PICTURES, uploads.BVD))
+            if uploads.kind_of(data) == uploads.BVD:
+                return compressing.open_file(studio, data, tell)
+            return compressing.compress(studio, file, quality, strokes, tell)
+
+        yield from _shown(studio, work)
+
+    def board(file: str) -> dict[str, Any]:
+        """Return what is painted on: nothing for a .bvd file."""
+
+        def work(tell: Tell) -> dict[str, Any]:
+            data = uploads.read(file, studio.limits, (*uploads.PICTURES, uploads.BVD))
+            if uploads.kind_of(data) == uploads.BVD:
+                return {}
+            return {"source": data_uri(compressing.preview(studio, file)), "strokes": []}
+
+        return studio.runner.result(compressing.ROOM, work, what="looked at a picture")
+
+    def again(id: str) -> Iterator[list[Any]]:
+        """Open a .bvd file of the shelf."""
+        with in_words():
+            data = studio.shelf.file(id, FILE).read_bytes()
+        yield from _shown(studio, lambda tell: compressing.open_file(studio, data, tell))
+
+    def taken(event: gr.SelectData) -> str:
+        return str(event.value)
+
+    def earlier() -> str:
+        found = compressing.earlier(studio)
+        return strip(studio, found, SMALL) if found else NONE_YET
+
+    asked = [file, quality, brush]
+    looked = file.upload(board, file, brush, api_name="compress_look", **BUSY)
+    runs = [
+        looked.success(drop, asked, shown, js=FRESH, api_name="compress", **BUSY),
+        quality.release(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
+        brush.input(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
+        old.select(taken, None, chosen, api_visibility="private", **QUICK).success(
+            again, chosen, shown, api_name="compress_open", **BUSY
+        ),
+    ]
+    for run in runs:
+        run.then(earlier, None, old, api_visibility="private", **QUICK)
+    stop.click(None, None, None, cancels=[looked, *runs], api_visibility="private")
+    page.load(earlier, None, old, api_name="compress_files", **QUICK)
+
+
+def _shown(studio: Studio, work: Any) -> Iterator[list[Any]]:
+    """Yield what the right side shows while work is done, and of its outcome."""
+    for news in studio.runner.run(compressing.ROOM, work, what="a picture"):
+        if not isinstance(news, Outcome):
+            yield [gr.skip(), gr.skip(), cards.progress(news or 0, "Compressing" if news else "Opening")]
+        elif news.before is None:
+            yield [gr.update(visible=False), gr.update(value=news.after, visible=True), figures(studio, news)]
+        else:
+            pair = gr.update(value=(news.before, news.after), visible=True)
+            yield [pair, gr.update(visible=False), figures(studio, news)]
+
+
+def figures(studio: Studio, outcome: Outcome) -> str:
+    """Return what is told of a file: its figures, what others need for the same, and the links."""
+    facts = outcome.facts
+    rows = [("Size", size(facts["bytes"])), ("Bits a pixel", f"{facts['bpp']:.3f}")]
+    if "psnr" in facts:
+        rows += [("PSNR", f"{facts['psnr']:.2f} dB")]
+    if "painted_psnr" in facts:
+        rows += [("PSNR where painted", f"{facts['painted_psnr']:.2f} dB")]
+    rows += [("Pixels", f"{facts['width']} x {facts['height']}"), ("Quality", f"{facts['quality']:g}")]
+    for key, what in (("seconds", "Compressed in"), ("decode_seconds", "Opened in")):
+        rows += [(what, f"{facts[key]:.1f} s")] if key in facts else []
+    names = studio.shelf.entry(outcome.id).names
+    links = "".join(
+        f'<a class="bv-link" href="{studio.url(outcome.id, name)}" download>Download .{name.rsplit(".")[-1]}</a>'
+        for name in (FILE, PICTURE)
+        if name in names
+    )
+    return (
+        STYLE
+        + f'<dl class="bv-figures">{"".join(map(_figure, rows))}</dl>{_bars(facts)}<p class="bv-links">{links}</p>'
+    )
+
+
+STYLE = """<style>
+.bv-figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: .6rem; margin: 0; }
+.bv-figures div { border: 1px solid var(--block-border-color); border-radius: 12px; padding: .4rem .7rem;
+  background: var(--block-background-fill); }
+.bv-figures dt { font-size: .75rem; color: var(--body-text-color-subdued); }
+.bv-figures dd { margin: 0; font-weight: 600; font-size: .95rem; }
+.bv-sizes { display: grid; grid-template-columns: max-content 1fr max-content; gap: .25rem .8rem; align-items: center;
+  font-size: .85rem; margin: .8rem 0; }
+.bv-sizes b { grid-column: 1 / -1; font-weight: 600; }
+.bv-sizes i { display: block; height: 10px; border-radius: 5px; background: var(--border-color-primary); }
+.bv-links { margin: .8rem 0 0; }
+.bv-sizes i.own { background: var(--slider-color); }
+</style>"""
+
+
+def _figure(row: tuple[str, str]) -> str:
+    return f"<div><dt>{row[0]}</dt><dd>{row[1]}</dd></div>"
+
+
+def _bars(facts: dict[str, Any]) -> str:
+    """Return bars of the bytes that others need for the same PSNR."""
+    others = facts.get("same_psnr")
+    if not others:
+        return ""
+    each = {"Belvedere": facts["bytes"], **others}
+    longest = max(each.values())
+    rows = "".join(
+        f'<span>{name}</span><i class="{"own" if name == "Belvedere" else ""}" style="width:{100 * n / longest:.1f}%">'
+        f"</i><span>{size(n)}</span>"
+        for name, n in sorted(each.items(), key=lambda item: item[1])
+    )
+    return f'<div class="bv-sizes"><b>For the same PSNR</b>{rows}</div>'
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in a form to read."""
+    return f"{count} bytes" if count < 1000 else f"{count / 1000:.1f} kB" if count < 1e6 else f"{count / 1e6:.2f} MB"

@@ -1,0 +1,202 @@
+"""The server: settings checked, the page behind its door, results by id, an end when it is asked to end."""
+
+import ipaddress
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from belvedere.apps.output import check_folder
+from belvedere.checkpoints import store
+from belvedere.errors import InputError
+
+if TYPE_CHECKING:
+    from belvedere.apps.web.studio import Studio
+
+TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+    ".mp4": "video/mp4",
+    ".glb": "model/gltf-binary",
+    ".json": "application/json",
+}
+"""Media types of results; any other file is only for download."""
+SHOWN = (".png", ".jpg", ".webp", ".gif", ".mp4")
+GRACE = 2
+"""Seconds that open connections, and then work under way, have when the server ends."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the studio is served and kept. ``auth``: "USER:PASSWORD"; needed unless ``host`` is this machine alone.
+    ``models``: folders of models that are offered beside the embedded ones, by name."""
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 7860
+    auth: str | None = field(default=None, repr=False)
+    device: str = "auto"
+    models: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise InputError(f"port {self.port}: give one from 1 to 65535")
+        if self.auth is not None and not all(self.pair or ("", "")):
+            raise InputError("the user and password must be written USER:PASSWORD, neither empty")
+        if self.auth is None and not _is_loopback(self.host):
+            raise InputError(
+                f"host {self.host} can be reached from other machines: set BELVEDERE_AUTH=USER:PASSWORD, or give --auth"
+            )
+
+        for name, path in self.models.items():
+            if not re.fullmatch(r"[\w.-]{1,60}", name) or name in store.embedded():
+                raise InputError(f"model {name!r}: give letters, digits, . and -, and no name of an embedded model")
+            if not (path / "model_index.json").is_file():
+                raise InputError(f"model {name}: no model_index.json in {path}; give the folder of a saved model")
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The user and the password."""
+        if self.auth is None:
+            return None
+        user, _, password = self.auth.partition(":")
+        return user, password
+
+    @property
+    def address(self) -> str:
+        """What to type into a browser."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def default_folder() -> Path:
+    """Return where results are kept when nothing is said: ``XDG_DATA_HOME``, else ~/.local/share."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "belvedere" / "studio"
+
+
+def application(studio: "Studio", auth: tuple[str, str] | None = None, port: int = 7860) -> Any:
+    """Return the ASGI application: the page at ``/`` and results at ``/studio/files/ID/NAME``, behind the door."""
+    import fastapi
+    import gradio as gr
+
+    from belvedere.apps.web import door, page, theme
+    from belvedere.apps.web import studio as shared
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get(f"/{shared.FILES}/{{id}}/{{name}}")
+    def download(id: str, name: str) -> fastapi.Response:
+        try:
+            path = studio.shelf.file(id, name)
+        except InputError as error:
+            return fastapi.responses.PlainTextResponse(f"{error}\n", 404)
+        shown = "inline" if path.suffix in SHOWN else "attachment"
+        return fastapi.responses.FileResponse(
+            path,
+            media_type=TYPES.get(path.suffix, "application/octet-stream"),
+            filename=f"belvedere-{id[:6]}-{name}",
+            content_disposition_type=shown,
+            headers={"cache-control": "private, max-age=3600"},
+        )
+
+    gr.mount_gradio_app(
+        app,
+        page.build(studio),
+        "/",
+        server_name="127.0.0.1",
+        server_port=port,
+        footer_links=["api"],
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        run_history=False,
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=studio.limits.upload_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme.make_theme(),
+        css=theme.CSS,
+        head=theme.HEAD,
+    )
+    return door.Door(app, auth)
+
+
+def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
+    """Serve the studio until the process is told to end; ``ready`` is called with the address once it answers.
+
+    Raises ``InputError`` when the folder cannot be written or the port is taken.
+    """
+    folder, models = settings.folder.absolute(), {name: path.absolute() for name, path in settings.models.items()}
+    check_folder(folder)
+    taken = _bind(settings)
+    uploads = folder / "uploads"
+    uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.chdir(uploads)  # Gradio may serve files of the working directory
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads)}
+    logging.basicConfig(format="belvedere: %(message)s", level=logging.WARNING)
+    import uvicorn
+
+    from belvedere.apps.web import making
+    from belvedere.apps.web.studio import Studio
+
+    studio = Studio(folder, settings.device, models=models)
+    config = uvicorn.Config(
+        application(studio, settings.pair, settings.port),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = uvicorn.Server(config)
+    threading.Thread(target=_announce, args=(server, settings.address, ready), daemon=True).start()
+    studio.runner.background("Make", lambda: making.warm(studio))
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends by them, then raises them again for who was here
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        server.run(sockets=[taken])
+    finally:
+        ended = studio.runner.close(GRACE)
+    if not ended:  # an import or a step that takes long; whatever is on the shelf is whole
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _announce(server: Any, address: str, ready: Callable[[str], object]) -> None:
+    while not server.started and not server.should_exit:
+        time.sleep(0.05)
+    if server.started:
+        ready(address)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Return a socket that listens; ``InputError`` when the port is taken or the host is none of this machine."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(where)
+        return listening
+    except OSError as error:
+        raise InputError(
+            f"cannot serve on {settings.host} port {settings.port}: {error.strerror}; choose another with --port"
+        ) from error

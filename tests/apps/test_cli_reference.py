@@ -1,0 +1,15 @@
+from pathlib import Path
+
+from belvedere.apps.cli_reference import reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+
+
+def test_the_page_is_that_of_the_commands() -> None:
+    assert PAGE.read_text() == reference(), "python -m belvedere.apps.cli_reference > docs/commands.md"
+
+
+def test_every_option_says_what_it_is() -> None:
+    rows = [line for line in reference().splitlines() if line.startswith("| `")]
+    assert len(rows) > 150
+    assert [row for row in rows if not row.split("|")[3].strip()] == []

@@ -1,0 +1,70 @@
+"""A photograph in the browser: made small, painted on, compared, downloaded, and opened again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from skimage import data
+
+from tests.apps.web.conftest import PHONE, Server
+
+pytestmark = pytest.mark.slow
+DROP = "[role=tabpanel]:visible input[type=file]"
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> Path:
+    Image.fromarray(data.chelsea()).save(tmp_path / "cat.png")
+    return tmp_path / "cat.png"
+
+
+def test_a_photograph_there_and_back(
+    open_page: Callable[..., Any], shoot: Callable[[Any, str], None], cat: Path, tmp_path: Path
+) -> None:
+    page = open_page("Compress")
+    page.locator(DROP).first.set_input_files(cat)
+    told = page.locator("#bvd-told")
+    told.get_by_text("For the same PSNR").wait_for()
+    first = told.inner_text()
+    page.locator("#bvd-quality input[type=number]").fill("6")
+    page.locator("#bvd-quality input[type=number]").press("Tab")
+    page.wait_for_function(
+        "before => { const told = document.querySelector('#bvd-told');"
+        "return told.innerText !== before && !told.querySelector('.bv-bar') }",
+        arg=first,
+    )
+    told.get_by_text("For the same PSNR").wait_for()
+    page.wait_for_timeout(1000)  # leaving the field is a second release of the slider
+    told.get_by_text("For the same PSNR").wait_for()
+    shoot(page, "studio-compress")
+    box = page.locator(".board").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.35)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.4, steps=4)
+    page.mouse.up()
+    told.get_by_text("PSNR where painted").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download .bvd").click()
+    download.value.save_as(tmp_path / "cat.bvd")
+    page.reload()
+    page.get_by_role("tab", name="Compress").click()
+    page.locator(DROP).first.set_input_files(tmp_path / "cat.bvd")
+    told.get_by_text("Opened in").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download .png").click()
+    with Image.open(download.value.path()) as image:
+        assert image.size == (451, 300)
+    page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    shoot(page, "studio-compress-phone")
+
+
+def test_the_same_through_the_client(server: Server, cat: Path) -> None:
+    client = pytest.importorskip("gradio_client")
+    studio = client.Client(server.url, verbose=False)
+    strokes = [{"radius": 0.1, "points": [[0.5, 0.4]]}]
+    _, _, told = studio.predict(client.handle_file(cat), 2, strokes, api_name="/compress")
+    assert "PSNR where painted" in told
+    with pytest.raises(Exception, match="from 0 to 1"):
+        studio.predict(client.handle_file(cat), 2, [{"radius": 9}], api_name="/compress")

@@ -1,0 +1,188 @@
+"""The room Make as a person meets it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from belvedere.apps import record
+from belvedere.apps.web.running import BEAT
+from tests.apps.web.conftest import PHONE, Server, start, stop
+
+pytestmark = pytest.mark.slow
+
+MADE = ".bv-large .bv-card a[download]"
+
+
+def chip(page: Any, name: str) -> Any:
+    return page.locator(".bv-chips label", has_text=name)
+
+
+def slide(page: Any, label: str, value: int) -> None:
+    field = page.get_by_label(f"number input for {label}")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def settle(page: Any, count: int) -> None:
+    """Wait until ``count`` pictures are made and shown."""
+    page.locator(MADE).nth(count - 1).wait_for()
+    page.locator(".bv-bar").wait_for(state="detached")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.bv-large img')].every(image => image.complete && image.naturalWidth)"
+    )
+
+
+def make(page: Any, count: int) -> None:
+    page.get_by_role("button", name="Make", exact=True).click()
+    settle(page, count)
+
+
+def few_steps(page: Any, steps: int = 4) -> None:
+    page.get_by_text("More", exact=True).click()
+    slide(page, "Steps", steps)
+
+
+def test_pictures_form_are_kept_and_give_their_settings_back(
+    open_page: Callable[..., Any], shoot: Callable[..., None], tmp_path: Path
+) -> None:
+    page = open_page("Make")
+    page.get_by_text("Nothing made yet").wait_for()
+    chip(page, "car").click()
+    chip(page, "robot").click()
+    page.get_by_label("Seed").fill("7")
+    slide(page, "How many", 6)
+    few_steps(page, 12)
+    page.get_by_role("button", name="Make", exact=True).click()
+    page.locator(".bv-large img[src^='data:image/jpeg']").first.wait_for()
+    settle(page, 6)
+    page.get_by_text("More", exact=True).click()
+    shoot(page, "studio-make")
+
+    with page.expect_download() as saved:
+        page.locator(MADE).nth(1).click()
+    file = tmp_path / "robot.png"
+    saved.value.save_as(file)
+    assert re.fullmatch(r"belvedere-[a-z0-9]{6}-picture\.png", saved.value.suggested_filename)
+    told = record.read(file)
+    assert (told.request.classes, told.request.seed, told.index, told.kind) == (("car", "robot"), 7, 1, "robot")
+
+    page.reload()
+    page.get_by_role("heading", name="Earlier pictures").wait_for()
+    assert page.get_by_label("Seed").input_value() == "0"
+    page.locator("input[type=file]").first.set_input_files(file)
+    page.get_by_text("Settings of picture 2 of 6 (robot)").wait_for()
+    assert page.get_by_label("Seed").input_value() == "7"
+    assert page.get_by_label("number input for How many").input_value() == "6"
+    assert [name for name in ("car", "robot", "boat") if chip(page, name).locator("input").is_checked()] == [
+        "car",
+        "robot",
+    ]
+
+
+def test_a_model_of_any_size_and_a_model_of_text(open_page: Callable[..., Any]) -> None:
+    page = open_page("Make")
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="fitv2-toybox").click()
+    page.get_by_text("Wide 2:1").click()
+    page.wait_for_function("document.querySelector('input[aria-label=\"number input for Width\"]').value === '88'")
+    few_steps(page)
+    slide(page, "Width", 96)
+    slide(page, "Height", 48)
+    slide(page, "How many", 1)
+    make(page, 1)
+    assert page.locator(".bv-large img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [96, 48]
+
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="toybox-diffusion").click()
+    page.get_by_label("Prompt").fill("a red car on grass")
+    few = page.get_by_label("number input for Steps")
+    page.wait_for_function("document.querySelector('.bv-chips') === null")
+    few.fill("4")
+    few.press("Tab")
+    make(page, 1)
+    page.locator(".bv-large figcaption", has_text="a red car on grass").wait_for()
+
+
+def test_stopping_ends_the_work_and_keeps_what_is_done(open_page: Callable[..., Any], server: Server) -> None:
+    page = open_page("Make")
+    slide(page, "How many", 24)
+    few_steps(page, 60)
+    page.get_by_role("button", name="Make", exact=True).click()
+    page.locator(".bv-large img").first.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("tab", name="Machine").click()
+    page.locator("tr", has_text="24 pictures by dimr-toybox").filter(has_text="stopped").first.wait_for()
+    row = page.locator("tr", has_text="running").inner_text()
+    assert "nothing" in row, "the thread is free again"
+    assert BEAT < 1
+
+
+def test_a_refusal_is_a_sentence(open_page: Callable[..., Any]) -> None:
+    page = open_page("Make")
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="toybox-diffusion").click()
+    page.get_by_label("Prompt").wait_for()
+    page.get_by_role("button", name="Make", exact=True).click()
+    page.get_by_text("This model makes pictures of text: write what you want to see.").wait_for()
+
+
+def test_a_picture_of_somebody_else_is_refused(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save(tmp_path / "mine.png")
+    page = open_page("Make")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "mine.png")
+    page.get_by_text("This picture carries no settings: only pictures made by Belvedere do.").wait_for()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_a_phone(dark: bool, open_page: Callable[..., Any], shoot: Callable[..., None]) -> None:
+    page = open_page("Make", size=PHONE, dark=dark)
+    few_steps(page)
+    slide(page, "How many", 2)
+    make(page, 2)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    shoot(page, f"phone-make-{'dark' if dark else 'light'}")
+
+
+def test_it_can_be_worked_by_keys_alone(open_page: Callable[..., Any]) -> None:
+    page = open_page("Make")
+    few_steps(page, 2)
+    slide(page, "How many", 1)
+    box = chip(page, "boat").locator("input")
+    box.focus()
+    page.keyboard.press("Space")
+    assert box.is_checked()
+    page.get_by_role("button", name="Make", exact=True).focus()
+    page.keyboard.press("Enter")
+    settle(page, 1)
+    page.locator(".bv-large figcaption", has_text="boat").wait_for()
+    use = page.locator(".bv-large [data-use]").first
+    use.focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("Settings of picture 1 of 1 (boat)").wait_for()
+
+
+def test_pictures_outlive_the_server(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    first = start(tmp_path / "kept")
+    try:
+        page = open_page("Make", url=first.url)
+        few_steps(page, 2)
+        slide(page, "How many", 2)
+        make(page, 2)
+        ids = [address.split("/")[-2] for address in page.locator(MADE).evaluate_all("all => all.map(a => a.href)")]
+        page.close()
+    finally:
+        assert stop(first) == 0
+    second = start(tmp_path / "kept")
+    try:
+        page = open_page("Make", url=second.url)
+        page.get_by_role("heading", name="Earlier pictures").wait_for()
+        found = page.locator(".bv-card a[download]").evaluate_all("all => all.map(a => a.href)")
+        assert [address.split("/")[-2] for address in found] == ids[::-1]
+        page.close()
+    finally:
+        assert stop(second) == 0

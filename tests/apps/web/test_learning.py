@@ -1,0 +1,182 @@
+"""Lessons: what is refused, what a folder tells, and a process that is stopped, goes on and ends with a concept."""
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from belvedere.apps.web import concept_results, room_personalise
+from belvedere.apps.web.learning import LESSONS, Classroom
+from belvedere.apps.web.lesson import Lesson, Progress, command, read_log
+from belvedere.apps.web.limits import Limits
+from belvedere.apps.web.shelf import ALPHABET
+from belvedere.apps.web.studio import Studio
+from belvedere.checkpoints import store
+from belvedere.checkpoints.concepts import load_concept
+from belvedere.errors import InputError
+from tests.apps.diffusion_helpers import AUTOENCODER, DIFFUSION, train_config
+
+ID = "a" * 20
+LESSON = Lesson("<thing>", "car", "tiny", 10, 3, 1.0)
+
+
+@pytest.fixture
+def classroom(studio: Studio) -> Iterator[Classroom]:
+    room = Classroom(studio)
+    yield room
+    room.close()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (80 * i, 100, 50)).save(path)
+    return [str(path) for path in paths]
+
+
+def write(classroom: Classroom, *rows: Any, lesson: Lesson = LESSON, id: str = ID) -> Path:
+    """Make the folder of a lesson with these rows in its log."""
+    run = classroom.folder / id / "thing.run"
+    run.mkdir(parents=True, exist_ok=True)
+    (classroom.folder / id / "lesson.json").write_text(json.dumps(vars(lesson)))
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "lo')
+    return run
+
+
+def test_a_folder_tells_how_far_its_lesson_is(classroom: Classroom) -> None:
+    run = write(classroom, {"step": 0, "event": "began"}, {"step": 2, "loss": 0.5, "seconds_left": 7.0})
+    (run / "sheets").mkdir()
+    for step in (1, 2):
+        Image.new("RGB", (8, 8)).save(run / "sheets" / f"step-{step:08d}.png")
+    found = classroom.look(ID)
+    assert (found.status, found.step, found.losses, found.seconds_left) == ("stopped", 2, ((2, 0.5),), 7.0)
+    assert [path.name[-5] for path in found.sheets] == ["1", "2"]
+    shown = room_personalise.lesson_shown(found)
+    assert "step 2 of 10" in shown and "Step 2" in shown and "&lt;thing&gt;" in shown and "<thing>" not in shown
+
+
+def test_a_lesson_whose_folder_is_held_is_being_learned(classroom: Classroom, photographs: list[str]) -> None:
+    run = write(classroom)
+    with (run / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert classroom.look(ID).status == "learning"
+        with pytest.raises(InputError, match="another thing is being learned"):
+            classroom.go_on(ID)
+    assert classroom.look(ID).status == "stopped"
+
+
+def test_the_newest_lesson_is_that_which_began_last(classroom: Classroom) -> None:
+    assert classroom.newest() == ""
+    write(classroom, lesson=Lesson("<b>", "car", "tiny", 10, 3, 2.0), id="b" * 20)
+    write(classroom, lesson=Lesson("<c>", "car", "tiny", 10, 3, 1.0), id="c" * 20)
+    (classroom.folder / "other").mkdir()
+    assert classroom.newest() == "b" * 20
+
+
+def test_the_oldest_lessons_go(classroom: Classroom) -> None:
+    ids = [letter * 20 for letter in ALPHABET[: LESSONS + 2]]
+    for when, id in enumerate(ids):
+        write(classroom, lesson=Lesson("<b>", "car", "tiny", 10, 3, float(when)), id=id)
+    classroom._trim()
+    assert sorted(path.name for path in classroom.folder.iterdir()) == sorted(ids[2:])
+
+
+def test_a_fault_is_told_in_one_line_without_paths(classroom: Classroom) -> None:
+    write(classroom)
+    folder = classroom.folder / ID
+    (folder / "fault.txt").write_text(f"a warning\nbelvedere: error: {folder}/photographs: no word 'car'\n")
+    found = classroom.look(ID)
+    assert (found.status, found.fault) == ("failed", "the lesson/photographs: no word 'car'")
+    assert found.fault in room_personalise.lesson_shown(found).replace("&#x27;", "'")
+
+
+@pytest.mark.parametrize("id", ["", "../../etc", "A" * 20, "b" * 20, None, 3])
+def test_ids_of_no_lesson_are_refused(classroom: Classroom, id: Any) -> None:
+    for act in (classroom.look, classroom.go_on, classroom.stop, classroom.concept):
+        with pytest.raises(InputError, match="no such lesson"):
+            act(id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"token": "two words"}, "token"),
+        ({"token": ""}, "token"),
+        ({"token": "x" * 41}, "token"),
+        ({"like": "a\nb"}, "super-category"),
+        ({"like": 3}, "super-category"),
+        ({"base": "/etc"}, "offers no model"),
+        ({"steps": 0}, "1 or more"),
+        ({"steps": 2001}, "too many"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_anything_is_written(
+    classroom: Classroom, photographs: list[str], changes: dict[str, Any], words: str
+) -> None:
+    asked = {"token": "<thing>", "like": "car", "base": "toybox-diffusion", "steps": 4} | changes
+    with pytest.raises(InputError, match=words):
+        classroom.begin(photographs, **asked)
+    assert not classroom.folder.exists()
+
+
+def test_the_number_of_photographs_is_bounded(classroom: Classroom, photographs: list[str]) -> None:
+    for given, words in ((photographs[:1], "too few"), (photographs * 20, "too many")):
+        with pytest.raises(InputError, match=words):
+            classroom.begin(given, "<thing>", "car", "toybox-diffusion", 4)
+
+
+def test_text_from_the_page_cannot_become_an_option(tmp_path: Path) -> None:
+    line = command(Lesson("--force", "-x", "toybox-diffusion", 8, 3, 1.0), tmp_path, "toybox-diffusion")
+    assert "--token=--force" in line and "--like=-x" in line and "--force" not in line
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n[1]\n{"step"')
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]
+    assert read_log(tmp_path / "none") == []
+
+
+def until(classroom: Classroom, id: str, wanted: Callable[[Progress], bool]) -> Progress:
+    end = time.monotonic() + 240
+    while not wanted(found := classroom.look(id)):
+        assert time.monotonic() < end, found
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.slow
+def test_a_lesson_is_stopped_goes_on_and_ends_with_a_concept(tmp_path: Path, photographs: list[str]) -> None:
+    train_config(AUTOENCODER, tmp_path / "vae")
+    base = train_config(DIFFUSION | {"vae": str(tmp_path / "vae" / "model")}, tmp_path / "tiny")
+    studio = Studio(tmp_path / "studio", "cpu", Limits(), {"tiny": base})
+    classroom = Classroom(studio)
+    id = classroom.begin(photographs, "<thing>", "car", "tiny", 20)
+    with pytest.raises(InputError, match="another thing"):
+        classroom.begin(photographs, "<other>", "car", "tiny", 20)
+    until(classroom, id, lambda found: found.step >= 2)
+    classroom.stop(id)
+    stopped = until(classroom, id, lambda found: found.status != "learning")
+    assert stopped.status == "stopped" and stopped.step < 20
+    with pytest.raises(InputError, match="not learned yet"):
+        concept_results.keep(studio, classroom, id)
+    classroom.go_on(id)
+    done = until(classroom, id, lambda found: found.status != "learning")
+    assert done.status == "learned" and done.step == 20 and len(done.sheets) >= 4, done.fault
+    kept = concept_results.keep(studio, classroom, id)
+    assert concept_results.keep(studio, classroom, id) == kept
+    name = concept_results.name_of(studio.shelf.entry(kept))
+    assert name == "thing.concept.safetensors"
+    assert load_concept(studio.shelf.file(kept, name)).token == "<thing>"
+    with pytest.raises(InputError, match="must hold <thing>"):
+        concept_results.make(studio, kept, "a photo of a car", 0.0, 1, 0, 2, lambda _: None)
+    ids = concept_results.make(studio, kept, "a photo of a <thing>", 0.5, 2, 0, 2, lambda _: None)
+    content = studio.shelf.file(ids[0], concept_results.PICTURE).read_bytes()
+    assert str(tmp_path / "studio").encode() not in content
+    assert [entry.id for entry in concept_results.pictures(studio, 5)] == ids[::-1]
+    assert store.verify(base)

@@ -1,0 +1,131 @@
+"""The room Compress: figures that are true, files that open again, and what is refused."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from belvedere.apps.web import compressing, room_compress
+from belvedere.apps.web.compressing import FILE, PICTURE
+from belvedere.apps.web.limits import Limits
+from belvedere.apps.web.running import Stopped
+from belvedere.apps.web.studio import Studio
+from belvedere.errors import BitstreamError, InputError
+
+SHARP = [{"radius": 0.2, "points": [[0.25, 0.5]]}]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    return Studio(tmp_path_factory.mktemp("studio"), "cpu", Limits(upload_pixels=100_000))
+
+
+@pytest.fixture(scope="module")
+def cat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "cat.png"
+    Image.fromarray(data.chelsea()[40:168, 80:272]).save(path)
+    return path
+
+
+def nothing(_: Any) -> None:
+    """What is told to nobody."""
+
+
+def test_figures_are_those_of_the_file(studio: Studio, cat: Path) -> None:
+    told: list[float] = []
+    done = compressing.compress(studio, str(cat), 3.0, [], told.append)
+    content = studio.shelf.file(done.id, FILE).read_bytes()
+    assert done.facts["bytes"] == len(content) and done.facts["uploaded"] == cat.stat().st_size
+    assert done.facts["bpp"] == pytest.approx(8 * len(content) / (192 * 128))
+    assert done.before is not None and done.before.size == done.after.size == (192, 128)
+    error = (np.asarray(done.before, float) - np.asarray(done.after, float)) ** 2
+    assert done.facts["psnr"] == pytest.approx(10 * np.log10(255**2 / error.mean()))
+    assert 0 < told[0] < told[-1] <= 1
+    for name, size in done.facts["same_psnr"].items():
+        assert 100 < size < cat.stat().st_size, name
+    shown = room_compress.figures(studio, done)
+    assert studio.url(done.id, FILE) in shown and f"{done.facts['psnr']:.2f} dB" in shown
+
+
+def test_others_are_compared_at_the_smallest_size_that_is_as_good() -> None:
+    image = Image.fromarray(data.chelsea()[:96, :96])
+    found = compressing.peers(image, 33.0, nothing)
+    stream = io.BytesIO()
+    for quality in range(1, 96):
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+        if compressing.psnr(image, Image.open(stream)) >= 33:
+            break
+    assert found["JPEG"] == len(stream.getvalue())
+    assert compressing.peers(Image.new("RGB", (2000, 1000)), 33.0, nothing) == {}
+
+
+def test_what_is_painted_stays_sharper(studio: Studio, cat: Path) -> None:
+    whole = compressing.compress(studio, str(cat), 6.0, [], nothing)
+    part = compressing.compress(studio, str(cat), 6.0, SHARP, nothing)
+    assert part.facts["bytes"] < whole.facts["bytes"]
+    assert part.facts["psnr"] < part.facts["painted_psnr"]
+    assert "where painted" in room_compress.figures(studio, part)
+
+
+def test_a_file_opens_again_as_the_same_picture(studio: Studio, cat: Path) -> None:
+    done = compressing.compress(studio, str(cat), 2.0, [], nothing)
+    opened = compressing.open_file(studio, studio.shelf.file(done.id, FILE).read_bytes(), nothing)
+    with Image.open(studio.shelf.file(opened.id, PICTURE)) as image:
+        assert image.tobytes() == done.after.tobytes()
+    assert opened.before is None and opened.facts["quality"] == 2
+    assert "Download .png" in room_compress.figures(studio, opened)
+    assert opened.id in {entry.id for entry in compressing.earlier(studio)}
+
+
+def test_the_newest_file_of_each_picture_is_listed(studio: Studio, cat: Path) -> None:
+    ids = [compressing.compress(studio, str(cat), quality, [], nothing).id for quality in (1.0, 2.0)]
+    listed = [entry.id for entry in compressing.earlier(studio)]
+    assert listed[0] == ids[1] and ids[0] not in listed
+
+
+def test_what_is_no_file_or_picture_is_refused(studio: Studio, cat: Path, tmp_path: Path) -> None:
+    done = compressing.compress(studio, str(cat), 2.0, [], nothing)
+    content = studio.shelf.file(done.id, FILE).read_bytes()
+    before = studio.shelf.used
+    with pytest.raises(BitstreamError):
+        compressing.open_file(studio, content[:-5], nothing)
+    for quality in (0.5, 9.0):
+        with pytest.raises(InputError, match="quality"):
+            compressing.compress(studio, str(cat), quality, [], nothing)
+    Image.new("RGB", (400, 400)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match="100000"):
+        compressing.compress(studio, str(tmp_path / "large.png"), 2.0, [], nothing)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match="PNG, JPEG or WebP"):
+        compressing.compress(studio, str(tmp_path / "text.png"), 2.0, [], nothing)
+    assert studio.shelf.used == before
+
+
+def test_a_file_of_more_pixels_than_the_studio_opens_is_refused_before_it_is_decoded(studio: Studio) -> None:
+    from belvedere.compression import bitstream
+    from belvedere.compression.tiling import Layout
+
+    layout = Layout()
+    header = bitstream.Header(bytes(bitstream.MODEL_BYTES), 4000, 4000, 0, layout, 8, False, b"", b"")
+    tiles = [bitstream.Tile(b"", 0)] * layout.count(4000, 4000)
+    with pytest.raises(InputError, match="4000 x 4000 pixels, more than"):
+        compressing.open_file(studio, bitstream.write(header, tiles), nothing)
+
+
+def test_stopping_keeps_nothing(studio: Studio, cat: Path) -> None:
+    def stop(_: Any) -> None:
+        raise Stopped
+
+    before = studio.shelf.used
+    with pytest.raises(Stopped):
+        compressing.compress(studio, str(cat), 2.0, [], stop)
+    assert studio.shelf.used == before
+
+
+def test_sizes_are_written_to_be_read() -> None:
+    assert [room_compress.size(n) for n in (12, 8900, 1_234_567)] == ["12 bytes", "8.9 kB", "1.23 MB"]
