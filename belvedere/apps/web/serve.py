@@ -151,6 +151,7 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chdir(uploads)  # Gradio may serve files of the working directory
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads)}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores that serve the page
     logging.basicConfig(format="belvedere: %(message)s", level=logging.WARNING)
     import uvicorn
 
