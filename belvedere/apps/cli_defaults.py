@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from belvedere.errors import InputError
 
 PREFIX = "BELVEDERE"
@@ -47,6 +45,8 @@ def read_defaults(command: Any) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
+    import yaml
+
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)

@@ -4,7 +4,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from belvedere.apps import output, work
@@ -106,8 +106,6 @@ def _takes_text(model: "Model") -> bool:
 
 
 def _job(studio: Studio, name: str, request: GenerateRequest) -> "Job":
-    from dataclasses import replace
-
     model = load(studio, name)
     if _takes_text(model) and not request.prompts:
         request = replace(request, prompts=("a picture",))
@@ -148,9 +146,12 @@ def make(studio: Studio, settings: Settings, tell: Callable[[Making], None]) -> 
     studio.limits.check_request((wide, high), settings.steps, settings.count)
     state = Making(total=request.count)
 
+    def news() -> None:  # a copy: the page reads it in another thread
+        tell(replace(state, shown=dict(state.shown), made=list(state.made)))
+
     def progress(done: float, total: int) -> None:
         state.done = done
-        tell(state)
+        news()
 
     for i, (image, record) in enumerate(
         work.run(job, range(request.count), progress=progress, preview=_previews(job, state))
@@ -161,7 +162,7 @@ def make(studio: Studio, settings: Settings, tell: Callable[[Making], None]) -> 
         state.shown[i] = url, record.kind, str(facts["note"]), key
         state.made.append({"id": key, "url": url, "kind": record.kind, "width": image.width, "height": image.height,
                            "seed": request.seed, "index": i, "pixels": record.pixels})  # fmt: skip
-        tell(state)
+        news()
     return state
 
 

@@ -1,20 +1,18 @@
 """The page: a header, and a tab for each room."""
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import gradio as gr
 
+from belvedere.apps.web import room_compress, room_machine, room_make, room_orbit, room_personalise
 from belvedere.apps.web.studio import Studio
 
 ROOMS = {
-    "Make": "room_make",
-    "Personalise": "room_personalise",
-    "Orbit": "room_orbit",
-    "Compress": "room_compress",
-    "Machine": "room_machine",
+    "Make": room_make.build,
+    "Personalise": room_personalise.build,
+    "Orbit": room_orbit.build,
+    "Compress": room_compress.build,
+    "Machine": room_machine.build,
 }
-"""Title of each room and the module of this package whose ``build(studio, page)`` fills its tab."""
+"""What fills each tab, by its title."""
 CACHE = (600, 3600)
 """Seconds: how often Gradio's copies of uploads are looked through, and the age at which they go."""
 
@@ -30,12 +28,9 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="Belvedere", analytics_enabled=False, delete_cache=CACHE) as page:
         gr.HTML(_HEADER, js_on_load=_LIGHT_OR_DARK)
         with gr.Tabs():
-            for title, name in ROOMS.items():
-                module = f"{__package__}.{name}"
-                if find_spec(module) is None:
-                    continue
+            for title, fill in ROOMS.items():
                 with gr.Tab(title, id=title.lower()):
-                    import_module(module).build(studio, page)
+                    fill(studio, page)
     page.has_launched = True  # or Gradio takes any path of the server for an upload when the page is mounted
     page.queue(max_size=studio.limits.waiting, default_concurrency_limit=1, api_open=False)
     return page

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,6 +11,7 @@ from belvedere.apps.requests import MAX_SEED
 from belvedere.apps.web import cards, making, uploads
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.making import CHIPS, Abilities, Making, Settings
+from belvedere.apps.web.shelf import Entry
 from belvedere.apps.web.studio import WORK, Studio
 from belvedere.checkpoints import store
 
@@ -157,15 +158,19 @@ def _events(
     def earlier(pictures: list[dict[str, Any]] | None) -> str:
         return _earlier(studio, {picture["id"] for picture in pictures or []})
 
+    def stopped(pictures: list[dict[str, Any]] | None) -> tuple[str, str]:
+        ids = {picture["id"] for picture in pictures or []}
+        return _finished(studio, ids), _earlier(studio, ids)
+
     run = go.click(make, asked, [shown, made], api_name="make", show_progress="hidden", scroll_to_output=True, **busy)
     run.then(earlier, made, old, api_name="earlier", queue=False)
-    stop.click(earlier, made, old, cancels=[run], api_name="stop", queue=False)
+    stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", queue=False)
     inputs[0].input(
         choose, [inputs[0], inputs[8], inputs[9]], inputs, api_name="choose", show_progress="hidden", **busy
     )
     dropped.upload(recall, dropped, [*inputs, told], api_name="recall", show_progress="hidden", **busy)
     for gallery in (shown, old):
-        gallery.select(again, None, [*inputs, told], api_name=False, show_progress="hidden", **busy)
+        gallery.select(again, None, [*inputs, told], api_name="again", show_progress="hidden", **busy)
     page.load(earlier, made, old, api_name="results", queue=False)
 
 
@@ -185,20 +190,21 @@ def _shown(news: Making | None) -> str:
     return bar + cards.cards(each)
 
 
+def _finished(studio: Studio, ids: set[str]) -> str:
+    """Return the pictures that were made before the work was stopped."""
+    entries = [entry for entry in reversed(making.earlier(studio)) if entry.id in ids]
+    return _kept(studio, entries) if entries else EMPTY
+
+
 def _earlier(studio: Studio, apart: set[str]) -> str:
     """Return the newest pictures of the shelf, without those that are shown ``apart``."""
     entries = [entry for entry in making.earlier(studio) if entry.id not in apart]
-    if not entries:
-        return ""
-    each = (
-        cards.result(
-            studio,
-            entry,
-            title=str(entry.facts.get("title", "")),
-            note=str(entry.facts.get("note", "")),
-            shown=making.PICTURE,
-            use=True,
-        )
-        for entry in entries
+    return f"<h3>Earlier pictures</h3>{_kept(studio, entries)}" if entries else ""
+
+
+def _kept(studio: Studio, entries: Sequence[Entry]) -> str:
+    told = [(str(entry.facts.get("title", "")), str(entry.facts.get("note", ""))) for entry in entries]
+    return cards.cards(
+        cards.result(studio, entry, title=title, note=note, shown=making.PICTURE, use=True)
+        for entry, (title, note) in zip(entries, told, strict=True)
     )
-    return f"<h3>Earlier pictures</h3>{cards.cards(each)}"

@@ -99,6 +99,17 @@ def test_settings_come_back_from_a_picture(client: Client, server: Server, tmp_p
     assert "picture 1 of 1" in told
 
 
+def test_what_was_finished_before_a_stop_is_kept(client: Client) -> None:
+    job = client.submit(model="dimr-toybox", kinds=["mug"], steps=40, count=24, api_name="/make")
+    while not (job.outputs() and job.outputs()[-1][1]):
+        assert not job.done()
+        time.sleep(0.05)
+    made = job.outputs()[-1][1]
+    assert job.cancel()
+    shown, _ = client.predict(made, api_name="/stop")
+    assert all(picture["url"] in shown for picture in made)
+
+
 def test_a_job_can_be_cancelled(client: Client, server: Server) -> None:
     job = client.submit("dimr-toybox", ["car"], steps=100, count=24, api_name="/make")
     while not job.outputs():
