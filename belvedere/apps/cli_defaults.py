@@ -45,8 +45,6 @@ def read_defaults(command: Any) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    import yaml
-
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
@@ -54,6 +52,10 @@ def _read(path: Path) -> Any:
         raise InputError(f"defaults {path}: {error.strerror}; mend or unset {PREFIX}_CONFIG") from error
     if len(text) > MAX_BYTES:
         raise InputError(f"defaults {path}: has more than {MAX_BYTES} bytes; that is no file of defaults")
+    if not text.strip():
+        return {}
+    import yaml
+
     try:
         return yaml.safe_load(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
