@@ -19,22 +19,22 @@ CLIENTS, EACH = 20, 10
 
 def join(server: Server, seed: int) -> str:
     """Put a request into the queue and return its number."""
-    data = ["dimr-toybox", ["car"], "", "", 64, 64, 1, 1, seed, 1]
+    data = ["tiny", ["car"], "", "", 64, 64, 1, 1, seed, 1]
     return httpx.post(f"{server.url}gradio_api/call/make", json={"data": data}, timeout=60).json()["event_id"]
 
 
-def test_two_hundred_requests_of_twenty_clients(tmp_path: Path) -> None:
-    server = start(tmp_path / "kept")
+def test_two_hundred_requests_of_twenty_clients(tmp_path: Path, tiny_model: Path) -> None:
+    server = start(tmp_path / "kept", "--model", f"tiny={tiny_model}")
     try:
         clients = [Client(server.url, verbose=False) for _ in range(CLIENTS)]
-        warm = clients[0].predict("dimr-toybox", ["car"], steps=1, count=1, api_name="/make")
+        warm = clients[0].predict("tiny", ["car"], steps=1, count=1, api_name="/make")
         before, answers, refusals, lock = resident(server), dict[int, str](), list[str](), threading.Lock()
 
         def ask(client: Client, first: int) -> None:
             for number in range(first, first + EACH):
                 while True:
                     try:
-                        told = client.predict("dimr-toybox", ["car"], seed=number, steps=1, count=1, api_name="/make")
+                        told = client.predict("tiny", ["car"], seed=number, steps=1, count=1, api_name="/make")
                     except Exception as error:
                         with lock:
                             refusals.append(str(error))
