@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from belvedere.apps.requests import ViewRequest
-from belvedere.apps.web import cards, scene_results
+from belvedere.apps.web import cards, scene_results, uploads
 from belvedere.apps.web.running import Tell, in_words
 from belvedere.apps.web.shelf import Entry
 from belvedere.apps.web.strip import strip
@@ -32,8 +32,8 @@ def build(studio: Studio, page: gr.Blocks) -> None:
         return
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            photograph = gr.Image(
-                label="Photograph", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=260,
+            photograph = uploads.picture_input(
+                label="Photograph", sources=["upload", "clipboard"], height=260,
                 format="png", buttons=[], elem_id="orbit-photograph",
             )  # fmt: skip
             model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
