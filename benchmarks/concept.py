@@ -26,7 +26,7 @@ from belvedere.apps.evaluate import load_classifier
 from belvedere.apps.personalize import Plan, personalize
 from belvedere.apps.record import processor
 from belvedere.apps.requests import GenerateRequest
-from belvedere.data.images import to_tensor
+from belvedere.data.images import to_image, to_tensor
 from belvedere.data.toybox.captions import CAPTION_COLORS, GROUND_WORDS
 from belvedere.data.toybox.dataset import KINDS
 from belvedere.data.toybox.palette import COLORS
@@ -73,11 +73,6 @@ def views(grounds: Sequence[str], dice: np.random.Generator, count: int) -> Tens
     scenes = subject([grounds[i % len(grounds)] for i in range(count)])
     turn, rise = dice.uniform(-0.35, 0.35, count), dice.uniform(-0.1, 0.1, count)
     return image(scenes, cameras(scenes, turn, rise), (SIDE, SIDE), SAMPLES, torch.device("cpu"))
-
-
-def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    bytes_ = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)  # (n, h, w, 3)
-    return [Image.fromarray(one) for one in bytes_.numpy()]
 
 
 def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
@@ -137,13 +132,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/concept"), help="photographs, run and concept")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "concept.json")
     parser.add_argument("--sheet", type=Path, default=Path("docs/images/concept.png"))
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("overrides", nargs="*", help="KEY.PATH=VALUE of the recipe")
     options = parser.parse_args()
 
     photos = options.work / "photos"
     photos.mkdir(parents=True, exist_ok=True)
-    shots = to_pictures(views(PHOTO_GROUNDS, np.random.default_rng(0), 6))
+    shots = [to_image(view) for view in views(PHOTO_GROUNDS, np.random.default_rng(0), 6)]
     for i, shot in enumerate(shots):
         shot.save(photos / f"{i}.png")
     concept = options.work / "toy.concept.safetensors"

@@ -12,7 +12,6 @@ for each verb, in that one for each verb of it, and in those options by their lo
       generation: {count: 480}
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,6 @@ from belvedere.errors import InputError
 
 PREFIX = "BELVEDERE"
 """Of environment variables: ``BELVEDERE_GENERATE_STEPS`` is the default of ``belvedere generate --steps``."""
-MAX_BYTES = 1 << 20
 
 
 def defaults_file() -> tuple[Path, bool]:
@@ -39,53 +37,56 @@ def read_defaults(command: Any) -> dict[str, Any]:
     Raises ``InputError`` that names the file and the key for what no verb or option is called, and for a file that is
     not YAML.
     """
+    return _merged(_from_file(command), _from_environment(command, PREFIX))
+
+
+def _from_file(command: Any) -> dict[str, Any]:
     path, named = defaults_file()
-    values = _read(path) if named or path.is_file() else {}
-    return _section(command, values, str(path), PREFIX)
-
-
-def _read(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"defaults {path}: {error.strerror}; mend or unset {PREFIX}_CONFIG") from error
-    if len(text) > MAX_BYTES:
-        raise InputError(f"defaults {path}: has more than {MAX_BYTES} bytes; that is no file of defaults")
-    if not text.strip():
+    if not named and not path.is_file():
         return {}
-    import yaml
+    from belvedere.apps.written import read_mapping
 
+    values = read_mapping(path, f"defaults {path}")
     try:
-        return yaml.safe_load(text) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise InputError(f"defaults {path}: is not YAML ({' '.join(str(error).split())[:200]})") from error
+        return _section(command, values, "")
+    except InputError as error:
+        raise InputError(f"defaults {path}: {error}") from error
 
 
-def _section(command: Any, values: Any, where: str, prefix: str) -> dict[str, Any]:
-    """Return the defaults of one command by names of parameters, those of its own commands inside.
+def _section(command: Any, values: Any, where: str) -> dict[str, Any]:
+    """Return the file's defaults of one command, those of its own commands inside; ``where``: its key in the file."""
+    from belvedere.apps.written import check_keys
 
-    ``prefix``: of its variables in the environment.
-    """
     if not isinstance(values, Mapping):
-        raise InputError(f"defaults {where}: must have keys and values, not {str(values)[:80]!r}")
+        raise InputError(f"{where.rstrip('.')}: must have keys and values, not {str(values)[:80]!r}")
     commands, options = getattr(command, "commands", {}), _options(command)
-    for key in values:
-        if key not in commands and key not in options:
-            near = difflib.get_close_matches(str(key), [*commands, *options], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*commands, *options][:20])}"
-            raise InputError(f"defaults {where}: knows no {str(key)[:80]!r}; {hint}")
-    inside = {
-        name: _section(child, values.get(name, {}), f"{where}: {name}", f"{prefix}_{_upper(name)}")
-        for name, child in commands.items()
+    check_keys(values, [*commands, *options], where)
+    found = {}
+    for name, value in values.items():
+        if name in commands:
+            found[name] = _section(commands[name], value, f"{where}{name}.")
+        else:
+            found[options[name].name] = _value(value, options[name], f"{where}{name}")
+    return found
+
+
+def _from_environment(command: Any, prefix: str) -> dict[str, Any]:
+    """Return the defaults of one command, and of its own, in variables that begin with ``prefix``."""
+    found = {
+        name: section
+        for name, child in getattr(command, "commands", {}).items()
+        if (section := _from_environment(child, f"{prefix}_{_upper(name)}"))
     }
-    found: dict[str, Any] = {name: section for name, section in inside.items() if section}
-    for name, parameter in options.items():
-        if name in values:
-            found[parameter.name] = _value(values[name], parameter, f"{where}: {name}")
+    for name, parameter in _options(command).items():
         if told := os.environ.get(f"{prefix}_{_upper(name)}"):
             found[parameter.name] = _value(told, parameter, name)
     return found
+
+
+def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return both; where both tell something, what ``second`` does."""
+    both = {key: _merged(first[key], value) for key, value in second.items() if isinstance(first.get(key), dict)}
+    return {**first, **second, **both}
 
 
 def _upper(name: str) -> str:
@@ -105,5 +106,5 @@ def _options(command: Any) -> dict[str, Any]:
 def _value(value: Any, parameter: Any, where: str) -> Any:
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, str | int | float | bool) for item in items):
-        raise InputError(f"defaults {where}: must be a text, a number, true or false, or a list of them")
+        raise InputError(f"{where}: must be a text, a number, true or false, or a list of them")
     return items if parameter.multiple else value

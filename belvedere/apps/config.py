@@ -1,7 +1,6 @@
 """The config of a training run: YAML or a packaged name -> frozen dataclasses. An unknown key is an error."""
 
 import dataclasses
-import difflib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -10,17 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from belvedere.apps.finetune import FinetuneConfig
+from belvedere.apps.written import check_keys, parse_yaml, read_mapping
 from belvedere.errors import InputError
 
 T = TypeVar("T")
-
-MAX_BYTES = 256 << 10
-"""Of a config's file."""
-MAX_DEPTH = 32
-"""Of lists and mappings in one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +150,6 @@ def call(function: Callable[..., Any], values: Mapping[str, Any], where: str) ->
     return function(**values)
 
 
-def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str = "") -> None:
-    """Raise ``InputError`` that names the first unknown key and the nearest known one."""
-    known = list(known)
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key)[:80], known, 1, 0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise InputError(f"unknown config key {f'{where}{key}'[:80]!r}: {hint}")
-
-
 def _folder() -> Any:
     return resources.files("belvedere") / "configs"
 
@@ -176,35 +159,7 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     source = packaged if packaged.is_file() else Path(name_or_path)
     if not source.is_file():
         raise InputError(f"no config {str(name_or_path)!r}: give a YAML file or one of {', '.join(config_names())}")
-    with source.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise InputError(f"config {name_or_path}: has more than the {MAX_BYTES >> 10} KB a config may have")
-    try:
-        values = _parse_yaml(content.decode())
-    except ValueError as error:
-        raise InputError(f"config {name_or_path}: not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"config {name_or_path}: must be a mapping of keys")
-    return values
-
-
-def _parse_yaml(text: str) -> Any:
-    """Return the value of YAML; ``ValueError`` for what is none, and for what few bytes make endless.
-
-    That is deep nesting, whose time grows with its square, and aliases, by which a few lines stand for any number.
-    """
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("it has an alias, *name; write the value itself")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    return read_mapping(source, f"config {name_or_path}")
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -217,7 +172,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {parent!r} has no keys below it")
     try:
-        values[key] = _parse_yaml(text)
+        values[key] = parse_yaml(text)
     except ValueError:
         raise InputError(f"override {override!r}: the value is not YAML") from None
 

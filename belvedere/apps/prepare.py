@@ -24,10 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from belvedere.apps.config import call, check_keys
+from belvedere.apps.config import call
 from belvedere.apps.output import check_folder, writing
 from belvedere.apps.training_state import only_run
 from belvedere.apps.work import Progress
+from belvedere.apps.written import check_keys
 from belvedere.checkpoints import store
 from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
 from belvedere.checkpoints.components import read_json

@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from belvedere.apps.config import TrainConfig, check_keys
+from belvedere.apps.config import TrainConfig
 from belvedere.apps.task import Task, check_numbers, make_dataset, make_network, save_grid
+from belvedere.apps.written import check_keys
 from belvedere.errors import InputError
 
 EXAMPLES = 128

@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from belvedere.apps.config import ExportConfig, TrainConfig, check_keys
+from belvedere.apps.config import ExportConfig, TrainConfig
 from belvedere.apps.task import Task, make_dataset, save_grid
 from belvedere.apps.training_state import atomic_directory, digest
+from belvedere.apps.written import check_keys
 from belvedere.data.concept_photos import TEMPLATES, ConceptPhotos, photo_files
 from belvedere.errors import InputError
 from belvedere.generation.concept import Concept

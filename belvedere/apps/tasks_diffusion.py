@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from belvedere.apps.config import ExportConfig, TrainConfig, call, check_keys
+from belvedere.apps.config import ExportConfig, TrainConfig, call
 from belvedere.apps.latents import Loss, load_vae, of_data
 from belvedere.apps.task import Task, cast_weights, check_numbers, export_network, make_dataset, save_grid
+from belvedere.apps.written import check_keys
 from belvedere.data.latents import SCALE
 from belvedere.errors import InputError
 from belvedere.seeds import BatchRng, generator

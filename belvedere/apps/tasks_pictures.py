@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from belvedere.apps.config import ExportConfig, TrainConfig, call, check_keys
+from belvedere.apps.config import ExportConfig, TrainConfig, call
 from belvedere.apps.finetune import begin
 from belvedere.apps.latents import Loss, load_vae, of_data
 from belvedere.apps.task import (
@@ -18,6 +18,7 @@ from belvedere.apps.task import (
     make_network,
     save_grid,
 )
+from belvedere.apps.written import check_keys
 from belvedere.data import Dataset
 from belvedere.errors import InputError
 from belvedere.files import atomic_write

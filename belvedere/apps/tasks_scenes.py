@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from belvedere.apps.config import TrainConfig, check_keys
+from belvedere.apps.config import TrainConfig
 from belvedere.apps.task import Task, check_numbers, export_network, make_dataset, make_network, save_grid
+from belvedere.apps.written import check_keys
 from belvedere.data import Dataset
 from belvedere.errors import InputError
 

@@ -144,6 +144,12 @@ def fit(image: Image.Image, side: int, unit: int) -> Image.Image:
     return image.resize(fit_size(*image.size, side, unit), Image.Resampling.BICUBIC)
 
 
+def to_image(pixels: Tensor) -> Image.Image:
+    """Return the RGB picture of pixels (3 or 1, h, w) in [-1, 1]; what is outside is clipped."""
+    levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).byte()
+    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # (h, w, 3)
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB picture as uint8 (3, h, w)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, h, w)

@@ -72,10 +72,15 @@ class ClassPipeline(DiffusionPipeline):
 
     def _pixels(self, sample: Tensor) -> Tensor:
         """Return the pixels (c, H, W), about [-1, 1], of one sample (c, h, w), a latent or the picture itself."""
-        if self.vae is None:
-            return sample.float()
-        latent = (sample / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return self.vae.decode(latent[None]).sample[0].float()
+        return to_pixels(self.vae, sample)
+
+
+def to_pixels(vae: Any, sample: Tensor) -> Tensor:
+    """Return the pixels (c, H, W), about [-1, 1], float32, of a latent (c, h, w); without a ``vae``, of pixels."""
+    if vae is None:
+        return sample.float()
+    latent = (sample / vae.config.scaling_factor).to(vae.dtype)
+    return vae.decode(latent[None]).sample[0].float()
 
 
 def draw(shape: Sequence[int], source: torch.Generator | None) -> Tensor:

@@ -54,7 +54,9 @@ def test_pictures_a_sheet_and_again(
     assert {name: (out / name).read_bytes() for name in names} == content
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BELVEDERE_CONFIG")  # nobody's defaults: there is no file
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     program = (
         "import sys, time; sys.argv = ['belvedere', '--help']\n"
         "from belvedere.apps.cli import main\n"

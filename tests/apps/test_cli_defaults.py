@@ -42,13 +42,16 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("generate: {stepz: 3}", "generate: knows no 'stepz'; did you mean steps?"),
-        ("generat: {steps: 3}", "knows no 'generat'; did you mean generate?"),
+        ("generate: {stepz: 3}", "unknown config key 'generate.stepz': did you mean 'steps'?"),
+        ("generat: {steps: 3}", "unknown config key 'generat': did you mean 'generate'?"),
         ("generate: 3", "must have keys and values"),
-        ("generate: {steps: {a: 1}}", "generate: steps: must be a text, a number"),
-        ("generate: {steps: [", "is not YAML"),
-        ("!!python/object/apply:os.system [ls]", "is not YAML"),
-        ("x" * (1 << 20 | 1), "has more than"),
+        ("generate: {steps: {a: 1}}", "generate.steps: must be a text, a number"),
+        ("generate: {steps: [", "not YAML"),
+        ("!!python/object/apply:os.system [ls]", "not YAML"),
+        ("x" * (1 << 18 | 1), "has more than"),
+        ("generate: &a [1]\nview: *a", "it has an alias"),
+        ("[" * 40 + "]" * 40, "nested deeper"),
+        ("[generate]", "must be a mapping"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str) -> None:

@@ -13,8 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
-import secrets
 import shutil
 import signal
 import subprocess
@@ -26,7 +24,7 @@ from pathlib import Path
 
 from belvedere.apps.web import uploads
 from belvedere.apps.web.lesson import OUT, Lesson, Progress, check_word, command, read_log
-from belvedere.apps.web.shelf import ALPHABET
+from belvedere.apps.web.shelf import ID, fresh_id
 from belvedere.apps.web.studio import Studio
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
@@ -39,7 +37,6 @@ LESSONS = 20
 """That are kept; the oldest go."""
 GRACE = 60
 """Seconds that a process has to write its checkpoint."""
-_ID = re.compile(f"[{ALPHABET}]{{20}}")
 
 
 class Classroom:
@@ -67,7 +64,7 @@ class Classroom:
             )
         self.studio.limits.check_learning(len(photographs), steps)
         self._check_free()
-        key = "".join(secrets.choice(ALPHABET) for _ in range(20))
+        key = fresh_id()
         folder = self.folder / key / "photographs"
         folder.mkdir(parents=True, mode=0o700)
         for number, photograph in enumerate(photographs):
@@ -125,7 +122,7 @@ class Classroom:
 
     def lesson(self, id: str) -> Lesson:
         """Return a lesson; ``InputError`` when there is none of this id."""
-        if not isinstance(id, str) or not _ID.fullmatch(id) or not self._is_lesson(id):
+        if not isinstance(id, str) or not ID.fullmatch(id) or not self._is_lesson(id):
             raise InputError("there is no such lesson: begin one")
         return Lesson(**json.loads((self.folder / id / "lesson.json").read_text()))
 
@@ -155,7 +152,7 @@ class Classroom:
 
     def _ids(self) -> list[str]:
         """Return the ids of all lessons, the newest first."""
-        found = [path.name for path in self.folder.glob("*") if _ID.fullmatch(path.name) and self._is_lesson(path.name)]
+        found = [path.name for path in self.folder.glob("*") if ID.fullmatch(path.name) and self._is_lesson(path.name)]
         return sorted(found, key=lambda id: self.lesson(id).when, reverse=True)
 
     def _trim(self) -> None:

@@ -1,7 +1,5 @@
 """What the room Make does: from settings to pictures on the shelf, and from a picture back to its settings."""
 
-import base64
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from belvedere.apps import output, work
 from belvedere.apps.requests import GenerateRequest
+from belvedere.apps.web.pictures import data_uri, reduced
 from belvedere.apps.web.shelf import Entry
 from belvedere.apps.web.studio import Studio
 from belvedere.errors import InputError
@@ -181,18 +180,10 @@ def _previews(job: "Job", state: Making) -> "Callable[[list[int], Callable[[], S
         if began < due:
             return
         for i, image in zip(indices, look(), strict=True):
-            state.shown[i] = data_uri(image), job.names[job.label(i)], "forming", ""
+            state.shown[i] = data_uri(reduced(image, PREVIEW_SIDE)), job.names[job.label(i)], "forming", ""
         due = time.monotonic() + max(PREVIEW_SECONDS, 4 * (time.monotonic() - began))
 
     return preview
-
-
-def data_uri(image: "Image.Image") -> str:
-    """Return a picture, at most ``PREVIEW_SIDE`` pixels a side, as an address that holds it."""
-    stream, small = io.BytesIO(), image.copy()
-    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    small.convert("RGB").save(stream, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def recall(studio: Studio, record: "Record") -> tuple[Settings, Abilities, str]:

@@ -6,15 +6,13 @@ from typing import Any
 import gradio as gr
 
 from belvedere.apps.web import cards, compressing, uploads
+from belvedere.apps.web.component import component
 from belvedere.apps.web.compressing import FILE, PICTURE, SMALL, Outcome
 from belvedere.apps.web.pictures import data_uri
 from belvedere.apps.web.running import Tell, in_words
 from belvedere.apps.web.strip import strip
-from belvedere.apps.web.studio import WORK, Studio
-from belvedere.apps.web.turntable_page import component
+from belvedere.apps.web.studio import BUSY, QUICK, Studio
 
-BUSY: dict[str, Any] = {"concurrency_id": WORK, "concurrency_limit": 1, "show_progress": "hidden"}
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 EMPTY = cards.empty(
     "Nothing compressed yet",
     "Drop a photograph to make it small, or a .bvd file to open it. You see both, side by side.",
@@ -135,25 +133,7 @@ def figures(studio: Studio, outcome: Outcome) -> str:
         for name in (FILE, PICTURE)
         if name in names
     )
-    return (
-        STYLE
-        + f'<dl class="bv-figures">{"".join(map(_figure, rows))}</dl>{_bars(facts)}<p class="bv-links">{links}</p>'
-    )
-
-
-STYLE = """<style>
-.bv-figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: .6rem; margin: 0; }
-.bv-figures div { border: 1px solid var(--block-border-color); border-radius: 12px; padding: .4rem .7rem;
-  background: var(--block-background-fill); }
-.bv-figures dt { font-size: .75rem; color: var(--body-text-color-subdued); }
-.bv-figures dd { margin: 0; font-weight: 600; font-size: .95rem; }
-.bv-sizes { display: grid; grid-template-columns: max-content 1fr max-content; gap: .25rem .8rem; align-items: center;
-  font-size: .85rem; margin: .8rem 0; }
-.bv-sizes b { grid-column: 1 / -1; font-weight: 600; }
-.bv-sizes i { display: block; height: 10px; border-radius: 5px; background: var(--border-color-primary); }
-.bv-links { margin: .8rem 0 0; }
-.bv-sizes i.own { background: var(--slider-color); }
-</style>"""
+    return f'<dl class="bv-figures">{"".join(map(_figure, rows))}</dl>{_bars(facts)}<p class="bv-links">{links}</p>'
 
 
 def _figure(row: tuple[str, str]) -> str:

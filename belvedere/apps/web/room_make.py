@@ -12,7 +12,7 @@ from belvedere.apps.web import cards, making, uploads
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.making import CHIPS, Abilities, Making, Settings
 from belvedere.apps.web.shelf import Entry
-from belvedere.apps.web.studio import WORK, Studio
+from belvedere.apps.web.studio import BUSY, Studio
 from belvedere.checkpoints import store
 
 SHAPES = {"Square": 1.0, "Portrait 3:4": 3 / 4, "Landscape 4:3": 4 / 3, "Tall 1:2": 1 / 2, "Wide 2:1": 2.0}
@@ -126,7 +126,7 @@ def _events(
     made: Any, old: Any,
 ) -> None:  # fmt: skip
     """Say what happens; ``inputs``: see ``_settings``, of which the first ten are what is made of."""
-    asked, busy = inputs[:10], {"concurrency_id": WORK, "concurrency_limit": 1}
+    asked = inputs[:10]
 
     def make(
         model: str, kinds: list[str], words: str, negative: str, width: float, height: float, steps: float,
@@ -162,15 +162,13 @@ def _events(
         ids = {picture["id"] for picture in pictures or []}
         return _finished(studio, ids), _earlier(studio, ids)
 
-    run = go.click(make, asked, [shown, made], api_name="make", show_progress="hidden", scroll_to_output=True, **busy)
+    run = go.click(make, asked, [shown, made], api_name="make", scroll_to_output=True, **BUSY)
     run.then(earlier, made, old, api_name="earlier", queue=False)
     stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", queue=False)
-    inputs[0].input(
-        choose, [inputs[0], inputs[8], inputs[9]], inputs, api_name="choose", show_progress="hidden", **busy
-    )
-    dropped.upload(recall, dropped, [*inputs, told], api_name="recall", show_progress="hidden", **busy)
+    inputs[0].input(choose, [inputs[0], inputs[8], inputs[9]], inputs, api_name="choose", **BUSY)
+    dropped.upload(recall, dropped, [*inputs, told], api_name="recall", **BUSY)
     for gallery in (shown, old):
-        gallery.select(again, None, [*inputs, told], api_name="again", show_progress="hidden", **busy)
+        gallery.select(again, None, [*inputs, told], api_name="again", **BUSY)
     page.load(earlier, made, old, api_name="results", queue=False)
 
 

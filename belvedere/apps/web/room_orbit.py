@@ -11,11 +11,9 @@ from belvedere.apps.web import cards, scene_results, uploads
 from belvedere.apps.web.running import Tell, in_words
 from belvedere.apps.web.shelf import Entry
 from belvedere.apps.web.strip import strip
-from belvedere.apps.web.studio import WORK, Studio
+from belvedere.apps.web.studio import BUSY, QUICK, Studio
 from belvedere.apps.web.turntable_page import turntable
 
-BUSY: dict[str, Any] = {"concurrency_id": WORK, "concurrency_limit": 1, "show_progress": "hidden"}
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 NO_MODEL = cards.empty("No model here", "Start the studio with --model NAME=FOLDER to make scenes with your own.")
 NONE_YET = cards.empty("No scenes yet", "What is built stays here, also when the page or the server is closed.")
 DICE = "() => [Math.floor(Math.random() * 10000)]"

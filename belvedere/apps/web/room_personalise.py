@@ -11,12 +11,10 @@ from belvedere.apps.web.concept_results import PICTURE, ROOM
 from belvedere.apps.web.curve import loss_curve
 from belvedere.apps.web.learning import BASES, Classroom
 from belvedere.apps.web.lesson import Progress
-from belvedere.apps.web.pictures import data_uri
+from belvedere.apps.web.pictures import data_uri, reduced
 from belvedere.apps.web.running import Tell, in_words
-from belvedere.apps.web.studio import WORK, Studio
+from belvedere.apps.web.studio import BUSY, QUICK, Studio
 
-BUSY: dict[str, Any] = {"concurrency_id": WORK, "concurrency_limit": 1, "show_progress": "hidden"}
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 BEAT = 2.0
 """Seconds between two looks at a lesson."""
 SHEETS = 3
@@ -237,6 +235,5 @@ def _sheet(found: Progress, index: int) -> str:
     from PIL import Image
 
     with Image.open(found.sheets[index], formats=("PNG",)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((480, 480))
+        small = reduced(image, 480)
     return cards.card(data_uri(small), f"Step {int(found.sheets[index].stem.removeprefix('step-'))}", small=True)

@@ -108,11 +108,9 @@ def mesh(studio: Studio, scene: str) -> str:
 
 def toy(number: int) -> "Image.Image":
     """Return picture ``number``, from 0 on, of the toybox."""
-    from PIL import Image
-
+    from belvedere.data.images import to_image
     from belvedere.data.toybox import Toybox
 
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1_000_000:
         raise InputError("the number of a toy must be a whole one from 0 to 999999")
-    picture = Toybox(320, seed=7)[number]["image"]
-    return Image.fromarray(((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())  # (h, w, c)
+    return to_image(Toybox(320, seed=7)[number]["image"])

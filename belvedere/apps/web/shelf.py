@@ -23,9 +23,15 @@ from belvedere.files import atomic_write
 
 FACTS = "facts.json"
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
-_ID = re.compile(f"[{ALPHABET}]{{20}}")
+ID = re.compile(f"[{ALPHABET}]{{20}}")
+"""What ids look like."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}(\.[a-z0-9]{1,12}){1,2}")
 _GONE = "there is no such result any more"
+
+
+def fresh_id() -> str:
+    """Return an id that nobody can guess."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(20))
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Shelf:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for left in folder.glob(".*.new"):
                 shutil.rmtree(left, ignore_errors=True)
-        found = (_read(path) for path in folder.iterdir() if _ID.fullmatch(path.name))
+        found = (_read(path) for path in folder.iterdir() if ID.fullmatch(path.name))
         self._entries = {entry.id: entry for entry in sorted(filter(None, found), key=lambda entry: entry.when)}
 
     def put(self, room: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> str:
@@ -67,7 +73,7 @@ class Shelf:
         size = sum(map(len, files.values()))
         if size > self.result_bytes:
             raise InputError(f"the result has {size >> 20} MB, which the studio does not keep: ask for less")
-        key, told = "".join(secrets.choice(ALPHABET) for _ in range(20)), {"room": room, "when": time.time()}
+        key, told = fresh_id(), {"room": room, "when": time.time()}
         fresh, text = self.folder / f".{key}.new", json.dumps({**told, "facts": dict(facts)}).encode()
         with self._lock, writing(self.folder):
             try:

@@ -15,8 +15,10 @@ from belvedere.checkpoints import store
 from belvedere.errors import InputError
 
 T = TypeVar("T")
-WORK = "work"
-"""``concurrency_id`` of every event that computes: one at a time."""
+BUSY: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1, "show_progress": "hidden"}
+"""What every event that computes is given: one at a time."""
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+"""What events are given that need no turn."""
 FILES = "studio/files"
 """Where results are downloaded: FILES/ID/NAME."""
 

@@ -111,6 +111,23 @@ CSS = """
 .bv-card figcaption { padding: .45rem .6rem .1rem; font-size: .88rem; overflow-wrap: anywhere; }
 .bv-card figcaption small { display: block; color: var(--body-text-color-subdued); }
 .bv-card footer { display: flex; flex-wrap: wrap; padding: .1rem .2rem .3rem; }
+.bv-figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: .6rem; margin: 0; }
+.bv-figures div { border: 1px solid var(--block-border-color); border-radius: 12px; padding: .4rem .7rem;
+  background: var(--block-background-fill); }
+.bv-figures dt { font-size: .75rem; color: var(--body-text-color-subdued); }
+.bv-figures dd { margin: 0; font-weight: 600; font-size: .95rem; }
+.bv-sizes { display: grid; grid-template-columns: max-content 1fr max-content; gap: .25rem .8rem; align-items: center;
+  font-size: .85rem; margin: .8rem 0; }
+.bv-sizes b { grid-column: 1 / -1; font-weight: 600; }
+.bv-sizes i { display: block; height: 10px; border-radius: 5px; background: var(--border-color-primary); }
+.bv-links { margin: .8rem 0 0; }
+.bv-sizes i.own { background: var(--slider-color); }
+.bv-strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: .6rem; }
+.bv-strip button { display: block; padding: 0; border: 1px solid var(--block-border-color); border-radius: 12px;
+  overflow: hidden; background: var(--block-background-fill); color: var(--body-text-color-subdued); cursor: pointer;
+  font: inherit; font-size: .75rem; line-height: 1.7; }
+.bv-strip button:hover { border-color: var(--slider-color); }
+.bv-strip img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0; }
 .bv-chips label { border-radius: 999px !important; padding: .25rem .8rem !important; cursor: pointer;
   border: 1px solid var(--button-secondary-border-color) !important; }
 .bv-chips label.selected { border-color: transparent !important; }

@@ -1,8 +1,8 @@
 """The turntable on the page: its value comes from the server once, turning it asks for nothing."""
 
-from importlib.resources import files
-
 import gradio as gr
+
+from belvedere.apps.web.component import component
 
 COLUMNS = 24
 """Angles of the ring, evenly spaced, the picture's own the first."""
@@ -17,12 +17,3 @@ def turntable() -> gr.HTML:
     page, ``document.querySelector("#turntable").view`` is what is shown: {what, angle, elevation}.
     """
     return component("turntable", {})
-
-
-def component(name: str, value: object) -> gr.HTML:
-    """Return the component whose template, style and script are ``assets/NAME.html``, ``.css`` and ``.js``."""
-    assets = files(__package__) / "assets"
-    html, css, script = (assets.joinpath(f"{name}.{ending}").read_text() for ending in ("html", "css", "js"))
-    return gr.HTML(
-        value, html_template=html, css_template=css, js_on_load=script, elem_id=name, apply_default_css=False
-    )
