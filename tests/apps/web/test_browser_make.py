@@ -55,7 +55,7 @@ def test_pictures_form_are_kept_and_give_their_settings_back(
     slide(page, "How many", 6)
     few_steps(page, 12)
     page.get_by_role("button", name="Make", exact=True).click()
-    page.locator(".bv-large img[src^='data:image/jpeg']").first.wait_for()
+    page.locator(".bv-large img[src^='data:image/webp']").first.wait_for()
     settle(page, 6)
     page.get_by_text("More", exact=True).click()
     shoot(page, "studio-make")
