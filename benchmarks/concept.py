@@ -163,8 +163,9 @@ def main() -> None:
     print(f"learned in {seconds:.0f} s")
     blank = Image.new("RGB", (SIDE, SIDE), "white")
     rows = [*shots, *[blank] * (len(PROMPTS) - len(shots)), *made[: 2 * len(PROMPTS)], *plain[: len(PROMPTS)]]
-    short = [prompt.replace("a {}", TOKEN) for prompt in PROMPTS]
-    captions = ["photograph"] * 6 + [""] * 2 + short * 2 + [prompt.format(KIND) for prompt in PROMPTS]
+    names = [f"on {ground}" if ground else "no ground asked" for ground in GROUNDS]
+    captions = [*["photograph"] * len(shots), *[""] * (len(names) - len(shots)), *(f"{TOKEN} {name}" for name in names)]
+    captions += [*(f"{TOKEN} {name}" for name in names), *(f"{KIND} {name}" for name in names)]
     text = json.dumps({"sheet": {"concept": TOKEN}})
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
     output.save(output.sheet(rows, captions, len(PROMPTS)), options.sheet, text)
