@@ -25,7 +25,7 @@ def read_mapping(source: Any, name: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}; check the path") from error
     if len(content) > MAX_BYTES:
-        raise InputError(f"{name}: has more than the {MAX_BYTES >> 10} KB that it may have")
+        raise InputError(f"{name}: has more than the {MAX_BYTES >> 10} KB a config may have")
     try:
         values = parse_yaml(content.decode())
     except ValueError as error:

@@ -63,7 +63,7 @@ def assert_seen(case: Case, distance: float) -> None:
 
 
 def model() -> SceneModel:
-    return SceneModel(network(), "0" * 64, DISTANCE, FOV)
+    return SceneModel(network(), "0" * 64, DISTANCE, FOV, 0.0)
 
 
 def test_toys_are_seen_by_cameras_that_agree() -> None:

@@ -17,6 +17,7 @@ EMPTY = cards.empty(
     "Nothing compressed yet",
     "Drop a photograph to make it small, or a .bvd file to open it. You see both, side by side.",
 )
+STOPPED = cards.empty("Stopped", "Nothing new was kept. Move the slider, or drop a file, to go on.")
 NONE_YET = cards.empty("No files yet", "What is compressed stays here, also when the page or the server is closed.")
 PAINTED = "(file, quality, brush) => [file, quality, (brush && brush.strokes) || []]"
 FRESH = "(file, quality) => [file, quality, []]"
@@ -100,7 +101,9 @@ def _events(
     ]
     for run in runs:
         run.then(earlier, None, old, api_visibility="private", **QUICK)
-    stop.click(None, None, None, cancels=[looked, *runs], api_visibility="private")
+    stop.click(None, None, None, cancels=[looked, *runs], api_visibility="private").then(
+        lambda: STOPPED, None, shown[2], api_visibility="private", **BUSY
+    )
     page.load(earlier, None, old, api_name="compress_files", **QUICK)
 
 

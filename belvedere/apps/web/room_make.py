@@ -12,7 +12,7 @@ from belvedere.apps.web import cards, making, uploads
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.making import CHIPS, Abilities, Making, Settings
 from belvedere.apps.web.shelf import Entry
-from belvedere.apps.web.studio import BUSY, Studio
+from belvedere.apps.web.studio import BUSY, QUICK, Studio
 from belvedere.checkpoints import store
 
 SHAPES = {"Square": 1.0, "Portrait 3:4": 3 / 4, "Landscape 4:3": 4 / 3, "Tall 1:2": 1 / 2, "Wide 2:1": 2.0}
@@ -163,13 +163,15 @@ def _events(
         return _finished(studio, ids), _earlier(studio, ids)
 
     run = go.click(make, asked, [shown, made], api_name="make", scroll_to_output=True, **BUSY)
-    run.then(earlier, made, old, api_name="earlier", queue=False)
-    stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", queue=False)
+    run.then(earlier, made, old, api_name="earlier", **QUICK)
+    ended = stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", **QUICK)
+    # Once more in turn, when the work has ended: its last news may come after the answer to the click.
+    ended.then(stopped, made, [shown, old], api_visibility="private", **BUSY)
     inputs[0].input(choose, [inputs[0], inputs[8], inputs[9]], inputs, api_name="choose", **BUSY)
     dropped.upload(recall, dropped, [*inputs, told], api_name="recall", **BUSY)
     for gallery in (shown, old):
         gallery.select(again, None, [*inputs, told], api_name="again", **BUSY)
-    page.load(earlier, made, old, api_name="results", queue=False)
+    page.load(earlier, made, old, api_name="results", **QUICK)
 
 
 def _shown(news: Making | None) -> str:

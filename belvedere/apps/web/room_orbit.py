@@ -146,7 +146,9 @@ def _made_events(
     ]
     # Not by the generator, whose last value comes twice: the viewer would drop the mesh that it is loading.
     events[-1].success(mesh_file, scene, solid, api_visibility="private", **QUICK)
-    stop.click(None, None, None, cancels=events, api_visibility="private")
+    stop.click(None, None, None, cancels=events, api_visibility="private").then(
+        lambda scene: _made(studio, scene), scene, made, api_visibility="private", **BUSY
+    )
 
 
 def _made(studio: Studio, scene: str) -> str:

@@ -183,7 +183,9 @@ def _trying_events(studio: Studio, page: gr.Blocks, asked: list[Any], make: Any,
 
     run = make.click(try_prompt, asked, made, api_name="personalise_try", **BUSY)
     asked[0].change(written, asked[:2], asked[1], api_visibility="private", **QUICK)
-    halt.click(None, None, None, cancels=[run], api_visibility="private")
+    halt.click(None, None, None, cancels=[run], api_visibility="private").then(
+        lambda: _pictures(studio), None, made, api_visibility="private", **BUSY
+    )
     page.load(lambda: _pictures(studio), None, made, api_name="personalise_pictures", **QUICK)
 
 
