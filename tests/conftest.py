@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ["BELVEDERE_CONFIG"] = os.devnull  # no test depends on somebody's own defaults
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels run without a GPU
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at work: each keeps to one core, and so does what it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

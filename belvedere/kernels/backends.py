@@ -1,8 +1,12 @@
-"""Which implementation of attention runs: one table, first that fits wins, and the reason of each that did not."""
+"""Which implementation runs: for attention one table, first that fits wins, with the reason of each that did not; for
+every other op its Triton kernel where that can run, else plain PyTorch."""
 
+import functools
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -91,3 +95,29 @@ def explain(request: Request | None = None) -> list[tuple[str, bool, str]]:
         note = "chosen" if backend.name == chosen else "fits, but a faster one stands before it"
         rows.append((backend.name, reason is None, reason or note))
     return rows
+
+
+FUSED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def fused(x: Tensor) -> bool:
+    """Return whether the Triton kernel of an op serves ``x``; then it is ``torch.ops.belvedere.NAME``."""
+    return x.device.type == "cuda" and why_not_fused(x.device.type, x.dtype) is None
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def why_not_fused(device: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """Return why the Triton kernels cannot run on this kind of device, or None; then they are registered."""
+    if device != "cuda":
+        return "they need an NVIDIA GPU"
+    if dtype not in FUSED:
+        return f"they have no {dtype}"
+    if os.environ.get("BELVEDERE_KERNELS") == "plain":
+        return "switched off by BELVEDERE_KERNELS=plain"
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install 'belvedere[gpu]'"
+    if (capability := torch.cuda.get_device_capability()) < (8, 0):
+        return f"they need compute capability 8.0, this GPU has {'.'.join(map(str, capability))}"
+    importlib.import_module("belvedere.kernels.triton")
+    return None

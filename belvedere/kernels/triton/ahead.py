@@ -1,0 +1,146 @@
+"""Compile every kernel for GPUs that are not here: ``python -m belvedere.kernels.triton.ahead [--json FILE]``.
+
+The launches are those that each file's ``production`` makes at the sizes of the published networks, so what is compiled
+is what runs. Registers, stack (where registers spill to) and shared memory are the compiler's own report. Needs no GPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from belvedere.kernels import triton as ours
+from belvedere.kernels.triton.launch import Launch, noting
+
+TARGETS = {"sm_80": 80, "sm_90a": 90, "sm_100a": 100}
+SHARED = {"sm_80": 166_912, "sm_90a": 232_448, "sm_100a": 232_448}
+"""Bytes of shared memory a block may have (CUDA programming guide, table of compute capabilities)."""
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+ALIGNED = [["tt.divisibility", 16]]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one kernel on one target."""
+
+    name: str
+    kernel: str
+    target: str
+    registers: int
+    stack: int
+    """Bytes a thread keeps outside registers: more than 0 when they spill."""
+    shared: int
+    """Bytes of shared memory of a block."""
+    warps: int
+
+
+def launches() -> Iterator[tuple[str, Launch]]:
+    """Yield every kernel launch of every file's ``production``, each kernel and set of constants once."""
+    seen = set()
+    for module in ours.MODULES:
+        for name, call in module.production():
+            with noting() as noted:
+                call()
+            for one in noted:
+                key = (one.kernel.__name__, str(_source(one).hash()), str(_options(one)))
+                if key not in seen:
+                    seen.add(key)
+                    yield name, one
+
+
+def _options(one: Launch) -> dict[str, Any]:
+    return {name: value for name, value in one.named.items() if name in OPTIONS}
+
+
+def _source(one: Launch) -> ASTSource:
+    """Return the kernel with the types, constants and alignment that Triton's own launcher would give it."""
+    signature: dict[str, str] = {}
+    constants = {name: value for name, value in one.named.items() if name not in OPTIONS}
+    attributes = {}
+    positional = iter(one.arguments)
+    for place, name in enumerate(one.kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        value = next(positional)
+        if value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        signature[name] = _type(value)
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(place,)] = ALIGNED
+    return ASTSource(one.kernel, signature, constants, attributes)
+
+
+def _type(value: Tensor | float) -> str:
+    if isinstance(value, Tensor):
+        return "*" + TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if abs(value) < 2**31 else "i64"
+
+
+def compile_one(name: str, one: Launch, target: str) -> Compiled:
+    """Compile one launch for one target and read what the compiler says of it."""
+    options = {"num_warps": 4} | _options(one)
+    made = triton.compile(_source(one), target=GPUTarget("cuda", TARGETS[target], 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    line = next(line for line in said.splitlines() if "REG:" in line)
+    figures = {key: int(value) for key, value in (part.split(":")[:2] for part in line.split() if ":" in part)}
+    stack = figures["STACK"] + figures["LOCAL"]
+    shared = max(made.metadata.shared, figures["SHARED"])
+    return Compiled(name, one.kernel.__name__, target, figures["REG"], stack, shared, options["num_warps"])
+
+
+def compile_all(targets: tuple[str, ...] = tuple(TARGETS), workers: int = 2) -> Iterator[Compiled]:
+    """Compile everything for the targets; most of the time is in the assembler, a process of its own."""
+    work = [(name, one, target) for name, one in launches() for target in targets]
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(lambda item: compile_one(*item), work)
+
+
+def wrong_with(one: Compiled) -> str | None:
+    """Return what keeps a kernel from running well on its target, or None."""
+    if one.stack:
+        return f"{one.name} ({one.kernel}) on {one.target} spills {one.stack} bytes a thread"
+    if one.shared > SHARED[one.target]:
+        return f"{one.name} ({one.kernel}) on {one.target} wants {one.shared} bytes of shared memory"
+    return None
+
+
+def main() -> int:
+    """Compile, print a line each; exit code 1 when a kernel spills or does not fit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--target", choices=tuple(TARGETS), action="append", help="only this target; may be repeated")
+    options = parser.parse_args()
+    rows = []
+    for one in compile_all(tuple(options.target or TARGETS)):
+        rows.append(one)
+        print(f"{one.name:44} {one.target:8} {one.registers:4} registers {one.stack:5} stack {one.shared:7} shared")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+    faults = [fault for one in rows if (fault := wrong_with(one))]
+    print(*faults, sep="\n", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""How kernels are launched; or only noted down, so that they can be compiled for a machine that is not here."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, on any device (TRITON_INTERPRET=1). It multiplies bfloat16 matrices
+wrongly: a kernel with ``tl.dot`` takes this as a constant and widens its operands first."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch that was noted down: the kernel, its arguments in order, and its constants and options by name."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+_noted: list[Launch] | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
+    """Run ``kernel`` on the device of its first tensor; nothing when the grid is empty.
+
+    ``named`` are its compile-time constants and Triton's options (``num_warps``, ``num_stages``).
+    """
+    if _noted is not None:
+        _noted.append(Launch(kernel, arguments, named))
+    elif all(grid):
+        with torch.cuda.device_of(next(x for x in arguments if isinstance(x, Tensor))):
+            kernel[grid](*arguments, **named)
+
+
+@contextmanager
+def noting() -> Iterator[list[Launch]]:
+    """Note launches down instead of running them; tensors may be on the device ``meta``."""
+    global _noted
+    _noted = launches = []
+    try:
+        yield launches
+    finally:
+        _noted = None
+
+
+def register(
+    name: str,
+    forward: Callable[..., Any],
+    fake: Callable[..., Any],
+    keep: Callable[..., None] | None,
+    pull: Callable[..., Any] | None,
+) -> Any:
+    """Return ``forward`` as the operation ``belvedere::name``; ``fake`` gives empty results, ``pull`` the gradients."""
+    operation = torch.library.custom_op(f"belvedere::{name}", forward, mutates_args=())
+    operation.register_fake(fake)
+    if pull is not None:
+        operation.register_autograd(pull, setup_context=keep)
+    return operation
+
+
+def rows_of(x: Tensor) -> int:
+    """Return how many rows a contiguous tensor (..., c) has."""
+    return x.numel() // x.shape[-1] if x.shape[-1] else 0
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return a tensor without memory, for launches that are only noted down."""
+    return torch.empty(shape, dtype=dtype, device="meta")
