@@ -10,7 +10,7 @@ from belvedere.apps.cli_common import Json
 from belvedere.errors import InputError
 
 Name = Annotated[str, typer.Argument(help="Embedded name, folder, or hub id OWNER/NAME or OWNER/NAME@REVISION.")]
-Dtype = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, float16 or int8.")]
 
 
 def verify(
@@ -41,7 +41,7 @@ def verify(
 
 def import_(
     file: Annotated[Path, typer.Argument(help="An official file: .pth, .pt, .bin, .ckpt, .pth.tar or .safetensors.")],
-    system: Annotated[str, typer.Option(help="dimr, fitv2, nvist, segpic or neti.")],
+    system: Annotated[str, typer.Option(help="dimr, fitv2, nvist, segpic, neti or stable-diffusion.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the model; of neti, a .safetensors file.")],
     config: Annotated[str | None, typer.Option(help="Variant, such as HR-XL/2. Default: told by the shapes.")] = None,
     near: Annotated[float | None, typer.Option(help="NViST: where rays begin, of its training data.")] = None,
@@ -49,23 +49,27 @@ def import_(
     vae: Annotated[
         str | None, typer.Option(help="Autoencoder of DiMR's and FiTv2's latents: folder or hub id.")
     ] = None,
+    layout: Annotated[
+        Path | None, typer.Option(help="Stable Diffusion: a folder of the file's form; weights not needed there.")
+    ] = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
-    """Turn an official file of the five systems into a verified model folder with a card.
+    """Turn an official file of the five systems, or Stable Diffusion in one file, into a verified model folder.
 
     [bold]Examples[/bold]
 
     \b
       belvedere models import DiMR-XL_2R_800epochs.pth --system dimr --vae stabilityai/sd-vae-ft-ema -o dimr-xl
       belvedere models import mapper-steps-1000.pt --system neti -o cat.safetensors
+      belvedere models import v1-5.safetensors --system stable-diffusion --layout ./sd15-configs -o sd15
     """
     from belvedere.apps.models_exchange import import_official
 
     if (near is None) != (far is None):
         raise InputError("--near and --far go together")
     distances = None if near is None or far is None else (near, far)
-    digest = import_official(file, system, out, config=config, distances=distances, vae=vae, dtype=dtype)
+    digest = import_official(file, system, out, config=config, distances=distances, vae=vae, layout=layout, dtype=dtype)
     print(json.dumps({"out": str(out), "digest": digest}) if as_json else f"{out}: {system}, digest {digest[:12]}")
 
 

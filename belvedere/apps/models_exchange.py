@@ -5,16 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from belvedere.checkpoints import store
+from belvedere.checkpoints import int8, store
 from belvedere.checkpoints.components import CODEC, SCENES
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-SYSTEMS = ("dimr", "fitv2", "nvist", "segpic", "neti")
+SYSTEMS = ("dimr", "fitv2", "nvist", "segpic", "neti", "stable-diffusion")
 FORMATS = ("safetensors", "torch-export", "onnx")
-_DTYPES = tuple(name for name in store.DTYPES if name != "auto")
 _OF_ITS_NUMBERS = ("digest", "quality")
 """Facts of a card that hold for the numbers it was written with, and no others."""
 
@@ -27,38 +26,53 @@ def import_official(
     config: str | None = None,
     distances: tuple[float, float] | None = None,
     vae: str | None = None,
+    layout: Path | None = None,
     dtype: str = "float32",
 ) -> str:
     """Write an official file as a model folder with its card (NeTI: as a concept file ``out``); return its digest.
 
     ``config``: the name of a variant where shapes do not tell (FiTv2's HR files). ``distances``: near and far of NViST,
     which no file tells. ``vae``: the autoencoder of DiMR's and FiTv2's latents, a folder or a hub id; without it the
-    pipeline makes latents only. Raises ``InputError`` for files that are not of the system, damaged or hostile.
+    pipeline makes latents only. ``layout``: a model folder of the form of a Stable Diffusion checkpoint, which
+    the one file does not tell; weights are not needed there. Raises ``InputError`` for files that are not of the
+    system, damaged or hostile.
     """
     if system not in SYSTEMS:
         raise InputError(f"--system {system!r}: choose from {', '.join(SYSTEMS)}")
     _check_dtype(dtype)
-    for option, given, systems in (("--vae", vae, ("dimr", "fitv2")), ("--near and --far", distances, ("nvist",))):
+    for option, given, systems in (
+        ("--vae", vae, ("dimr", "fitv2")),
+        ("--near and --far", distances, ("nvist",)),
+        ("--config", config, ("dimr", "fitv2", "segpic")),
+        ("--layout", layout, ("stable-diffusion",)),
+        ("--dtype", None if dtype == "float32" else dtype, tuple(name for name in SYSTEMS if name != "neti")),
+    ):
         if given is not None and system not in systems:
             raise InputError(f"{option} goes with {' and '.join(systems)}, not with {system}: leave it out")
+    if system == "segpic" and dtype == "int8":
+        raise InputError(int8.NO_CODEC)
     if not file.is_file():
         raise InputError(f"no file {file}; check the path")
     if system == "neti":
         return _import_concept(file, out)
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    source = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
+    facts = {"name": out.name, "system": system, "imported from": source, "variant": config, "dtype": dtype}
+    facts = {key: x for key, x in facts.items() if x is not None}
+    if system == "stable-diffusion":
+        return _import_single_file(file, layout, out, facts, dtype)
     from belvedere.checkpoints.official import load_official
 
     told: Mapping[str, Any] | str | None = config
     if system == "nvist":
         told = None if distances is None else dict(zip(("near", "far"), distances, strict=True))
     network = load_official(system, file, told)
-    with file.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    source = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
-    facts = {"name": out.name, "system": system, "imported from": source, "variant": config, "dtype": dtype}
-    return _write(network, system, out, {key: x for key, x in facts.items() if x is not None}, dtype, vae)
+    return _write(network, system, out, facts, dtype, vae)
 
 
 def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: str, vae: str | None) -> str:
+    check_range(network, dtype)
     if system == "segpic":
         from belvedere.checkpoints.codecs import save_codec
 
@@ -73,14 +87,31 @@ def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: s
     from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
     from belvedere.generation.pipelines import DiMRPipeline
 
-    kind = getattr(torch, dtype)
+    kind = store.memory_dtype(dtype)
     autoencoder = None
     if vae is not None:
         from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
 
         autoencoder = load_autoencoder(find_autoencoder(vae), kind, torch.device("cpu"))
     pipeline: Any = DiMRPipeline if system == "dimr" else FiTv2Pipeline
-    return store.save(pipeline(nn.Module.to(network, kind), vae=autoencoder), out, facts)
+    return store.save(pipeline(nn.Module.to(network, kind), vae=autoencoder), out, facts, dtype=dtype)
+
+
+def _import_single_file(file: Path, layout: Path | None, out: Path, facts: dict[str, Any], dtype: str) -> str:
+    from torch import nn
+
+    from belvedere.checkpoints.single_file import load_single_file
+
+    if layout is None:
+        raise InputError(
+            "stable-diffusion needs --layout: a folder of its form as diffusers has it, weights not needed"
+        )
+    pipeline = load_single_file(file, layout)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            check_range(part, dtype)
+            nn.Module.to(part, store.memory_dtype(dtype))
+    return store.save(pipeline, out, facts, dtype=dtype)
 
 
 def _import_concept(file: Path, out: Path) -> str:
@@ -104,6 +135,8 @@ def export(name_or_path: str, out: Path, *, dtype: str = "float32", kind: str = 
     folder = store.resolve(name_or_path)
     if out.exists() and out.resolve() == folder.resolve():
         raise InputError(f"{out} is the model itself: choose another folder")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose a folder")
     if kind == "safetensors":
         _export_folder(folder, out, dtype)
         return [out]
@@ -113,20 +146,23 @@ def export(name_or_path: str, out: Path, *, dtype: str = "float32", kind: str = 
 
 
 def _check_dtype(dtype: str) -> None:
-    if dtype not in _DTYPES:
-        raise InputError(f"--dtype {dtype!r}: choose from {', '.join(_DTYPES)}")
+    if dtype not in store.STORED:
+        raise InputError(f"--dtype {dtype!r}: choose from {', '.join(store.STORED)}")
 
 
 def _export_folder(folder: Path, out: Path, dtype: str) -> None:
     import torch
     from torch import nn
 
+    memory = store.memory_dtype(dtype)
     digest, kind = store.verify(folder), store.read_json(folder / "model_index.json").get("_class_name")
     facts = {key: value for key, value in store.card(folder).items() if key not in _OF_ITS_NUMBERS}
     facts |= {"exported from": digest, "dtype": dtype}
     if kind == CODEC:
         from belvedere.checkpoints.codecs import load_codec, save_codec
 
+        if dtype == "int8":
+            raise InputError(int8.NO_CODEC)
         model = load_codec(folder, "cpu").model
         save_codec(model, dtype, out, facts | {"rounding": rounding(model, dtype)})
     elif kind == SCENES:
@@ -134,14 +170,25 @@ def _export_folder(folder: Path, out: Path, dtype: str) -> None:
 
         scene = open_scene_model(folder, "cpu")
         facts |= {"rounding": rounding(scene.network, dtype)}
-        save_scene_model(scene.network, dtype, out, facts, distance=scene.distance, fov=scene.fov)
+        save_scene_model(scene.network, dtype, out, facts, distance=scene.distance, fov=scene.fov, pitch=scene.pitch)
     else:
         pipeline, _ = store.load_verified(folder, torch.float32, torch.device("cpu"))
-        networks = [x for x in pipeline.components.values() if isinstance(x, nn.Module)]
-        facts |= {"rounding": max(rounding(network, dtype) for network in networks)}
-        for network in networks:
-            nn.Module.to(network, getattr(torch, dtype))
-        store.save(pipeline, out, facts)
+        networks = {name: x for name, x in pipeline.components.items() if isinstance(x, nn.Module)}
+        whole = {name: dtype if name in int8.COMPONENTS else str(memory).removeprefix("torch.") for name in networks}
+        facts |= {"rounding": max(rounding(network, whole[name]) for name, network in networks.items())}
+        for network in networks.values():
+            nn.Module.to(network, memory)
+        store.save(pipeline, out, facts, dtype=dtype)
+
+
+def check_range(network: "nn.Module", dtype: str) -> None:
+    """Raise ``InputError`` for weights beyond the range of ``dtype``, which would become infinite."""
+    import torch
+
+    largest = torch.finfo(store.memory_dtype(dtype)).max
+    for name, weight in network.state_dict().items():
+        if weight.is_floating_point() and weight.numel() and float(max(map(abs, weight.aminmax()))) > largest:
+            raise InputError(f"--dtype {dtype}: tensor {name} has numbers beyond its range; use bfloat16")
 
 
 def rounding(network: "nn.Module", dtype: str) -> float:
@@ -151,13 +198,12 @@ def rounding(network: "nn.Module", dtype: str) -> float:
     """
     import torch
 
+    check_range(network, dtype)
     change = total = 0.0
     for name, weight in network.state_dict().items():
-        rounded = weight.to(getattr(torch, dtype))
-        if weight.is_floating_point() and not bool(torch.isfinite(rounded).all()):
-            raise InputError(f"--dtype {dtype}: tensor {name} has numbers beyond its range; use bfloat16")
-        change += float((weight.double() - rounded.double()).square().sum())
-        total += float(weight.double().square().sum())
+        rounded = int8.rounded(name, weight) if dtype == "int8" else weight.to(getattr(torch, dtype))
+        change += float((weight.float() - rounded.float()).square().sum(dtype=torch.float64))
+        total += float(weight.float().square().sum(dtype=torch.float64))
     return (change / total) ** 0.5 if total else 0.0
 
 
@@ -173,9 +219,11 @@ def _export_graphs(folder: Path, out: Path, kind: str) -> list[Path]:
         networks = {name: part for name, part in loaded.components.items() if isinstance(part, nn.Module)}
     write, suffix = {"torch-export": (graphs.write_program, "pt2"), "onnx": (graphs.write_onnx, "onnx")}[kind]
     out.mkdir(parents=True, exist_ok=True)
+    speaker = networks.get("text_encoder")
+    tokens = graphs.TOKENS if speaker is None else speaker.config.max_position_embeddings
     written = []
     for name, network in networks.items():
-        for part, call in graphs.parts(nn.Module.to(network, torch.float32)).items():
+        for part, call in graphs.parts(nn.Module.to(network, torch.float32), tokens).items():
             path = out / f"{name}-{part}.{suffix}"
             write(call, path.with_name(f".{path.name}"))
             path.with_name(f".{path.name}").replace(path)

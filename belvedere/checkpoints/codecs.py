@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from belvedere.checkpoints import store
+from belvedere.checkpoints import int8, store
 from belvedere.checkpoints.components import CODEC, load_network
 from belvedere.checkpoints.tensors import read_each
 from belvedere.compression import exact_tables
@@ -41,7 +41,12 @@ def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = N
 
 
 def save_codec(model: SegPIC, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
-    """Write a network, its weights in ``dtype``, as a codec's folder with its card; return the digest."""
+    """Write a network, its weights in ``dtype``, as a codec's folder with its card; return the digest.
+
+    Raises ``InputError`` for int8.
+    """
+    if dtype == "int8":
+        raise InputError(int8.NO_CODEC)
     stored: SegPIC = nn.Module.to(copy.deepcopy(model), "cpu", getattr(torch, dtype))
     tables = exact_tables.make(nn.Module.to(copy.deepcopy(stored), torch.float32))
 

@@ -6,10 +6,12 @@ the network's, built without memory, before any is read.
 
 import inspect
 import json
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from belvedere.checkpoints import int8
 from belvedere.checkpoints.tensors import check_finite, header, one_line, read_each
 from belvedere.errors import InputError
 
@@ -99,6 +101,7 @@ def load_network(folder: Path, cls: Any, dtype: "torch.dtype") -> Any:
     import torch
 
     config = read_json(folder / "config.json")
+    packed = int8.declared(config, folder / "config.json")
     _check_numbers(config, folder / "config.json")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -107,16 +110,25 @@ def load_network(folder: Path, cls: Any, dtype: "torch.dtype") -> Any:
     with torch.device("meta"):
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         network = build(cls, values, folder / "config.json")
-    check_shapes(files, {key: tuple(value.shape) for key, value in network.state_dict().items()}, folder)
-    for file in files:
-        network.load_state_dict(_weights(file, dtype), strict=False, assign=True)
+    fill(network, files, folder, dtype, packed=packed)
     return network.eval()
 
 
-def _weights(file: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+def fill(network: Any, files: list[Path], folder: Path, dtype: "torch.dtype", *, packed: bool) -> None:
+    """Give a network built without memory the weights in ``files`` of its folder, in ``dtype``; ``packed``: of int8.
+
+    Raises ``InputError`` for files that do not fit the network, before memory is taken, and for broken weights.
+    """
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    check_shapes(files, wanted, folder, int8.shapes if packed else header)
+    for file in files:
+        network.load_state_dict(_weights(file, dtype, packed), strict=False, assign=True)
+
+
+def _weights(file: Path, dtype: "torch.dtype", packed: bool) -> "dict[str, torch.Tensor]":
     """Return the tensors of a file in ``dtype``, converted one by one, so that there are never two copies of all."""
     weights = {}
-    for key, value in read_each(file):
+    for key, value in int8.read_each(file) if packed else read_each(file):
         check_finite({key: value}, str(file))
         if not value.is_floating_point():
             raise InputError(f"{file}: tensors of integers ({key}); quantised weights are not supported")
@@ -145,22 +157,25 @@ def _check_depth(config: dict[str, Any], tensors: int, folder: Path) -> None:
         raise InputError(f"weights in {folder} do not fit its config.json: {tensors} tensors for {blocks} blocks")
 
 
-def check_shapes(files: list[Path], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
+Shapes = dict[str, tuple[int, ...]]
+"""Of tensors, by their names."""
+
+
+def check_shapes(files: list[Path], expected: Shapes, folder: Path, read: Callable[[Path], Shapes] = header) -> None:
     """Raise ``InputError`` listing what is missing, unexpected or of another shape in safetensors ``files``.
 
-    Only headers are read: no memory is taken for a file that does not fit its config.
+    ``read`` gives the shapes in a file from its header: no memory is taken for one that does not fit its config.
     """
     if not files:
         raise InputError(f"{folder}: no .safetensors file; the model is incomplete")
-    found: dict[str, tuple[int, ...]] = {}
-    places: dict[str, str] = {}
+    found: Shapes = {}
     for file in files:
-        shapes = header(file)
+        shapes = read(file)
         if twice := sorted(found.keys() & shapes.keys()):
             raise InputError(f"{folder}: tensors in two of its files ({_some(twice)}); get the model again")
         found |= shapes
-        places |= dict.fromkeys(shapes, file.name)
     for index in folder.glob("*.safetensors.index.json"):
+        places = {key: file.name for file in files for key in header(file)}
         if read_json(index).get("weight_map") != places:
             raise InputError(f"{index} does not list the tensors of the files beside it; get the model again")
     shared = expected.keys() & found.keys()

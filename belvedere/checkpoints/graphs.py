@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from belvedere.compression.regions import places
 from belvedere.compression.segpic import STRIDE, SegPIC
@@ -21,6 +22,8 @@ from belvedere.generation.fitv2 import FiTv2
 from belvedere.synthesis.nvist import NViST
 
 EXTRA = "pip install 'belvedere[onnx]'"
+TOKENS = 77
+"""Of a prompt, where nothing says how many."""
 
 
 class Part(NamedTuple):
@@ -43,14 +46,17 @@ class _Call(nn.Module):
         return self.function(*inputs)
 
 
-def parts(network: nn.Module) -> dict[str, Part]:
-    """Return the parts of a network by name; raises ``InputError`` for a network that no graph can hold."""
+def parts(network: nn.Module, tokens: int = TOKENS) -> dict[str, Part]:
+    """Return the parts of a network by name; ``tokens`` of the prompt that a denoiser of text-to-image is told.
+
+    Raises ``InputError`` for a network that no graph can hold.
+    """
     for kind, split in _SPLITS.items():
         if isinstance(network, kind):
             network = network.eval().requires_grad_(False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return split(network)
+                return split(network, tokens) if kind is UNet2DConditionModel else split(network)
     raise InputError(f"{type(network).__name__} is no network that can be exported as a graph")
 
 
@@ -132,12 +138,49 @@ def _autoencoder(network: AutoencoderKL) -> dict[str, Part]:
     return {"encoder": encoder, "decoder": Part(_Call(network, decode), {"latent": latent}, ("picture",))}
 
 
+def _text_encoder(network: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, Part]:
+    """What Stable Diffusion (the last layer) and SDXL (the one before, and the pooled text) take of a prompt."""
+    config = network.config
+    tokens = torch.randint(0, config.vocab_size, (1, config.max_position_embeddings))
+    tokens[0, -1] = config.vocab_size - 1  # the end of the text, which "pooled" is of
+
+    def encode(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = network(tokens, output_hidden_states=True)
+        pooled = found.text_embeds if isinstance(network, CLIPTextModelWithProjection) else found.pooler_output
+        return found.last_hidden_state, found.hidden_states[-2], pooled
+
+    return {"encoder": Part(_Call(network, encode), {"tokens": tokens}, ("last", "penultimate", "pooled"))}
+
+
+def _unet(network: UNet2DConditionModel, tokens: int) -> dict[str, Part]:
+    """The denoiser of Stable Diffusion; SDXL's takes the pooled text and six sizes too."""
+    config = network.config
+    side = config.sample_size
+    inputs = {
+        "latent": torch.randn(1, config.in_channels, side, side, dtype=network.dtype),
+        "t": torch.tensor([500]),
+        "text": torch.randn(1, tokens, config.cross_attention_dim, dtype=network.dtype),
+    }
+    if config.addition_embed_type == "text_time":
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs |= {"pooled": torch.randn(1, width, dtype=network.dtype), "sizes": torch.full((1, 6), 64.0)}
+
+    def denoise(latent: Tensor, t: Tensor, text: Tensor, *added: Tensor) -> Tensor:
+        told = dict(zip(("text_embeds", "time_ids"), added, strict=True)) if added else None
+        return network(latent, t, text, added_cond_kwargs=told, return_dict=False)[0]
+
+    return {"denoiser": Part(_Call(network, denoise), inputs, ("prediction",))}
+
+
 _SPLITS: dict[type, Callable[..., dict[str, Part]]] = {
     DiMR: _dimr,
     FiTv2: _fitv2,
     NViST: _nvist,
     SegPIC: _segpic,
     AutoencoderKL: _autoencoder,
+    CLIPTextModel: _text_encoder,
+    CLIPTextModelWithProjection: _text_encoder,
+    UNet2DConditionModel: _unet,
 }
 
 

@@ -13,13 +13,14 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from belvedere.checkpoints import manifest, readme
+from belvedere.checkpoints import int8, manifest, readme
 from belvedere.checkpoints.components import CODEC, PIPELINES, SCENES, build, known_class, load_component, read_json
-from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE, load_text_to_image
+from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE, load_text_to_image, quiet
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).with_name("embedded")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Of the weights in memory."""
+STORED = ("float32", "bfloat16", "float16", "int8")
+"""Of the weights in a file."""
 SHARD = 5_000_000_000
 """Bytes of weights in one file: what some file systems, and the hub's tools, handle well."""
 
@@ -51,6 +55,8 @@ def resolve(name_or_path: str | Path, *, download: bool = True) -> Path:
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     if (folder / "model_index.json").is_file():
         return folder
+    if folder.is_file():
+        raise InputError(f"no model {name!r}: it is one file; 'belvedere models import' makes a folder of one")
     if folder.exists():
         raise InputError(f"model {name}: no model_index.json there; give the folder of a saved model")
     if _HUB_ID.fullmatch(name):
@@ -229,18 +235,30 @@ def choose_dtype(dtype: "torch.dtype | str | None", device: "torch.device") -> "
     return chosen
 
 
-def save(pipeline: Any, folder: Path, facts: dict[str, Any], *, shard: int = SHARD) -> str:
+def memory_dtype(stored: str) -> "torch.dtype":
+    """Return the number format of a network whose weights are to be stored in one of ``STORED``."""
+    import torch
+
+    chosen: torch.dtype = getattr(torch, "float16" if stored == "int8" else stored)
+    return chosen
+
+
+def save(pipeline: Any, folder: Path, facts: dict[str, Any], *, shard: int = SHARD, dtype: str | None = None) -> str:
     """Write the folder of a pipeline and its card, weights in files of at most ``shard`` bytes; see ``save_folder``."""
     write = partial(pipeline.save_pretrained, safe_serialization=True, max_shard_size=shard)
-    return save_folder(write, folder, facts)
+    with quiet() if type(pipeline).__name__ in TEXT_TO_IMAGE else nullcontext():
+        return save_folder(write, folder, facts, dtype)
 
 
-def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, Any]) -> str:
+def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, Any], dtype: str | None = None) -> str:
     """Write a model folder and its card (``facts`` and the digest) whole or not at all; return the digest.
 
-    ``write(path)`` writes the model to a folder that does not exist yet. A model already there is replaced. Raises
-    ``InputError`` when ``folder`` holds something else.
+    ``write(path)`` writes the model to a folder that does not exist yet. A model already there is replaced. ``dtype``
+    "int8": what it writes is of ``memory_dtype``, and becomes int8. Raises ``InputError`` when ``folder`` holds
+    something else.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose a folder")
     ours = any((folder / name).is_file() for name in ("model_index.json", "card.json"))
     if folder.exists() and not ours and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty and not a model; choose another folder")
@@ -248,6 +266,8 @@ def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, 
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(fresh)
+        if dtype == "int8":
+            int8.quantise(fresh)
         found = digest(fresh)
         _write_card(fresh, {**facts, "digest": found})
         manifest.write(fresh)

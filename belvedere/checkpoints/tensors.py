@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,8 +134,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_each(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+def read_each(path: Path, names: Collection[str] | None = None) -> "Iterator[tuple[str, torch.Tensor]]":
     """Yield name and tensor of a safetensors file, one by one in the order of their bytes, each in memory of its own.
+
+    ``names``: only these are read; those that the file has not are left out.
 
     The file is read, not mapped: a mapped file that another program shortens takes the process down, and its pages
     count as a second copy while numbers are converted. Raises ``InputError`` as ``entries`` does, for a kind of numbers
@@ -146,6 +148,8 @@ def read_each(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
     found = entries(path)
     with path.open("rb") as file:
         for name, entry in found.items():
+            if names is not None and name not in names:
+                continue
             dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
             if dtype is None:
                 raise InputError(f"{path.name}: tensor '{name[:80]}' has kind {entry.dtype}, not read here")

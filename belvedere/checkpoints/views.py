@@ -78,7 +78,7 @@ def save_scene_model(
     Weights are stored in ``dtype``, those of the field's decoder in float32. ``distance``, ``fov`` and
     ``pitch``: see ``SceneModel``; by default the middle of near and far, ``FOV`` and 0.
     """
-    stored: NViST = nn.Module.to(copy.deepcopy(network), "cpu", getattr(torch, dtype))
+    stored: NViST = nn.Module.to(copy.deepcopy(network), "cpu", store.memory_dtype(dtype))
     defaults = {"default_distance": distance, "default_fov": fov, "default_pitch": pitch}
     index = {"_class_name": SCENES, **{key: value for key, value in defaults.items() if value is not None}}
 
@@ -86,4 +86,4 @@ def save_scene_model(
         stored.save_pretrained(fresh / "network", safe_serialization=True)
         (fresh / "model_index.json").write_text(json.dumps(index) + "\n")
 
-    return store.save_folder(write, folder, facts)
+    return store.save_folder(write, folder, facts, dtype)

@@ -80,7 +80,9 @@ def test_a_model_is_not_exported_onto_itself_or_in_forms_there_are_none(tiny_mod
         ({"out": tiny_model}, "is the model itself"),
         ({"out": tmp_path / "x", "kind": "onnx", "dtype": "bfloat16"}, "graphs are exported in float32"),
         ({"out": tmp_path / "x", "kind": "pickle"}, "--format 'pickle': choose from safetensors"),
-        ({"out": tmp_path / "x", "dtype": "int4"}, "--dtype 'int4'"),
+        ({"out": tiny_model / "card.json", "dtype": "int8"}, "is a file: choose a folder"),
+        ({"out": tiny_model / "card.json", "kind": "torch-export"}, "is a file: choose a folder"),
+        ({"out": tmp_path / "x", "dtype": "int4"}, "--dtype 'int4': choose from float32, bfloat16, float16, int8"),
     ):
         with pytest.raises(InputError, match=message):
             export(str(tiny_model), **options)  # type: ignore[arg-type]
@@ -89,9 +91,35 @@ def test_a_model_is_not_exported_onto_itself_or_in_forms_there_are_none(tiny_mod
 def test_numbers_beyond_a_format_are_not_made_infinite() -> None:
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, 1e6)
-    with pytest.raises(InputError, match="tensor weight has numbers beyond its range"):
-        rounding(layer, "float16")
+    for dtype in ("float16", "int8"):
+        with pytest.raises(InputError, match="tensor weight has numbers beyond its range"):
+            rounding(layer, dtype)
     assert rounding(layer, "float32") == 0
+
+
+def test_an_import_is_not_made_infinite(tmp_path: Path) -> None:
+    weights = golden_weights(8, "segpic-a")
+    name = next(name for name in weights if name.endswith("conv_out.weight"))
+    torch.save({"state_dict": {**weights, name: weights[name] + 1e6}}, tmp_path / "segpic.pth.tar")
+    with pytest.raises(InputError, match=r"--dtype float16: tensor \S+ has numbers beyond its range"):
+        import_official(tmp_path / "segpic.pth.tar", "segpic", tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_other_systems_are_refused(tmp_path: Path) -> None:
+    for system, options, message in (
+        ("neti", {"dtype": "bfloat16"}, "--dtype goes with dimr and"),
+        ("nvist", {"config": "XL/2"}, "--config goes with dimr and fitv2 and segpic, not with nvist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_official(tmp_path / "x.pth", system, tmp_path / "out", **options)  # type: ignore[arg-type]
+
+
+def test_a_scene_model_keeps_what_it_takes_for_granted(tmp_path: Path) -> None:
+    export("nvist-toybox", tmp_path / "model", dtype="bfloat16")
+    index = store.read_json(store.EMBEDDED / "nvist-toybox" / "model_index.json")
+    made = store.read_json(tmp_path / "model" / "model_index.json")
+    assert made == index and index["default_pitch"] != 0
 
 
 def test_a_graph_of_a_model(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import belvedere
-from belvedere.checkpoints import store
+from belvedere.checkpoints import int8, store
 from belvedere.checkpoints.autoencoder import find_autoencoder
 from belvedere.checkpoints.concepts import load_concept
 from belvedere.checkpoints.official import load_official
@@ -227,6 +227,17 @@ def _models(folder: Path) -> Iterator[Attack]:
     ):
         yield _model(folder, tiny, name, partial(_reweigh, weights), message)
     yield _model(folder, tiny, "weights in two files", _double, "tensors in two of its files")
+    scale = f"stages.0.head.weight{int8.SCALE}"
+    for name, weights, message in (
+        ("int8 with scales that are not finite", lambda w: {**w, scale: w[scale] / 0}, "not finite or below 0"),
+        ("int8 with fewer scales", lambda w: {**w, scale: w[scale][1:].clone()}, "has no scales of float32"),
+        ("int8 without scales", lambda w: {k: x for k, x in w.items() if k != scale}, "has no scales of float32"),
+        ("scales of nothing", lambda w: {**w, f"x{int8.SCALE}": torch.ones(1)}, "1 unexpected"),
+    ):
+        yield _model(folder, tiny, name, partial(_pack, weights), message)
+    shard = {"weight_map": {"stages.0.head.weight": "../../other.safetensors"}}
+    index = partial(_put, "network/diffusion_pytorch_model.safetensors.index.json", json.dumps(shard))
+    yield _model(folder, tiny, "an index that leads out", index, "does not list the tensors of the files beside it")
 
 
 def _model(folder: Path, tiny: Path, name: str, change: Callable[[Path], object], message: str) -> Attack:
@@ -247,6 +258,12 @@ def _put(file: str, text: str, folder: Path) -> None:
 
 def _reweigh(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], folder: Path) -> None:
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+
+def _pack(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], folder: Path) -> None:
+    _reweigh(lambda weights: {key: x.half() for key, x in weights.items()}, folder)
+    int8.quantise(folder)
+    _reweigh(change, folder)
 
 
 def _double(folder: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from belvedere.checkpoints import graphs, store
 from belvedere.compression.segpic import SegPIC
 from belvedere.errors import InputError
+from tests.generation.neti_models import tiny_text_model, tiny_unet, tiny_xl_unet
 from tests.synthesis.test_nvist import small
 
 
@@ -25,7 +26,15 @@ def segpic() -> nn.Module:
     return SegPIC.from_variant("SegPIC/8")
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"nvist": small, "segpic": segpic, "autoencoder": autoencoder}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "nvist": small,
+    "segpic": segpic,
+    "autoencoder": autoencoder,
+    "unet": tiny_unet,
+    "unet of SDXL": lambda: tiny_xl_unet(16),
+    "text encoder": tiny_text_model,
+    "text encoder of SDXL": lambda: tiny_text_model(projection=True),
+}
 NAMES = ["dimr", "fitv2", *NETWORKS]
 
 

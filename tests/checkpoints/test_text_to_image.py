@@ -99,7 +99,12 @@ def _pickled(folder: Path) -> None:
         (_config("text_encoder", hidden_size=65_000), "do not fit its config.json"),
         (_config("text_encoder", vocab_size=10**9), "1000000000 is larger than any size"),
         (_config("vae", latent_channels=8), "do not fit its config.json"),
-        (_without("text_encoder", "final_layer_norm.bias"), "do not fit .* final_layer_norm.bias"),
+        (
+            _config("vae", quantization_config={"quant_method": "belvedere-int8", "version": 1}),
+            "only a denoiser may be",
+        ),
+        (_config("text_encoder", quantization_config={"quant_method": "gptq"}), "is not that of Belvedere's int8"),
+        (_without("text_encoder", "final_layer_norm.bias"), "do not fit .*final_layer_norm.bias"),
         (_without("unet", "conv_in.bias"), "1 missing .conv_in.bias"),
         (_pickled, "no diffusion_pytorch_model.safetensors"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer: missing; the model is incomplete"),
@@ -111,3 +116,119 @@ def test_what_does_not_fit_is_named(folder: Path, change: Callable[[Path], objec
     with pytest.raises(InputError, match=message) as error:
         belvedere.load(folder)
     assert "\n" not in str(error.value)
+
+
+PARTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+
+
+def sharded(folder: Path) -> Path:
+    """Cut the weights of every part in three, as diffusers and transformers do with more than 5 GB."""
+    for part, name in PARTS.items():
+        weights = load((folder / part / f"{name}.safetensors").read_bytes())
+        (folder / part / f"{name}.safetensors").unlink()
+        places = {key: f"{name}-{1 + i % 3:05d}-of-00003.safetensors" for i, key in enumerate(sorted(weights))}
+        for file in set(places.values()):
+            held = {key: x for key, x in weights.items() if places[key] == file}
+            save_file(held, folder / part / file, {"format": "pt"})
+        size = sum(x.nbytes for x in weights.values())
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        (folder / part / f"{name}.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_parts_in_shards_load(published: Path, folder: Path) -> None:
+    before = store.digest(sharded(folder))
+    pipe = belvedere.load(folder, device="cpu")
+    assert torch.equal(latents(pipe), latents(belvedere.load(published, device="cpu")))
+    shard = folder / "text_encoder" / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+    assert store.digest(folder) != before
+
+
+def test_as_diffusers_shards_it(tmp_path: Path) -> None:
+    tiny_xl_pipeline().save_pretrained(tmp_path / "xl", max_shard_size="20KB")
+    assert len(list((tmp_path / "xl/unet").glob("*.safetensors"))) > 1
+    assert len(list((tmp_path / "xl/text_encoder_2").glob("*.safetensors"))) > 1
+    torch.testing.assert_close(
+        latents(belvedere.load(tmp_path / "xl")), latents(tiny_xl_pipeline()), atol=1e-3, rtol=1e-3
+    )
+
+
+def _map(part: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / part / f"{PARTS[part]}.safetensors.index.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "weight_map": change(content["weight_map"])}))
+
+    return edit
+
+
+def _elsewhere(name: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda places: {**places, min(places): name}
+
+
+def _twice(folder: Path) -> None:
+    first, second = (folder / "unet" / f"diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2))
+    save_file({**load(first.read_bytes()), **load(second.read_bytes())}, first, {"format": "pt"})
+
+
+def _key_twice(folder: Path) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    text = path.read_text()
+    path.write_text(text.replace('"weight_map": {', '"weight_map": {"encoder.conv_in.bias": "x", '))
+
+
+def _unlink(part: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / part / f"{PARTS[part]}-00002-of-00003.safetensors").unlink()
+
+
+SHARDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a name with ..": (
+        _map("unet", _elsewhere("../vae/diffusion_pytorch_model-00001-of-00003.safetensors")),
+        "no file",
+    ),
+    "an absolute name": (_map("vae", _elsewhere("/etc/passwd")), "'/etc/passwd' is no file of weights beside it"),
+    "a pickle": (_map("text_encoder", _elsewhere("pytorch_model.bin")), "'pytorch_model.bin' is no file of weights"),
+    "a number": (_map("unet", _elsewhere(3)), "must give the file of each tensor"),
+    "no map": (_map("unet", lambda _: [1]), "must give the file of each tensor"),
+    "an empty map": (_map("vae", lambda _: {}), "must give the file of each tensor"),
+    "another shard": (
+        _map("unet", _elsewhere("diffusion_pytorch_model-00003-of-00003.safetensors")),
+        "does not list the tensors of the files beside it",
+    ),
+    "a tensor too many": (
+        _map("text_encoder", lambda places: {**places, "x": places[min(places)]}),
+        "does not list the tensors of the files beside it",
+    ),
+    "a shard too many": (
+        _map("vae", _elsewhere("diffusion_pytorch_model-00004-of-00003.safetensors")),
+        "00004-of-00003.safetensors: missing",
+    ),
+    "a missing shard": (_unlink("text_encoder"), "model-00002-of-00003.safetensors: missing"),
+    "tensors in two shards": (_twice, "tensors in two of its files"),
+    "a key twice": (_key_twice, "a key is there twice"),
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_an_index_that_misleads_is_refused(folder: Path, name: str) -> None:
+    change, message = SHARDS[name]
+    change(sharded(folder))
+    with pytest.raises(InputError, match=message) as error:
+        belvedere.load(folder, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_numbers_are_refused(folder: Path) -> None:
+    for part in PARTS:
+        copy = Path(shutil.copytree(folder, folder.with_name(part)))
+        (path,) = (copy / part).glob("*.safetensors")
+        weights = load(path.read_bytes())
+        weights[next(key for key, x in weights.items() if x.is_floating_point())].view(-1)[0] = float("nan")
+        save_file(weights, path, {"format": "pt"})
+        with pytest.raises(InputError, match="holds NaN or infinity"):
+            belvedere.load(copy, device="cpu")
