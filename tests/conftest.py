@@ -13,6 +13,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at work: each keeps to one core, and so does what it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that none of them is what one worker still does when the other has ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 CLASSES = ("car", "boat", "plane", "rocket")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

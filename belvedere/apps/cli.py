@@ -309,10 +309,16 @@ def models(context: typer.Context, as_json: Json = False) -> None:
       belvedere models verify --all
     """
     if context.invoked_subcommand is None:
-        from belvedere.apps import models as shelf
+        models_list(as_json)
 
-        rows = shelf.listing()
-        print(json.dumps(rows)) if as_json else shelf.print_listing(rows)
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """List the embedded models with their measured quality, as the verb alone does."""
+    from belvedere.apps import models as shelf
+
+    rows = shelf.listing()
+    print(json.dumps(rows)) if as_json else shelf.print_listing(rows)
 
 
 @models_app.command("show")

@@ -96,6 +96,10 @@ class TrainConfig:
     """Who is told the figures besides ``log.jsonl``; auto: TensorBoard where it is installed."""
     sheet_every: int = 0
     """Steps between sample sheets; 0: none but the last."""
+    evaluate_every: int = 0
+    """Steps between looks at the loss of held-out samples; 0: none."""
+    held_out: dict[str, Any] = field(default_factory=dict)
+    """Keys that replace those of ``data``: where the held-out samples are."""
     save_every: int = 500
     keep: int = 2
     """Checkpoints kept."""
@@ -106,6 +110,8 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"config {name}: {getattr(self, name)} must be at least 1")
+        if self.evaluate_every > 0 and not self.held_out:
+            raise InputError("config evaluate_every needs held_out: the keys of data that differ for held-out samples")
         if self.workers < 0:
             raise InputError(f"config workers: {self.workers} must be at least 0")
         if self.optimizer.decay != "none" and not 0 < self.optimizer.decay_steps <= self.steps:

@@ -1,7 +1,9 @@
-"""What a step minimises and by what: a task's loss as a module, AdamW, the learning rate; and fitting one batch."""
+"""What a step minimises and by what: a task's loss as a module, AdamW, the learning rate; and what that loss is for
+held-out samples, or for one batch that is fitted."""
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 from belvedere.apps.config import OptimizerConfig, TrainConfig
 from belvedere.apps.order import Order
 from belvedere.apps.task import Task
-from belvedere.seeds import BatchRng
+from belvedere.seeds import BatchRng, derive
+
+HELD_OUT = 256
+"""Held-out samples that are looked at."""
 
 
 class Objective(nn.Module):
@@ -51,6 +56,24 @@ def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer
     """Return AdamW over the task's parameter groups, in one fused kernel a tensor."""
     groups = task.groups(task.model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+@torch.no_grad()
+def held_out_loss(config: TrainConfig, task: Task, network: nn.Module, chunk: int, device: torch.device) -> float:
+    """Return the mean loss of up to ``HELD_OUT`` held-out samples by ``network``, ``chunk`` of them at once.
+
+    Samples, noise and times are the same whenever and for whichever network or run it is asked.
+    """
+    assert task.held_out is not None
+    objective = Objective(replace(task, model=network), uses_bf16(config.precision, device))
+    count, total = min(HELD_OUT, len(task.held_out)), 0.0
+    indices = Order(len(task.held_out), 0, count, 1).indices(0, 0)
+    for start in range(0, count, chunk):
+        places = range(start, min(start + chunk, count))
+        batch = {key: value.to(device) for key, value in task.held_out.batch([indices[i] for i in places]).items()}
+        value, _ = objective(batch, BatchRng(derive("held out"), 0, places, device))
+        total += value.item() * len(places)
+    return total / count
 
 
 def run_check(config: TrainConfig, task: Task, device: torch.device) -> int:

@@ -32,13 +32,17 @@ from belvedere.apps.written import check_keys
 from belvedere.checkpoints import store
 from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
 from belvedere.checkpoints.components import read_json
-from belvedere.data.folders import ImageFolder, Parquet
+from belvedere.data.folders import EncodedPictures, ImageFolder, Parquet
 from belvedere.data.latents import CLASSES, MANIFEST, SCALE, mixed_shard
+from belvedere.data.webdataset import WebDataset
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
-Pictures = ImageFolder | Parquet
-SOURCES: dict[str, Callable[..., Pictures]] = {"folder": ImageFolder, "parquet": Parquet}
+SOURCES: dict[str, Callable[..., EncodedPictures]] = {
+    "folder": ImageFolder,
+    "parquet": Parquet,
+    "webdataset": WebDataset,
+}
 """The kinds of data that are pictures on disk, by the name that a config's ``data.kind`` gives."""
 
 
@@ -135,7 +139,7 @@ class Encoder:
 class Work:
     """Makes shards: opens pictures ahead in threads, names those that cannot be decoded, tells how far it is."""
 
-    def __init__(self, pictures: Pictures, encoder: Encoder, shards: Shards, max_skipped: int):
+    def __init__(self, pictures: EncodedPictures, encoder: Encoder, shards: Shards, max_skipped: int):
         self.pictures, self.encoder, self.shards, self.max_skipped = pictures, encoder, shards, max_skipped
 
     def run(self, mine: Sequence[int], batch: int, workers: int, progress: Progress | None) -> None:
@@ -231,9 +235,9 @@ def prepare(
 ) -> int:
     """Write the moments of pictures, and of their mirror images (``flip``), as a folder of latents; return 0, or 130.
 
-    ``data`` is a config's section: ``kind``, folder or parquet, and ``path``. Pictures keep their aspect, in whole
-    ``unit`` and at most ``side**2`` pixels, and ``out`` becomes a folder of ``MixedLatents``; with ``square`` they
-    are cropped to ``side`` and it becomes one of ``Latents``. ``vae`` as in ``find_autoencoder``.
+    ``data`` is a config's section: ``kind``, folder, parquet or webdataset, and ``path``. Pictures keep their aspect,
+    in whole ``unit`` and at most ``side**2`` pixels, and ``out`` becomes a folder of ``MixedLatents``; with ``square``
+    they are cropped to ``side`` and it becomes one of ``Latents``. ``vae`` as in ``find_autoencoder``.
 
     A command that was stopped (130: by Ctrl-C) or killed continues when it is given again; other parameters are
     refused. ``batch`` pictures are encoded at once, ``workers`` threads open them: these and ``device`` may change,
@@ -278,12 +282,13 @@ def prepare(
 
 
 def pictures_at(path: Path) -> dict[str, Any]:
-    """Return the ``data`` of a path: parquet where it is, or holds, a parquet file, else a folder of pictures."""
-    parquet = path.suffix == ".parquet" or any(path.glob("*.parquet"))
-    return {"kind": "parquet" if parquet else "folder", "path": path}
+    """Return the ``data`` of a path: parquet or WebDataset where it is, or holds, a file of them, else a folder."""
+    kinds = {"parquet": "parquet", "tar": "webdataset"}
+    found = (kind for ending, kind in kinds.items() if path.suffix == f".{ending}" or any(path.glob(f"*.{ending}")))
+    return {"kind": next(found, "folder"), "path": path}
 
 
-def open_pictures(data: Mapping[str, Any], side: int, unit: int | None) -> Pictures:
+def open_pictures(data: Mapping[str, Any], side: int, unit: int | None) -> EncodedPictures:
     """Return the pictures of a config's ``data``, of any aspect in whole ``unit``, or squares of ``side``."""
     check_keys(data, ("kind", "path"), "data.")
     if data.get("kind") not in SOURCES:
@@ -292,7 +297,7 @@ def open_pictures(data: Mapping[str, Any], side: int, unit: int | None) -> Pictu
     return call(SOURCES[data["kind"]], options, "data")
 
 
-def fingerprint(root: Path, pictures: Pictures) -> str:
+def fingerprint(root: Path, pictures: EncodedPictures) -> str:
     """Return a digest of the class names, and of the files' names below ``root`` and sizes; no content is read."""
     digest, base = hashlib.sha256(json.dumps(pictures.classes).encode()), root if root.is_dir() else root.parent
     for file in pictures.files:

@@ -34,6 +34,8 @@ class Task:
     """``export(model, folder, facts)`` writes the model folder and its card; returns the digest of the weights."""
     sheet: Callable[[nn.Module, Path], None] | None = None
     """``sheet(model, path)`` writes a picture that shows what the model can do."""
+    held_out: Dataset | None = None
+    """Samples that training does not see, of the same form; None: no evaluation in the run."""
 
 
 DATASETS = {

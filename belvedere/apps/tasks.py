@@ -3,16 +3,18 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from belvedere.apps.config import TrainConfig
-from belvedere.apps.task import Task, blocks
+from belvedere.apps.task import Task, blocks, make_dataset
 from belvedere.apps.tasks_codec import segpic_task
 from belvedere.apps.tasks_concept import neti_task
 from belvedere.apps.tasks_diffusion import autoencoder_task, diffusion_task
 from belvedere.apps.tasks_pictures import dimr_task, fitv2_task, toybox_classifier_task
 from belvedere.apps.tasks_scenes import mae_task, nvist_task
+from belvedere.data import Dataset
 from belvedere.errors import InputError
 
 
@@ -21,6 +23,8 @@ def make_task(config: TrainConfig) -> Task:
     if config.task not in TASKS:
         raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
     task = TASKS[config.task](config)
+    if config.evaluate_every:
+        task = replace(task, held_out=_held_out(config, task.dataset))
     if config.checkpointing:
         if not getattr(task.model, "_supports_gradient_checkpointing", False):
             raise InputError(f"config checkpointing: task {config.task} has no activation checkpointing; leave it out")
@@ -30,6 +34,14 @@ def make_task(config: TrainConfig) -> Task:
         for module in blocks(task.model) or [task.model]:
             module.compile()
     return task
+
+
+def _held_out(config: TrainConfig, seen: Dataset) -> Dataset:
+    """Return the held-out samples of a config; raises ``InputError`` unless they have the form of those ``seen``."""
+    dataset = make_dataset({**config.data, **config.held_out})
+    if dataset.classes != seen.classes or dataset.batch([0]).keys() != seen.batch([0]).keys():
+        raise InputError("config held_out: its samples have other classes or another form than data's: give the same")
+    return dataset
 
 
 def check_compiler() -> None:

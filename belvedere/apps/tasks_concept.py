@@ -57,6 +57,8 @@ def neti_task(config: TrainConfig) -> Task:
     from belvedere.generation.neti_training import Lesson, parameter_groups
 
     check_keys(config.loss, (), "loss.")
+    if config.evaluate_every:
+        raise InputError("config evaluate_every: a concept has no held-out samples; leave it out")
     fields, data = _fields(config.model, NeTIMapper), dict(config.data)
     templates, shown = _sentences(data, "templates", TEMPLATES["objects"]), _sentences(data, "shown", SHOWN)
     if "path" in data:

@@ -30,7 +30,7 @@ import belvedere
 from belvedere.apps import training_state
 from belvedere.apps.average import Ema, ShardedEma
 from belvedere.apps.config import TrainConfig, load_config
-from belvedere.apps.objective import Objective, learning_rate, make_optimizer, run_check, uses_bf16
+from belvedere.apps.objective import Objective, held_out_loss, learning_rate, make_optimizer, run_check, uses_bf16
 from belvedere.apps.order import Order, make_loader
 from belvedere.apps.sharding import WHOLE, Part, shard, total_norm
 from belvedere.apps.task import Task
@@ -130,6 +130,8 @@ class Trainer:
                 self._log(window.close(progress.step))
             if result.stop:
                 return self._stopped(stop)
+            if self._due(self.config.evaluate_every):
+                self.evaluate()
             if self._due(self.config.sheet_every):
                 self.sheet()
             if self._due(self.config.save_every):
@@ -219,6 +221,16 @@ class Trainer:
             path = self.out / "sheets" / f"step-{self.state.progress.step:08d}.png"
             self._write("sample sheet", lambda: show(whole.to(self.device), path), final=False)
 
+    def evaluate(self) -> None:
+        """Log the loss of held-out samples by the averaged weights; the first process looks at them, all wait."""
+        whole = self.state.ema.whole()
+        if self.accelerator.is_main_process:
+            chunk = len(self.order.positions(0))
+            loss = held_out_loss(self.config, self.task, whole.to(self.device), chunk, self.device)
+            row = {"step": self.state.progress.step, "held_out_loss": loss}
+            self.log.held_out(row)
+            self.accelerator.log(row, step=row["step"])
+
     def _write(self, what: str, write: Callable[[], object], final: bool, everywhere: bool = False) -> bool:
         """Let the main process write, or every one; return whether all could.
 
@@ -250,6 +262,8 @@ class Trainer:
 
     def _finish(self) -> None:
         self.save(final=True)
+        if self.config.evaluate_every and not self._due(self.config.evaluate_every):
+            self.evaluate()
         if not self._due(self.config.sheet_every):
             self.sheet()
         export = partial(self.task.export, self.state.ema.whole(), self.out / "model", self._card())

@@ -51,6 +51,7 @@ PEAKS = (
 )
 """A part of a GPU's name; its most operations a second in bf16, without sparsity, and in float32, by its data sheet."""
 TRACKERS = ("tensorboard", "wandb")
+"""Who can be told the figures; each is an extra of this package by the same name."""
 
 
 def peak_flops(device: torch.device, bf16: bool) -> float | None:
@@ -60,12 +61,24 @@ def peak_flops(device: torch.device, bf16: bool) -> float | None:
     return next(found, None)
 
 
+def flop_counter() -> FlopCounterMode:
+    """Return PyTorch's counter of operations, a product and its sum being two, right for convolutions in groups too."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+def _convolution_backward(gradient: Any, x: Any, weight: Any, *options: Any, **rest: Any) -> int:
+    """Return the operations for both gradients, from shapes; PyTorch takes depthwise ones for dense."""
+    *_, transposed, _, _, wanted = options
+    forward = 2 * x[0] * math.prod((x if transposed else gradient)[2:]) * math.prod(weight)
+    return forward * (int(wanted[0]) + int(wanted[1]))
+
+
 def find_tracker(name: str) -> str | None:
     """Return the tracker that a config asks for, None for none; raises ``InputError`` for one that is not there."""
     if name == "auto":
         return "tensorboard" if find_spec("tensorboard") else None
     if name in TRACKERS and not find_spec(name):
-        raise InputError(f"config tracker {name}: not installed: pip install {name}, or tracker=none")
+        raise InputError(f"config tracker {name}: not installed: pip install 'belvedere[{name}]', or tracker=none")
     return name if name in TRACKERS else None
 
 
@@ -96,7 +109,7 @@ class Window:
         if self.peak is None or self.flops is not None:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             yield
         self.flops = counter.get_total_flops()
 
@@ -152,11 +165,19 @@ class TrainingLog:
         if self.path is not None:
             print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
 
+    def held_out(self, row: dict[str, Any]) -> None:
+        """Log the loss of held-out samples."""
+        self._write(row)
+        self._say(f"step {row['step']}: held-out loss {row['held_out_loss']:.4f}")
+
     def event(self, step: int, text: str) -> None:
         """Log something that happened."""
         self._write({"step": step, "event": text})
+        self._say(f"step {step}: {text}")
+
+    def _say(self, line: str) -> None:
         if self.path is not None:
-            print(("\n" if self._live else "") + f"step {step}: {text}", flush=True)
+            print(("\n" if self._live else "") + line, flush=True)
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.path is not None:

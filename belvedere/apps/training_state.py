@@ -226,7 +226,8 @@ def prepare_folder(folder: Path, model: nn.Module, keep: int) -> None:
     except OSError as error:
         raise InputError(f"cannot write in {folder}: {error.strerror}; choose another --out") from None
     weights = sum(p.numel() for p in model.parameters()) * 4
-    need, free = weights * 4 * (keep + 1), shutil.disk_usage(folder).free
+    there = min(keep, len(checkpoints(folder / "checkpoints")))  # they go when as many new ones have come
+    need, free = weights * 4 * (keep + 1 - there), shutil.disk_usage(folder).free
     if free < need:
         raise InputError(
             f"{folder}: {free / 1e9:.1f} GB free, this run needs {need / 1e9:.1f}; make room or lower keep"

@@ -219,6 +219,7 @@ def test_regenerate_says_identical_or_what_differs(
 
 def test_models_and_doctor(command: Callable[..., Done], tiny_model: Path) -> None:
     assert command("models").code == 0
+    assert command("models", "list", "--json").out == command("models", "--json").out != ""
     shown = command("models", "show", tiny_model)
     assert shown.code == 0 and "recognised 0.25" in shown.out and "(verified)" in shown.out
     assert json.loads(command("models", "show", tiny_model, "--json").out)["intact"] is True

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_parquet_gives_what_the_folder_gives(pictures: Path, vae: Path, tmp_path
     make(tmp_path / "p.parquet", tmp_path / "parquet", vae)
     folder, parquet = content(tmp_path / "folder"), content(tmp_path / "parquet")
     assert folder.pop("prepare.json") != parquet.pop("prepare.json") and folder == parquet
+
+
+@pytest.mark.parametrize("tars", [1, 2])
+def test_tars_give_what_the_folder_gives(pictures: Path, vae: Path, tmp_path: Path, tars: int) -> None:
+    (tmp_path / "tars").mkdir()
+    for number, part in enumerate(np.array_split(np.arange(9), tars)):
+        with tarfile.open(tmp_path / f"tars/{number}.tar", "w") as tar:
+            for index in part.tolist():
+                for name, data in ((f"{index}.png", png(index)), (f"{index}.txt", b"ab"[index // 5 :][:1])):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    make(pictures, tmp_path / "folder", vae)
+    make(tmp_path / "tars" if tars > 1 else tmp_path / "tars/0.tar", tmp_path / "webdataset", vae)
+    folder, webdataset = content(tmp_path / "folder"), content(tmp_path / "webdataset")
+    assert folder.pop("prepare.json") != webdataset.pop("prepare.json") and folder == webdataset
 
 
 def test_a_folder_without_classes(vae: Path, tmp_path: Path) -> None:

@@ -39,12 +39,14 @@ def test_packaged_configs_name_a_task_and_build_its_model(name: str) -> None:
         with torch.device("meta"):
             model = make_network(DiMR, VARIANTS, config.model)
         assert model.null_class is not None
-        if name == "dimr-imagenet256":
-            assert sum(p.numel() for p in model.parameters()) == 505_046_408
+        published = {"dimr-imagenet256": 505_046_408, "dimr-g-imagenet256": 1_056_352_904}
+        if name in published:
+            assert sum(p.numel() for p in model.parameters()) == published[name]
 
 
-def test_the_published_recipe() -> None:
-    config = load_config("dimr-imagenet256")
+@pytest.mark.parametrize("name", ["dimr-imagenet256", "dimr-g-imagenet256", "dimr-imagenet512"])
+def test_the_published_recipe(name: str) -> None:
+    config = load_config(name)
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.betas, optimizer.weight_decay) == (2e-4, (0.99, 0.99), 0.03)
     assert (optimizer.warmup_steps, optimizer.decay, optimizer.clip) == (5000, "none", None)

@@ -16,7 +16,7 @@ from belvedere.apps import training_log
 from belvedere.apps.config import OptimizerConfig, TrainConfig, parse
 from belvedere.apps.objective import learning_rate, uses_bf16
 from belvedere.apps.train import main, train
-from belvedere.apps.training_log import StepResult, Window
+from belvedere.apps.training_log import StepResult, Window, flop_counter
 from belvedere.apps.training_state import checkpoints, only_run, verify
 from belvedere.errors import InputError
 from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, rows, tensors, write_config
@@ -218,6 +218,19 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> No
         train(write_config(tmp_path), out=tmp_path / "file/run")
 
 
+def test_too_little_disk_is_one_line_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = tmp_path / "run", write_config(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert main(["--config", config, "--out", str(run)]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith(f"error: {run}: 0.0 GB free, this run needs") and "make room or lower keep" in error
+    assert not (run / "log.jsonl").exists() and not checkpoints(run / "checkpoints")
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with only_run(tmp_path), pytest.raises(InputError, match="another run is writing"):
@@ -232,6 +245,47 @@ def test_check_overfits_one_batch_or_fails(tmp_path: Path, capsys: pytest.Captur
     assert "check passed" in capsys.readouterr().out
     assert train(config, check=True, overrides=["check.factor=1000"]) == 1
     assert "check FAILED" in capsys.readouterr().out
+
+
+HELD_OUT = {"evaluate_every": 4, "held_out": {"seed": 1}}
+
+
+def held_out_losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+
+
+def test_held_out_samples_are_looked_at_and_change_nothing(tmp_path: Path) -> None:
+    train(write_config(tmp_path), out=tmp_path / "plain")
+    train(write_config(tmp_path, **HELD_OUT), out=tmp_path / "looking")
+    assert_same(tensors(tmp_path / "plain", 10), tensors(tmp_path / "looking", 10))
+    found = held_out_losses(tmp_path / "looking")
+    assert list(found) == [4, 8, 10] and found[10] < found[4]
+
+
+def test_held_out_samples_noise_and_times_are_always_the_same(tmp_path: Path) -> None:
+    still = write_config(tmp_path, **HELD_OUT, optimizer={"lr": 0.0})
+    train(still, out=tmp_path / "run")
+    train(still, out=tmp_path / "parts", overrides=["accumulate=4"])
+    first, *others = [*held_out_losses(tmp_path / "run").values(), *held_out_losses(tmp_path / "parts").values()]
+    assert others == pytest.approx([first] * 5, rel=1e-5)
+    train(still, out=tmp_path / "seen", overrides=["held_out.seed=0"])
+    assert held_out_losses(tmp_path / "seen")[4] != pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluate_every": 4}, "needs held_out"),
+        ({"evaluate_every": 4, "held_out": {"place": 1}}, "unknown config key 'data.place'"),
+        ({"evaluate_every": 4, "held_out": {"kinds": ["car"]}}, "other classes or another form"),
+        ({"evaluate_every": 4, "held_out": {"path": "x"}, "task": "neti", "model": {}}, "no held-out samples"),
+    ],
+)
+def test_held_out_samples_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(write_config(tmp_path, **changes), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_latents_are_trained_on_and_drawn_anew(tmp_path: Path) -> None:
@@ -258,7 +312,9 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_log, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="config tracker wandb: not installed: pip install wandb, or tracker=none"):
+    with pytest.raises(
+        InputError, match=r"tracker wandb: not installed: pip install 'belvedere\[wandb\]', or tracker=none"
+    ):
         train(write_config(tmp_path), out=tmp_path / "run", overrides=["tracker=wandb"])
     assert not (tmp_path / "run").exists()
     assert training_log.find_tracker("auto") is None and training_log.find_tracker("none") is None
@@ -288,6 +344,19 @@ def test_a_gpu_of_known_peak_is_told_its_share(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(training_log, "peak_memory", lambda device: 0.0)
     window.add(StepResult(1.0, 1.0, 1e-3, False, {}), seconds=0.5)
     assert window.close(1)["peak_share"] == pytest.approx(2000 / 0.5 / 989e12)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_of_convolutions_are_two_of_their_forward_passes(groups: int, transposed: bool) -> None:
+    kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+    layer, x = kind(8, 4, 3, padding=1, groups=groups), torch.zeros(2, 8, 5, 6, requires_grad=True)
+    with flop_counter() as forward:
+        y = layer(x)
+    with flop_counter() as backward:
+        y.sum().backward()
+    assert forward.get_total_flops() == 2 * 2 * 30 * 8 * 4 // groups * 9
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
 def test_compiled_blocks_make_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

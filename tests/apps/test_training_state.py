@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,19 @@ def test_too_little_room_is_known_before_the_run(tmp_path: Path) -> None:
         model = nn.Linear(2**20, 2**20)
     with pytest.raises(InputError, match="GB free, this run needs"):
         prepare_folder(tmp_path, model, keep=2)
+
+
+def test_a_resumed_run_needs_no_room_for_the_checkpoints_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Linear(1000, 1000, bias=False)  # 16 MB a checkpoint
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=17_000_000))
+    with pytest.raises(InputError, match=r"0\.0 GB free, this run needs 0\.0"):
+        prepare_folder(tmp_path, model, keep=2)
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+    prepare_folder(tmp_path, model, keep=2)
 
 
 def test_seal_covers_every_file(tmp_path: Path) -> None:
