@@ -238,7 +238,10 @@ def train(
 @train_app.command("prepare")
 def train_prepare(
     data: Annotated[
-        Path, typer.Option(help="Folder of pictures (one class a subfolder), parquet file or folder of them.")
+        Path,
+        typer.Option(
+            help="Folder of pictures (one class a subfolder), parquet file or WebDataset tar, or a folder of them."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the latents; the same command continues in it.")],
     vae: Annotated[str, typer.Option(help="Autoencoder: folder, pipeline with vae/, or hub id OWNER/NAME[@REVISION].")],
