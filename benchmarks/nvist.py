@@ -49,7 +49,8 @@ def plain() -> Iterator[None]:
         weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5).softmax(-1)
         return torch.einsum("bhnm,bmhd->bnhd", weights, v)
 
-    forms = {"attend": attend, "modulate_norm": reference.modulate_norm, "gated_residual": reference.gated_residual}
+    names = ("modulate_norm", "gated_residual", "gated_residual_norm")
+    forms = {"attend": attend} | {name: getattr(reference, name) for name in names}
     with ExitStack() as stack:
         for name, form in forms.items():
             stack.enter_context(mock.patch.object(kernels, name, form))

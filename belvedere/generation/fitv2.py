@@ -70,6 +70,10 @@ class AdaptiveNorm(nn.Module):
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
         return kernels.modulate_norm(x, shift, scale, index, norm=self.norm, weight=self.weight)
 
+    def after(self, x: Tensor, y: Tensor, gate: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + gate y, and it normalised."""
+        return kernels.gated_residual_norm(x, y, gate, *rows, norm=self.norm, weight=self.weight)
+
 
 class Attention(nn.Module):
     """Self-attention of each image over its own tokens, positions by rotation."""
@@ -125,8 +129,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)  # (s, c) each
         y = self.attention(self.norm1(x, shift1, scale1, layout.image), layout)
-        x = kernels.gated_residual(x, y, gate1, layout.image)
-        return kernels.gated_residual(x, self.mlp(self.norm2(x, shift2, scale2, layout.image)), gate2, layout.image)
+        x, y = self.norm2.after(x, y, gate1, shift2, scale2, layout.image)
+        return kernels.gated_residual(x, self.mlp(y), gate2, layout.image)
 
 
 class FiTv2(ModelMixin, ConfigMixin):

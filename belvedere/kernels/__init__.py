@@ -3,7 +3,15 @@
 from belvedere.kernels.attention import attend
 from belvedere.kernels.concat import Accumulated, concat_add, concat_begin, concat_end
 from belvedere.kernels.gates import gated_mlp
-from belvedere.kernels.norms import Norm, gated_residual, modulate_norm, normalise, rms_norm, time_norm
+from belvedere.kernels.norms import (
+    Norm,
+    gated_residual,
+    gated_residual_norm,
+    modulate_norm,
+    normalise,
+    rms_norm,
+    time_norm,
+)
 from belvedere.kernels.packed import Packed
 from belvedere.kernels.region import region_filter
 from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
@@ -23,6 +31,7 @@ __all__ = [
     "distortion",
     "gated_mlp",
     "gated_residual",
+    "gated_residual_norm",
     "modulate_norm",
     "normalise",
     "qk_norm_rope",

@@ -26,7 +26,9 @@ def attend(
     ``bias`` (broadcastable to (b, h, n, m)) is added to the logits of a dense call. ``scale`` multiplies the
     logits, 1/sqrt(d) by default. ``activation="sigmoid"`` replaces softmax over keys by an elementwise sigmoid
     of logit - log(m), m the number of keys (Ramapuram et al., arXiv 2409.04431).
-    ``backend`` forces an implementation by name, as does the environment variable BELVEDERE_ATTENTION.
+    ``backend`` forces an implementation by name, as does the environment variable BELVEDERE_ATTENTION. The one named
+    "triton" (packed softmax and sigmoid on NVIDIA GPUs) is deterministic, its gradients too, and batch-invariant:
+    a sequence has the same bits alone and among others.
     Raises ``ValueError`` for shapes that do not fit or an unknown backend or activation.
     """
     if activation not in ("softmax", "sigmoid"):
@@ -42,5 +44,6 @@ def attend(
         bias=bias is not None,
         dtype=q.dtype,
         keys=k.shape[-3],
+        head=q.shape[-1],
     )
     return choose(request, backend).run(q, k, v, offsets, bias, scale, activation)

@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from belvedere.kernels import matmul, reference, sdpa
+from belvedere.kernels import flex, fmha, matmul, reference, sdpa
 
 MATMUL_KEYS = 1024
+TRITON_HEAD = 128
+FLEX_HEAD = 16
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,27 @@ class Request:
     bias: bool
     dtype: torch.dtype = torch.float32
     keys: int = 0
+    head: int = 64
+    """Channels of a head."""
+
+
+def _never(request: Request) -> None:
+    return None
 
 
 @dataclass(frozen=True)
 class Backend:
     """One implementation of attention.
 
-    ``refuse(request)`` returns why this backend cannot serve the request, or None when it can.
+    ``refuse(request)`` returns why this backend cannot serve the request, or None when it can; ``defer(request)`` why
+    it lets those after it go first although it can.
     ``run(q, k, v, offsets, bias, scale, activation)`` has the shapes of ``belvedere.kernels.attend``.
     """
 
     name: str
     refuse: Callable[[Request], str | None]
     run: Callable[..., Tensor]
+    defer: Callable[[Request], str | None] = _never
 
 
 def _refuse_sdpa(request: Request) -> str | None:
@@ -54,17 +65,86 @@ def _refuse_matmul(request: Request) -> str | None:
         return "only for dense softmax"
     if request.device != "cpu" or request.dtype != torch.bfloat16:
         return "only faster than sdpa in bfloat16 on a CPU"
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not _has_avx512():
         return "40x slower than sdpa on a CPU without AVX-512"
     if request.keys > MATMUL_KEYS:
         return f"keeps all attention weights: only up to {MATMUL_KEYS} keys"
     return None
 
 
+@torch.compiler.assume_constant_result
+def _has_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _refuse_triton(request: Request) -> str | None:
+    if request.bias:
+        return "it adds no bias"
+    if request.head > TRITON_HEAD:
+        return f"only up to {TRITON_HEAD} channels a head"
+    return why_not_fused(request.device, request.dtype)
+
+
+def _defer_triton(request: Request) -> str | None:
+    if request.activation == "softmax" and not request.packed:
+        return "dense softmax stays with sdpa until a measurement says otherwise"
+    return None
+
+
+def _triton(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, bias: None, scale: float | None, activation: str
+) -> Tensor:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.ops.belvedere.attention(q, k, v, offsets, scale, activation == "sigmoid")[0]
+
+
+def _autocast(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``run`` with q, k and v in the dtype of ``torch.autocast``, as PyTorch has them for its own attention."""
+
+    def cast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        device = q.device.type
+        if torch.is_autocast_enabled(device):
+            q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+        return run(q, k, v, *rest)
+
+    return cast
+
+
+def _refuse_packed_only(request: Request) -> str | None:
+    if not request.packed or request.bias or request.activation != "softmax":
+        return "only for packed softmax"
+    if request.device != "cuda":
+        return "it needs an NVIDIA GPU"
+    return None
+
+
+def _refuse_xformers(request: Request) -> str | None:
+    if torch.compiler.is_compiling():
+        return "it reads offsets on the host, which a compiler cannot trace"
+    return _refuse_packed_only(request) or _missing("xformers")
+
+
+def _refuse_flex(request: Request) -> str | None:
+    if request.head < FLEX_HEAD:
+        return f"only from {FLEX_HEAD} channels a head"
+    return _refuse_packed_only(request) or _missing("triton")
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _missing(package: str) -> str | None:
+    return None if find_spec(package) else f"{package} is not installed: pip install 'belvedere[gpu]'"
+
+
+# On a GPU sdpa stands last for packed sequences: it reads offsets on the host, so each call waits for the device. No
+# order between GPU backends has been measured yet; dense softmax is left to sdpa, which finds flash or cuDNN.
 BACKENDS = (
     Backend("matmul", _refuse_matmul, matmul.attend),
+    Backend("triton", _refuse_triton, _autocast(_triton), _defer_triton),
+    Backend("xformers", _refuse_xformers, _autocast(fmha.attend)),
+    Backend("flex", _refuse_flex, _autocast(flex.attend)),
     Backend("sdpa", _refuse_sdpa, sdpa.attend),
-    Backend("reference", lambda request: None, reference.attend),
+    Backend("reference", _never, reference.attend),
 )
 
 
@@ -75,7 +155,7 @@ def choose(request: Request, name: str | None = None) -> Backend:
     """
     name = name or os.environ.get("BELVEDERE_ATTENTION") or None
     if name is None:
-        return next(backend for backend in BACKENDS if backend.refuse(request) is None)
+        return next(b for b in BACKENDS if b.refuse(request) is None and b.defer(request) is None)
     backend = {backend.name: backend for backend in BACKENDS}.get(name)
     if backend is None:
         raise ValueError(f"no attention backend {name!r}: choose from {', '.join(b.name for b in BACKENDS)}")
@@ -93,7 +173,7 @@ def explain(request: Request | None = None) -> list[tuple[str, bool, str]]:
     for backend in BACKENDS:
         reason = backend.refuse(request)
         note = "chosen" if backend.name == chosen else "fits, but a faster one stands before it"
-        rows.append((backend.name, reason is None, reason or note))
+        rows.append((backend.name, reason is None, reason or backend.defer(request) or note))
     return rows
 
 
@@ -115,6 +195,8 @@ def why_not_fused(device: str, dtype: torch.dtype = torch.float32) -> str | None
         return f"they have no {dtype}"
     if os.environ.get("BELVEDERE_KERNELS") == "plain":
         return "switched off by BELVEDERE_KERNELS=plain"
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU here"
     if find_spec("triton") is None:
         return "triton is not installed: pip install 'belvedere[gpu]'"
     if (capability := torch.cuda.get_device_capability()) < (8, 0):

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from belvedere.kernels.backends import fused
+from belvedere.kernels.norms import WIDEST
+
 
 class Accumulated(NamedTuple):
     """What is known of the rows after some of the activations; all float32."""
@@ -52,27 +55,61 @@ class _ScaledLinear(torch.autograd.Function):
         return inner * gain, grad_gain, grad_weight
 
 
+class _Fold(torch.autograd.Function):
+    """``(x * g) @ W.T``, and the moments of x joined to those seen, with one pass over x; x is all that is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, weight: Tensor, mean: Tensor, square: Tensor, before: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(x, gain, weight, mean)
+        rows = None if len(gain) == 1 else gain
+        scaled, mean, square = torch.ops.belvedere.concat_scale(x, rows, mean, square, before)
+        product = F.linear(x, weight * gain) if rows is None else F.linear(scaled, weight)
+        ctx.before, ctx.dtype = before, product.dtype
+        return product, mean, square
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, dmean: Tensor, dsquare: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, weight, mean = ctx.saved_tensors
+        rows, narrow = None if len(gain) == 1 else gain, weight.to(ctx.dtype)  # autocast chose it in forward
+        inner = grad @ (narrow if rows is not None else narrow * gain.to(ctx.dtype))  # (b, n, c)
+        pulled = torch.ops.belvedere.concat_scale_backward(inner, x, rows, mean, dmean, dsquare, ctx.before)
+        dx, scaled, dgain, dmean = pulled
+        outer = grad.flatten(0, -2).T @ (x if rows is None else scaled).flatten(0, -2).to(ctx.dtype)  # (o, c)
+        if rows is None:
+            dgain = (outer.float() * weight).sum(0, keepdim=True)
+            outer = outer * gain
+        return dx, dgain.to(gain.dtype), outer.to(weight.dtype), dmean, dsquare, None
+
+
 def concat_begin(gain: Tensor, x: Tensor, outputs: int) -> Accumulated:
     """Return the empty accumulator for rows like ``x`` (b, n, c), a norm's ``gain`` (b', k c) and ``outputs``."""
     rows = (*x.shape[:2], 1)
-    zeros = x.new_zeros(rows, dtype=torch.float32)
     product = x.new_zeros((*x.shape[:2], outputs), dtype=torch.float32)
-    return Accumulated(product, x.new_zeros((2, len(gain), outputs), dtype=torch.float32), zeros, zeros, 0)
+    shift = x.new_zeros((2, len(gain), outputs), dtype=torch.float32)
+    mean, square = x.new_zeros((2, *rows), dtype=torch.float32)
+    return Accumulated(product, shift, mean, square, 0)
 
 
 def concat_add(seen: Accumulated, x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor) -> Accumulated:
     """Fold the next activation in: ``x`` (b, n, c), norm ``gain``, ``bias`` (b', c), ``weight`` (o, c)."""
     channels = x.shape[-1]
+    count = seen.channels + channels
+    gain, bias = gain.to(x.dtype), bias.to(x.dtype)
+    shift = seen.shift + F.linear(torch.stack((gain, bias)), weight)
+    if fused(x) and channels <= WIDEST:
+        product, mean, square = _Fold.apply(x, gain, weight, seen.mean, seen.square, seen.channels)
+        return Accumulated(seen.product + product, shift, mean, square, count)
     wide = x.float()
     mean = wide.mean(-1, keepdim=True)
     square = (wide - mean).square().sum(-1, keepdim=True)
     # Chan et al. 1979: joining the moments of two sets without cancellation.
-    count = seen.channels + channels
     delta = mean - seen.mean
-    gain, bias = gain.to(x.dtype), bias.to(x.dtype)
     return Accumulated(
-        seen.product + _ScaledLinear.apply(x, gain[:, None], weight).float(),
-        seen.shift + F.linear(torch.stack((gain, bias)), weight).float(),
+        seen.product + _ScaledLinear.apply(x, gain[:, None], weight),
+        shift,
         seen.mean + delta * (channels / count),
         seen.square + square + delta.square() * (seen.channels * channels / count),
         count,

@@ -80,6 +80,23 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None = No
     return x + y * (gate.unsqueeze(1) if index is None else gate[index])
 
 
+def gated_residual_norm(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    index: Tensor | None = None,
+    *,
+    norm: str = "layer",
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Twin of ``belvedere.kernels.gated_residual_norm``."""
+    x = gated_residual(x, y, gate, index)
+    return x, modulate_norm(x, shift, scale, index, norm=norm, weight=weight, eps=eps)
+
+
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Twin of ``belvedere.kernels.rotate_pairs``, the two channels of a pair written out."""
     a, b = x[..., 0::2], x[..., 1::2]

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from belvedere.kernels.backends import fused
+
 TAPS = 9
 CACHED = 2**19
 """Numbers of one map that a CPU works on at a time."""
@@ -105,4 +107,5 @@ def region_filter(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> 
     h, w) in the dtype of ``x``, summed in float32. Differentiable once in all four; no map of 9 c channels is made.
     """
     taps = weight.to(x.dtype).unflatten(0, (-1, TAPS))  # (c, 9, 1, 3, 3)
-    return _RegionFilter.apply(x, features.to(x.dtype), taps, bias.to(x.dtype).unflatten(0, (-1, TAPS)))
+    given = x, features.to(x.dtype), taps, bias.to(x.dtype).unflatten(0, (-1, TAPS))
+    return torch.ops.belvedere.region_filter(*given) if fused(x) else _RegionFilter.apply(*given)

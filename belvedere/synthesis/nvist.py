@@ -60,8 +60,8 @@ class AdaptiveBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.chunk(6, -1)  # (b, c) each
         q = kernels.modulate_norm(x, shift1, scale1, eps=EPS)
         k, v = (self.norm_k(memory), self.norm_v(memory)) if self.cross else (q, q)
-        x = kernels.gated_residual(x, self.attention(q, k, v), gate1)
-        return kernels.gated_residual(x, self.mlp(kernels.modulate_norm(x, shift2, scale2, eps=EPS)), gate2)
+        x, y = kernels.gated_residual_norm(x, self.attention(q, k, v), gate1, shift2, scale2, eps=EPS)
+        return kernels.gated_residual(x, self.mlp(y), gate2)
 
 
 class PlainBlock(nn.Module):

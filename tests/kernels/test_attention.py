@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from belvedere.kernels import Packed, attend, reference
+from belvedere.kernels import Packed, attend, backends, flex, reference
 from belvedere.kernels.backends import BACKENDS, Request, choose, explain
 from tests.kernels.test_ops import DTYPES, EPS, agree, random
 
@@ -110,6 +110,78 @@ def test_backends_are_chosen_refused_and_explained(monkeypatch: pytest.MonkeyPat
     rows = explain(sigmoid)
     assert [name for name, _, _ in rows] == [backend.name for backend in BACKENDS]
     assert rows[0][1] is False and "softmax" in rows[0][2]
+
+
+PACKED = Request("cuda", "softmax", packed=True, bias=False, dtype=torch.bfloat16)
+
+
+def chain(monkeypatch: pytest.MonkeyPatch, request: Request, absent: str | None = None) -> str:
+    """Return what serves ``request`` on a machine with an NVIDIA GPU and both packages, or without one of them."""
+    monkeypatch.setattr(backends, "why_not_fused", lambda device, dtype: "no triton" if absent == "triton" else None)
+    monkeypatch.setattr(backends, "_missing", lambda package: "no package" if package == absent else None)
+    return choose(request).name
+
+
+def test_on_a_gpu_packed_attention_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chain(monkeypatch, PACKED) == "triton"
+    assert chain(monkeypatch, PACKED, "triton") == "xformers"
+    wide = replace(PACKED, head=160)
+    assert chain(monkeypatch, wide) == "xformers"
+    assert chain(monkeypatch, wide, "xformers") == "flex"
+    assert chain(monkeypatch, replace(PACKED, head=8), "triton") == "xformers"
+    assert chain(monkeypatch, replace(wide, activation="sigmoid")) == "reference"
+
+
+def test_on_a_gpu_dense_softmax_is_left_to_sdpa_and_sigmoid_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = replace(PACKED, packed=False)
+    assert chain(monkeypatch, dense) == "sdpa"
+    assert chain(monkeypatch, replace(dense, activation="sigmoid")) == "triton"
+    assert chain(monkeypatch, replace(dense, activation="sigmoid", bias=True)) == "reference"
+    assert choose(dense, "triton").name == "triton"
+    reasons = {name: reason for name, _, reason in explain(dense)}
+    assert "until a measurement" in reasons["triton"] and reasons["xformers"] == "only for packed softmax"
+
+
+def test_without_any_package_sdpa_serves_packed_attention_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "why_not_fused", lambda device, dtype: "no triton")
+    monkeypatch.setattr(backends, "_missing", lambda package: f"{package} is not installed")
+    assert choose(PACKED).name == "sdpa"
+    with pytest.raises(ValueError, match="xformers is not installed"):
+        choose(PACKED, "xformers")
+
+
+def test_what_needs_a_gpu_says_so_on_a_cpu() -> None:
+    for name in ("triton", "xformers", "flex"):
+        with pytest.raises(ValueError, match="NVIDIA GPU"):
+            choose(replace(PACKED, device="cpu"), name)
+
+
+def test_a_missing_package_names_the_extra() -> None:
+    assert "pip install 'belvedere[gpu]'" in str(backends._missing("no_such_package"))
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*")
+def test_flex_attention_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_compiled", lambda function: function)
+    for lengths in ([3, 0, 1, 5], [0, 0, 9], [9]):
+        offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        q, k, v = (random(9, 2, 16, seed=seed).detach() for seed in range(3))
+        got = flex.attend(q, k, v, offsets, None, 0.3, "softmax")
+        assert torch.allclose(got, reference.attend(q, k, v, offsets, scale=0.3), atol=1e-5)
+
+
+def test_the_mask_of_xformers_is_made_once_for_each_tensor_of_offsets() -> None:
+    pytest.importorskip("xformers", reason="xformers is not installed: pip install 'belvedere[gpu]'")
+    from belvedere.kernels import fmha
+
+    offsets = torch.tensor([0, 3, 3, 4, 9], dtype=torch.int32)
+    mask = fmha.mask_of(offsets)
+    assert mask is fmha.mask_of(offsets) and mask is not fmha.mask_of(offsets.clone())
+    visible = mask.materialize((9, 9)).isfinite()
+    sequence = torch.tensor([0, 0, 0, 2, 3, 3, 3, 3, 3])
+    assert torch.equal(visible, sequence[:, None] == sequence)
+    offsets[1] = 2
+    assert not torch.equal(fmha.mask_of(offsets).materialize((9, 9)).isfinite(), visible)
 
 
 def test_matmul_needs_bfloat16_on_avx512(monkeypatch: pytest.MonkeyPatch) -> None:

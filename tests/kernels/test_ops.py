@@ -133,6 +133,17 @@ def test_gated_residual(batch: Batch, d: int, dtype: torch.dtype, rows: torch.dt
     agree(of(kernels), of(reference), x, y, gate, loosest=max(EPS[dtype], EPS[rows]))
 
 
+@fewer
+@given(batches(), WIDTHS, DTYPES, NORMS)
+def test_gated_residual_norm_is_the_two_calls(batch: Batch, d: int, dtype: torch.dtype, norm: kernels.Norm) -> None:
+    shape, images, index = batch
+    x, y = random(*shape, d, dtype=dtype), random(*shape, d, dtype=dtype, seed=1)
+    gate, shift, scale = (random(images, d, seed=seed) for seed in (2, 3, 4))
+    added, normal = kernels.gated_residual_norm(x, y, gate, shift, scale, index, norm=norm)
+    assert torch.equal(added, kernels.gated_residual(x, y, gate, index))
+    assert torch.equal(normal, kernels.modulate_norm(added, shift, scale, index, norm=norm))
+
+
 def test_modulation_of_no_tokens() -> None:
     x, rows = random(0, 8), random(2, 8)
     index = torch.zeros(0, dtype=torch.int64)

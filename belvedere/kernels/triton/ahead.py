@@ -47,18 +47,23 @@ class Compiled:
     warps: int
 
 
-def launches() -> Iterator[tuple[str, Launch]]:
-    """Yield every kernel launch of every file's ``production``, each kernel and set of constants once."""
+def launches(target: str) -> Iterator[tuple[str, Launch]]:
+    """Yield every kernel launch of every file's ``production`` on a target, each kernel and set of constants once."""
     seen = set()
     for module in ours.MODULES:
         for name, call in module.production():
-            with noting() as noted:
+            with noting(TARGETS[target]) as noted:
                 call()
             for one in noted:
-                key = (one.kernel.__name__, str(_source(one).hash()), str(_options(one)))
+                key = (_title(one.kernel), _source(one).hash(), str(_options(one)))
                 if key not in seen:
                     seen.add(key)
                     yield name, one
+
+
+def _title(kernel: Any) -> str:
+    """Return the file and the name of a kernel."""
+    return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__.strip('_').removesuffix('_kernel')}"
 
 
 def _options(one: Launch) -> dict[str, Any]:
@@ -106,12 +111,12 @@ def compile_one(name: str, one: Launch, target: str) -> Compiled:
     figures = {key: int(value) for key, value in (part.split(":")[:2] for part in line.split() if ":" in part)}
     stack = figures["STACK"] + figures["LOCAL"]
     shared = max(made.metadata.shared, figures["SHARED"])
-    return Compiled(name, one.kernel.__name__, target, figures["REG"], stack, shared, options["num_warps"])
+    return Compiled(name, _title(one.kernel), target, figures["REG"], stack, shared, options["num_warps"])
 
 
 def compile_all(targets: tuple[str, ...] = tuple(TARGETS), workers: int = 2) -> Iterator[Compiled]:
     """Compile everything for the targets; most of the time is in the assembler, a process of its own."""
-    work = [(name, one, target) for name, one in launches() for target in targets]
+    work = [(name, one, target) for target in targets for name, one in launches(target)]
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(lambda item: compile_one(*item), work)
 
@@ -125,10 +130,24 @@ def wrong_with(one: Compiled) -> str | None:
     return None
 
 
+def table(rows: list[Compiled]) -> str:
+    """Return the table of docs/kernels.md: of each file's kernels the most that any launch takes on each target."""
+    lines = [f"| kernel | {' | '.join(TARGETS)} |", "|---|" + "---|" * len(TARGETS)]
+    for kernel in dict.fromkeys(one.kernel for one in rows):
+        cells = []
+        for target in TARGETS:
+            most = [one for one in rows if one.kernel == kernel and one.target == target]
+            registers, shared = max(one.registers for one in most), max(one.shared for one in most)
+            cells.append(f"{registers}, {shared / 1024:.1f} KB")
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Compile, print a line each; exit code 1 when a kernel spills or does not fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md last")
     parser.add_argument("--target", choices=tuple(TARGETS), action="append", help="only this target; may be repeated")
     options = parser.parse_args()
     rows = []
@@ -137,6 +156,8 @@ def main() -> int:
         print(f"{one.name:44} {one.target:8} {one.registers:4} registers {one.stack:5} stack {one.shared:7} shared")
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+    if options.table:
+        print(table(rows))
     faults = [fault for one in rows if (fault := wrong_with(one))]
     print(*faults, sep="\n", file=sys.stderr)
     return 1 if faults else 0

@@ -14,6 +14,12 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 wrongly: a kernel with ``tl.dot`` takes this as a constant and widens its operands first."""
 
 
+def helper(function: Callable[..., Any]) -> Any:
+    """Return a function that kernels call: compiled with them, plain Python in the interpreter, which would otherwise
+    spend 10 ms on each call of it."""
+    return function if INTERPRETED else triton.jit(function)
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch that was noted down: the kernel, its arguments in order, and its constants and options by name."""
@@ -24,6 +30,7 @@ class Launch:
 
 
 _noted: list[Launch] | None = None
+_noted_capability = 80
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
@@ -38,15 +45,26 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
             kernel[grid](*arguments, **named)
 
 
+def capability_of(x: Tensor) -> int:
+    """Return the compute capability, 80 for 8.0, of the device of ``x``; or that which launches are noted down for."""
+    if not x.is_cuda:
+        return _noted_capability
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
+
+
 @contextmanager
-def noting() -> Iterator[list[Launch]]:
-    """Note launches down instead of running them; tensors may be on the device ``meta``."""
-    global _noted
-    _noted = launches = []
+def noting(capability: int = 80) -> Iterator[list[Launch]]:
+    """Note launches down, as a GPU of this capability would get them, instead of running them; tensors may be on the
+    device ``meta``."""
+    global _noted, _noted_capability
+    launches: list[Launch] = []
+    _noted = launches
+    _noted_capability = capability
     try:
         yield launches
     finally:
-        _noted = None
+        _noted, _noted_capability = None, 80
 
 
 def register(

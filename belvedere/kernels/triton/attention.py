@@ -1,0 +1,212 @@
+"""Attention in one pass over the keys, dense or packed, softmax or sigmoid; the weights are never written.
+
+Forward (Dao, arXiv 2307.08691): a program keeps a tile of queries and folds the keys in, with a running maximum and sum
+for softmax; kept for the backward pass is the logarithm of the sum, in base 2. Sigmoid (Ramapuram et al., arXiv
+2409.04431) needs neither. A packed batch runs no program for padding, and reads ``offsets`` on the device only.
+
+Deterministic and batch-invariant: each row, of gradients too, is summed by one program, in an order that depends on its
+own sequence alone.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from belvedere.kernels.triton import attention_backward
+from belvedere.kernels.triton.attention_tiles import (
+    LOG2_E,
+    WIDEST,
+    chunk_of,
+    dot,
+    load,
+    place,
+    product,
+    readable,
+    slots_of,
+    store,
+    strides_of,
+    tile_of,
+    widths,
+)
+from belvedere.kernels.triton.launch import INTERPRETED, helper, launch, meta, register
+
+
+@helper
+def _fold(
+    q0, q1, q_ptr, k_ptr, v_ptr, q_n, k_n, v_n, own, left, scale, shift, sums0, sums1, peak, mass,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, CHUNK: tl.constexpr, OWN: tl.constexpr,
+    OTHER: tl.constexpr, SIGMOID: tl.constexpr, FLIP: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return the sums, maximum and mass of a tile of queries with ``OTHER`` more keys, ``left`` of them real."""
+    if CHUNK:
+        logits = product(q_ptr, q_n, own, k_ptr, k_n, left, D, OWN, OTHER, CHUNK)
+    else:
+        logits = tl.full((OWN, OTHER), 0, tl.float32)
+        logits = dot(q0, tl.trans(load(k_ptr, k_n, left, 0, D0, D, OTHER, MASKED)), logits, WIDE)
+        if D1:
+            logits = dot(q1, tl.trans(load(k_ptr, k_n, left, D0, D1, D, OTHER, MASKED)), logits, WIDE)
+    if FLIP:
+        logits = -logits
+    if SIGMOID:
+        weights = 1.0 / (1.0 + tl.exp2(shift - logits * scale))
+    else:
+        if MASKED:
+            logits = tl.where(tl.arange(0, OTHER)[None, :] < left, logits * scale, float("-inf"))
+            higher = tl.maximum(peak, tl.max(logits, 1))
+            weights = tl.exp2(logits - higher[:, None])
+        else:
+            higher = tl.maximum(peak, tl.max(logits, 1) * scale)
+            weights = tl.exp2(logits * scale - higher[:, None])
+        fade = tl.exp2(peak - higher)
+        mass = mass * fade + tl.sum(weights, 1)
+        peak = higher
+        sums0 = sums0 * fade[:, None]
+        if D1:
+            sums1 = sums1 * fade[:, None]
+    weights = weights.to(v_ptr.dtype.element_ty)
+    sums0 = dot(weights, load(v_ptr, v_n, left, 0, D0, D, OTHER, MASKED), sums0, WIDE)
+    if D1:
+        sums1 = dot(weights, load(v_ptr, v_n, left, D0, D1, D, OTHER, MASKED), sums1, WIDE)
+    return sums0, sums1, peak, mass
+
+
+@triton.jit(do_not_specialize=["total", "n", "m"])
+def _forward_kernel(
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, offsets_ptr, slots_ptr, scale, total, n, m,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, CHUNK: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    UNIT: tl.constexpr, PACKED: tl.constexpr, SIGMOID: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    batch, first, start, n, m = place(offsets_ptr, slots_ptr, n, m, OWN, PACKED)
+    if start >= n:
+        return
+    head = tl.program_id(1).to(tl.int64)
+    q_ptr += (batch * q_b + (first + start) * q_n + head * q_h) * UNIT
+    k_ptr += (batch * k_b + first * k_n + head * k_h) * UNIT
+    v_ptr += (batch * v_b + first * v_n + head * v_h) * UNIT
+    q0 = load(q_ptr, q_n * UNIT, n - start, 0, D0, D, OWN, True)
+    q1 = q0
+    sums0 = tl.full((OWN, D0), 0, tl.float32)
+    sums1 = sums0
+    if D1:
+        q1 = load(q_ptr, q_n * UNIT, n - start, D0, D1, D, OWN, True)
+        sums1 = tl.full((OWN, D1), 0, tl.float32)
+    peak = tl.full((OWN,), float("-inf"), tl.float32)
+    mass = tl.full((OWN,), 0, tl.float32)
+    shift = tl.log2(tl.maximum(m, 1).to(tl.float32))
+    for _ in range(m // OTHER):
+        sums0, sums1, peak, mass = _fold(
+            q0, q1, q_ptr, k_ptr, v_ptr, q_n * UNIT, k_n * UNIT, v_n * UNIT, n - start, OTHER, scale, shift,
+            sums0, sums1, peak, mass, D, D0, D1, CHUNK, OWN, OTHER, SIGMOID, FLIP, False, WIDE,
+        )  # fmt: skip
+        k_ptr += OTHER * UNIT * k_n
+        v_ptr += OTHER * UNIT * v_n
+    if m % OTHER:
+        sums0, sums1, peak, mass = _fold(
+            q0, q1, q_ptr, k_ptr, v_ptr, q_n * UNIT, k_n * UNIT, v_n * UNIT, n - start, m % OTHER, scale, shift,
+            sums0, sums1, peak, mass, D, D0, D1, CHUNK, OWN, OTHER, SIGMOID, FLIP, True, WIDE,
+        )  # fmt: skip
+    token = batch * n + first + start
+    if not SIGMOID:
+        mass = tl.where(mass > 0, mass, 1.0)  # no keys: zeros
+        share = 1.0 / mass[:, None]
+        sums0 = sums0 * share
+        if D1:
+            sums1 = sums1 * share
+        row = tl.arange(0, OWN)
+        tl.store(lse_ptr + head * total + token + row, peak + tl.log2(mass), row < n - start)
+    heads = tl.num_programs(1)
+    o_ptr += (token * heads + head) * D
+    store(o_ptr, heads * D, n - start, sums0, 0, D0, D, OWN)
+    if D1:
+        store(o_ptr, heads * D, n - start, sums1, D0, D1, D, OWN)
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> None:
+    """Raise ``ValueError`` unless the tensors fit together: the kernels would read past the end of one."""
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    tokens = slice(0, None) if offsets is not None else slice(2, None)
+    if k.shape != v.shape or q.shape[tokens] != k.shape[tokens] or (offsets is None and len(q) != len(k)):
+        raise ValueError(f"{shapes}: queries, keys and values do not fit together")
+    if not 1 <= q.shape[-1] <= WIDEST:
+        raise ValueError(f"{shapes}: heads of 1 to {WIDEST} channels")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: must be of one dtype")
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, scale: float, sigmoid: bool
+) -> tuple[Tensor, Tensor]:
+    check(q, k, v, offsets)
+    q, k, v, offsets = readable(q, k, v, offsets)
+    *batch, n, h, d = q.shape
+    b = batch[0] if batch else 1
+    o, lse = _empty(q, k, v, offsets, scale, sigmoid)
+    tile, (unit, steps), (d0, d1) = tile_of("forward", q), strides_of(q, k, v), widths(d)
+    slots, count = slots_of(offsets, b, n, tile.own)
+    launch(
+        _forward_kernel, (count, h),
+        q, k, v, o, lse, offsets, slots, abs(scale) * LOG2_E, b * n, n, k.shape[-3], *steps,
+        D=d, D0=d0, D1=d1, CHUNK=chunk_of(q), OWN=tile.own, OTHER=tile.other, UNIT=unit,
+        PACKED=offsets is not None, SIGMOID=sigmoid, FLIP=scale < 0, WIDE=INTERPRETED,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return o, lse
+
+
+def _empty(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, scale: float, sigmoid: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the result, and (h, all tokens) logarithms of sums, none for sigmoid."""
+    logarithms = (0 if sigmoid else q.shape[-2], math.prod(q.shape[:-2]))
+    return q.new_empty(q.shape), q.new_empty(logarithms, dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, ctx.scale, ctx.sigmoid = inputs
+    o, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, offsets, *((None, None) if ctx.sigmoid else (o, lse)))
+
+
+def _pull(ctx: Any, do: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    q, k, v, offsets, o, lse = ctx.saved_tensors
+    return *attention_backward.backward(do, q, k, v, offsets, ctx.scale, ctx.sigmoid, o, lse), None, None, None
+
+
+attention = register("attention", _forward, _empty, _keep, _pull)
+
+
+def _passes(name: str, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, sigmoid: bool) -> Iterator[Any]:
+    scale, (o, lse) = q.shape[-1] ** -0.5, _empty(q, k, v, offsets, 1.0, sigmoid)
+    kept = {} if sigmoid else {"o": o, "lse": lse}
+    yield f"{name} forward", partial(_forward, q, k, v, offsets, scale, sigmoid)
+    yield f"{name} backward", partial(attention_backward.run, o, q, k, v, offsets, scale, sigmoid, **kept)
+
+
+def production() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield launches at the sizes of published networks, by name; they are made under ``launch.noting``."""
+    offsets = meta(65, dtype=torch.int32)
+    for name, h, d, dtype in (
+        ("FiTv2-XL/2", 16, 72, torch.bfloat16),
+        ("FiTv2-3B/2", 24, 96, torch.bfloat16),
+        ("FiTv2-XL/2 float32", 16, 72, torch.float32),
+    ):
+        q, k, v = meta(64 * 256, 3, h, d, dtype=dtype).unbind(1)  # (n, h, d)
+        yield from _passes(f"packed attention {name}", q, k, v, offsets, False)
+    q, k, v = meta(64 * 256, 3, 16, 72).unbind(1)  # (n, h, d)
+    yield from _passes("packed sigmoid attention FiTv2-XL/2", q, k, v, offsets, True)
+    for name, b, n, m, h, d in (
+        ("DiMR-XL/2R", 64, 256, 256, 16, 60),
+        ("NViST encoder", 64, 197, 197, 12, 64),
+        ("SD 1.5, text, 64x64", 2, 4096, 77, 8, 40),
+        ("SD 1.5, text, 32x32", 2, 1024, 77, 8, 80),
+    ):
+        q, k, v = meta(b, n, h, d), meta(b, m, h, d), meta(b, m, h, d)
+        yield from _passes(f"attention {name}", q, k, v, None, False)

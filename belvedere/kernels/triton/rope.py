@@ -1,0 +1,203 @@
+"""Normalise queries and keys over the channels of a head, weigh them, turn pairs of channels: both in one launch.
+
+A program has all heads of a token at a time; q, k and v are read where they lie, in a fused projection too. Statistics
+are cheaper taken again in backward than kept: a head is short.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
+from belvedere.kernels.triton.launch import launch, meta, register
+from belvedere.kernels.triton.rope_backward import backward, qk_norm_rope_backward
+from belvedere.kernels.triton.rows import span_of, statistics
+
+
+@triton.jit
+def _forward_of(
+    x_ptr, y_ptr, weight, cos, sin, inside, d, eps, NORM: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr
+):
+    x = tl.load(x_ptr, inside, 0.0).to(tl.float32)
+    if NORM != "none":
+        mean, inverse = statistics(x, inside, d, eps, NORM)
+        x = (x - mean[:, None]) * inverse[:, None]
+    tl.store(y_ptr, turn(x * weight, cos, sin, HEADS, BLOCK), inside)
+
+
+@triton.jit
+def _forward_kernel(
+    q_ptr,
+    k_ptr,
+    q_out_ptr,
+    k_out_ptr,
+    q_weight_ptr,
+    k_weight_ptr,
+    cos_ptr,
+    sin_ptr,
+    n,
+    h,
+    length,
+    q_stride,
+    k_stride,
+    q_weight_head,
+    q_weight_column,
+    k_weight_head,
+    k_weight_column,
+    eps,
+    Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr,
+    SIGN: tl.constexpr,
+    SHARED: tl.constexpr,
+    D: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (head < h) & (column < D)
+    place = head * D + column
+    q_weight = weight_of(q_weight_ptr, head, column, q_weight_head, q_weight_column, inside, HEADS, BLOCK)
+    k_weight = weight_of(k_weight_ptr, head, column, k_weight_head, k_weight_column, inside, HEADS, BLOCK)
+    first, last = span_of(n, 1)
+    for i in range(first, last):
+        token = tl.cast(i, tl.int64)
+        cos = angle_of(cos_ptr, token, head, h, length, SHARED, D, BLOCK)
+        sin = angle_of(sin_ptr, token, head, h, length, SHARED, D, BLOCK) * SIGN
+        _forward_of(
+            q_ptr + token * q_stride + place,
+            q_out_ptr + token * h * D + place,
+            q_weight,
+            cos,
+            sin,
+            inside,
+            D,
+            eps,
+            Q_NORM,
+            HEADS,
+            BLOCK,
+        )
+        if k_ptr is not None:
+            _forward_of(
+                k_ptr + token * k_stride + place,
+                k_out_ptr + token * h * D + place,
+                k_weight,
+                cos,
+                sin,
+                inside,
+                D,
+                eps,
+                K_NORM,
+                HEADS,
+                BLOCK,
+            )
+
+
+def _launch_forward(
+    q: Tensor,
+    k: Tensor | None,
+    out: tuple[Tensor, Tensor | None],
+    weights: tuple[Tensor | None, Tensor | None],
+    cos: Tensor,
+    sin: Tensor,
+    norms: tuple[str, str],
+    eps: float,
+    sign: float,
+) -> None:
+    q, k = tokens_of(q), None if k is None else tokens_of(k)
+    tile = heads_tile(q, 16)
+    launch(
+        _forward_kernel,
+        (min(len(q), 4096 // tile["num_warps"]),),
+        q,
+        k,
+        *out,
+        *weights,
+        cos.contiguous(),
+        sin.contiguous(),
+        len(q),
+        q.shape[1],
+        len(cos),
+        q.stride(0),
+        0 if k is None else k.stride(0),
+        *strides_of(weights[0], q),
+        *strides_of(weights[1], q),
+        eps,
+        Q_NORM=norms[0],
+        K_NORM=norms[1],
+        SIGN=sign,
+        SHARED=cos.shape[1] == 1,
+        **tile,
+    )
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    q_norm: str,
+    k_norm: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(q.shape), k.new_empty(k.shape)
+    _launch_forward(q, k, out, (q_weight, k_weight), cos, sin, (q_norm, k_norm), eps, 1.0)
+    return out
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.options = inputs[6:]
+    ctx.save_for_backward(*inputs[:6])
+
+
+def _pull(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
+    weights = ctx.saved_tensors[4:]
+    dq, dk, sums = qk_norm_rope_backward(dq, dk, *ctx.saved_tensors, *ctx.options)
+    slopes = [None if w is None else sums[i].sum_to_size(w.shape).to(w.dtype) for i, w in enumerate(weights)]
+    return dq, dk, None, None, *slopes, None, None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    out = x.new_empty(x.shape)
+    _launch_forward(x, None, (out, None), (None, None), cos, sin, ("none", "none"), 0.0, sign)
+    return out
+
+
+def _rotate_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cos, sin, ctx.sign = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _rotate_pull(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return rotate_pairs(dy, *ctx.saved_tensors, -ctx.sign), None, None, None
+
+
+qk_norm_rope = register(
+    "qk_norm_rope", _forward, lambda q, k, *_: (q.new_empty(q.shape), k.new_empty(k.shape)), _keep, _pull
+)
+"""(q, k, cos, sin, q_weight, k_weight, q_norm, k_norm, eps) -> q, k; shapes as in ``belvedere.kernels``, angles
+float32 (n, h or 1, d / 2) without gradient."""
+rotate_pairs = register("rotate_pairs", _rotate, lambda x, *_: x.new_empty(x.shape), _rotate_keep, _rotate_pull)
+"""(x, cos, sin, sign) -> x turned by the angles, or back where ``sign`` is -1."""
+
+
+def production() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield launches at the sizes of published networks, by name; they are made under ``launch.noting``."""
+    for name, h, d, norm, shape in (
+        ("q, k FiTv2-XL/2", 16, 72, "layer", (64 * 256,)),
+        ("q, k FiTv2-3B/2", 24, 96, "layer", (64 * 256,)),
+        ("q, k DiMR-XL/2R, axial", 16, 60, "rms", (64, 257)),
+    ):
+        q, k, v = meta(*shape, 3, h, d).unbind(-3)
+        weight = meta(h, 1, dtype=torch.float32) if norm == "rms" else None
+        cos = meta(shape[-1], h if norm == "rms" else 1, d // 2, dtype=torch.float32)
+        dq = meta(*shape, h, d)
+        yield f"{name} forward", partial(_forward, q, k, cos, cos, weight, weight, norm, norm, 1e-6)
+        yield f"{name} backward", partial(backward, dq, dq, q, k, cos, cos, weight, weight, norm, norm, 1e-6)
+        yield f"v {name[5:]}", partial(_rotate, v, cos, cos, 1.0)

@@ -1,0 +1,176 @@
+"""Every op of the backbone on a GPU beside what else there is: ``python benchmarks/kernels.py``.
+
+Each op at training sizes in bfloat16, forward, and forward with backward: ours, the plain twin as it stands (eager) and
+through ``torch.compile``; attention by every backend that can serve the call. Each way is compared with the twin in
+float32 before it is timed, inputs are taken in turn so that no cache holds them, and the shares are of this GPU's own
+copy and matrix product in the same run. Bytes are those of inputs and outputs (with backward: and of their gradients).
+
+``--device cpu`` only tries the script, at small sizes: it stores nothing.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gpu
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from belvedere import kernels
+from belvedere.kernels import reference
+from belvedere.kernels.backends import BACKENDS, Request
+
+CLOSE = 3e-2
+"""How far bfloat16 may be from float32, relative to the largest number."""
+
+
+@dataclass
+class Case:
+    """An op at one size, and the ways to compute it; ``twin`` is the one that the others must agree with."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    twin: Callable[..., Any]
+    ways: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+def joined(result: Any) -> Tensor:
+    """Return what an op gives as one tensor."""
+    return result if isinstance(result, Tensor) else torch.cat([part.flatten() for part in result])
+
+
+def cases(device: str) -> Iterator[Case]:
+    """Yield every op at the sizes of the published networks, or small ones for a CPU."""
+    b, n = (64, 256) if device == "cuda" else (2, 16)
+
+    def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.randn(shape, device=device).to(dtype).requires_grad_()
+
+    def case(name: str, op: Callable[..., Any], twin: Callable[..., Any], *inputs: Tensor) -> Case:
+        ways = {"ours": op, "eager": twin, "compile": torch.compile(twin)}
+        return Case(name, inputs, twin, ways)
+
+    for name, d, activation in (("DiMR-XL", 1920, "gelu"), ("FiTv2-3B", 6144, "silu")):
+        op = partial(kernels.gated_mlp, activation=activation)
+        yield case(f"gated_mlp {name}", op, partial(reference.gated_mlp, activation=activation), random(b, n, 2 * d))
+    for name, d in (("FiTv2-XL", 1152), ("FiTv2-3B", 2304)):
+        x, rows = random(b, n, d), (random(b, d), random(b, d))
+        yield case(f"modulate_norm {name}", kernels.modulate_norm, reference.modulate_norm, x, *rows)
+        yield case(
+            f"gated_residual {name}", kernels.gated_residual, reference.gated_residual, x, random(b, n, d), rows[0]
+        )
+        yield case(
+            f"gated_residual_norm {name}",
+            kernels.gated_residual_norm,
+            reference.gated_residual_norm,
+            x,
+            random(b, n, d),
+            random(b, d),
+            *rows,
+        )
+    for name, d in (("DiMR-XL", 960), ("DiMR-XL fine", 480)):
+        x = random(b, n, d)
+        yield case(f"TD-LN {name}", kernels.time_norm, reference.time_norm, x, random(b, d), random(b, d))
+        yield case(f"TD-RMSN {name}", kernels.time_norm, reference.time_norm, x, random(b, d))
+    for name, h, d in (("FiTv2-XL", 16, 72), ("DiMR-XL", 16, 60)):
+        angle = torch.rand(n, 1, d // 2, device=device)
+        op, twin = (partial(module.qk_norm_rope, cos=angle.cos(), sin=angle.sin()) for module in (kernels, reference))
+        yield case(f"qk_norm_rope {name}", op, twin, random(b, n, h, d), random(b, n, h, d))
+    c, side = (192, 64) if device == "cuda" else (4, 8)
+    maps = random(b // 2, c, side, side), random(b // 2, c, side, side)
+    weights = random(9 * c, 1, 3, 3), random(9 * c)
+    yield case("region_filter SegPIC", kernels.region_filter, reference.region_filter, *maps, *weights)
+    yield from attentions(device, b, n)
+
+
+def attentions(device: str, b: int, n: int) -> Iterator[Case]:
+    """Yield attention dense and over mixed lengths, by every backend that can serve it."""
+    for name, h, d in (("DiMR-XL", 16, 60), ("FiTv2-XL", 16, 72), ("FiTv2-3B", 24, 96)):
+        for kind, activation in (("dense", "softmax"), ("packed", "softmax"), ("packed", "sigmoid")):
+            lengths = [n, n // 2, n - 7, n // 4 + 3] * (b // 2)
+            shape = (b, n, h, d) if kind == "dense" else (sum(lengths), h, d)
+            offsets = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+            fixed: dict[str, Any] = {"activation": activation} | ({} if kind == "dense" else {"offsets": offsets})
+            inputs = tuple(torch.randn(shape, device=device).bfloat16().requires_grad_() for _ in range(3))
+            request = Request(device, activation, kind == "packed", False, torch.bfloat16, shape[-3], d)
+            ways = {
+                backend.name: partial(kernels.attend, backend=backend.name, **fixed)
+                for backend in BACKENDS
+                if backend.name != "reference" and backend.refuse(request) is None
+            }
+            ways["chosen"] = partial(kernels.attend, **fixed)
+            yield Case(f"attention {kind} {activation} {name}", inputs, partial(reference.attend, **fixed), ways)
+
+
+def check(case: Case) -> dict[str, float]:
+    """Return how far each way is from the twin in float32, relative to the largest number; drop those too far."""
+    with torch.no_grad():
+        want = joined(case.twin(*(x.float() for x in case.inputs)))
+        apart = {}
+        for name, way in list(case.ways.items()):
+            got = joined(way(*case.inputs)).float()
+            apart[name] = float((got - want).abs().max() / want.abs().max())
+            if not apart[name] <= CLOSE:
+                print(f"{case.name}: {name} is {apart[name]:.1e} from the twin, not timed")
+                del case.ways[name]
+    return apart
+
+
+def backward(way: Callable[..., Any], grad: Tensor, *inputs: Tensor) -> None:
+    """Compute the op and all gradients."""
+    torch.autograd.grad(joined(way(*inputs)), [x for x in inputs if x.requires_grad], grad)
+
+
+def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
+    """Return a row for each way and direction."""
+    apart, inputs = check(case), gpu.copies(case.inputs, device)
+    with torch.no_grad():
+        out = joined(case.twin(*case.inputs))
+        with FlopCounterMode(display=False) as counter:
+            case.twin(*case.inputs)
+    moved = sum(x.nbytes for x in case.inputs) + out.nbytes
+    grad, rows = torch.randn_like(out), []
+    for train in (False, True):
+        for name, way in case.ways.items():
+            call = partial(backward, way, grad) if train else way
+            with torch.set_grad_enabled(train):
+                taken = gpu.spread(gpu.timed(call, inputs, repeats))
+            passes = 2 if train else 1
+            row = {"case": case.name, "way": name, "backward": train, "seconds": taken, "apart": apart[name]}
+            rows.append(row | {"bytes": passes * moved, "flops": counter.get_total_flops() * (3.5 if train else 1)})
+    return rows
+
+
+def main() -> None:
+    """Measure, store, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "kernels.json")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no GPU here; --device cpu tries the script")
+    ceilings, rows = gpu.ceilings(options.device), []
+    for case in cases(options.device):
+        if options.only in case.name:
+            rows += measure(case, options.device, options.repeats)
+    for row in rows:
+        seconds = row["seconds"]["median"]
+        row["share of copy"] = row["bytes"] / seconds / ceilings["copy"]
+        row["share of gemm"] = row["flops"] / seconds / ceilings["gemm"]
+        way = row["way"] + (" + backward" if row["backward"] else "")
+        shares = f"copy {row['share of copy']:6.1%}  gemm {row['share of gemm']:6.1%}"
+        print(f"{row['case']:36} {way:22} {seconds * 1e6:10.1f} us  {shares}  apart {row['apart']:.0e}")
+    if options.device == "cuda":
+        about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
+        options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

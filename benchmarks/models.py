@@ -1,0 +1,176 @@
+"""The five systems end to end on a GPU, random weights at their published sizes: ``python benchmarks/models.py``.
+
+- DiMR-XL/2R and FiTv2-XL/2, bfloat16: a call of 64 pictures, eager and compiled, and a training step of 16, with their
+  share of this GPU's own matrix product; a call of one picture, eager and through CUDA graphs (``reduce-overhead``);
+- NViST: the field of a picture, and views of 160x90 with 48 samples a ray;
+- SegPIC: files of 768x512, written and read;
+- the U-Net of Stable Diffusion 1.5, on which concepts are learned: one guided step at 512x512.
+
+FLOPs are counted by PyTorch, two a multiply-add. ``--device cpu`` only tries the script, with small networks: it stores
+nothing.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gpu
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import belvedere
+from belvedere.compression import exact_tables
+from belvedere.compression.codec import Codec
+from belvedere.compression.exact_tables import ExactTables
+from belvedere.data.cameras import Camera
+from belvedere.synthesis.cameras import conditions, input_camera
+from belvedere.synthesis.nvist import NViST
+from belvedere.synthesis.occupancy import Occupancy
+from belvedere.synthesis.render import render_view
+
+
+class Run(NamedTuple):
+    """Something that is timed. ``units``: how many things one call makes. ``counted``: whether its FLOPs are."""
+
+    name: str
+    call: Callable[[], Any]
+    units: float
+    unit: str
+    counted: bool = False
+
+
+def randomised(network: nn.Module, device: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """Return the network with weights none of which is zero."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return nn.Module.to(network, device, dtype)
+
+
+def training_step(network: nn.Module, call: Callable[..., Tensor]) -> Callable[[], None]:
+    """Return forward, backward and an optimizer's step."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
+
+    def step() -> None:
+        call(network).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def denoisers(device: str) -> Iterator[Run]:
+    """Yield the calls of DiMR and FiTv2."""
+    large = device == "cuda"
+    many, few = (64, 16) if large else (2, 2)
+    dimr: Any = randomised(belvedere.DiMR.from_variant("XL/2R-256" if large else "toybox"), device)
+    side, channels = dimr.sizes[-1].height * dimr.sizes[-1].ratio, dimr.config.channels
+
+    def call_dimr(count: int, network: Any) -> Tensor:
+        x = torch.ones(count, channels, side, side, device=device, dtype=torch.bfloat16)
+        return network(x, torch.zeros(1, device=device), torch.zeros(count, dtype=torch.long, device=device))[-1]
+
+    fitv2: Any = randomised(belvedere.FiTv2.from_variant("XL/2" if large else "toybox"), device)
+    rows, columns = (16, 16) if large else (8, 8)
+
+    def call_fitv2(count: int, network: Any) -> Tensor:
+        x = torch.ones(count * rows * columns, fitv2.embed.in_features, device=device, dtype=torch.bfloat16)
+        t, y = torch.full((count,), 0.5, device=device), torch.zeros(count, dtype=torch.long, device=device)
+        return network(x, t, y, sizes=[(rows, columns)] * count)
+
+    for name, network, call in (("DiMR-XL/2R", dimr, call_dimr), ("FiTv2-XL/2", fitv2, call_fitv2)):
+        compiled = torch.compile(network, fullgraph=True)
+        graphs = torch.compile(network, fullgraph=True, mode="reduce-overhead")
+        for way, how, count in (
+            ("eager", network, many),
+            ("compiled", compiled, many),
+            ("eager", network, 1),
+            ("graphs", graphs, 1),
+        ):
+            without = torch.no_grad()(partial(call, count, how))
+            yield Run(f"{name}, {count} pictures, {way}", without, count, "pictures", counted=True)
+        yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few)), few, "pictures")
+
+
+def scenes(device: str) -> Iterator[Run]:
+    """Yield the field of a picture and the views of one."""
+    network: Any = randomised(NViST() if device == "cuda" else NViST.from_variant("toybox"), device)
+    height, width = network.config.image
+    camera: Camera = input_camera((height, width), distance=1.4, fov=40.0)
+    image, told = (x.to(device, torch.bfloat16) for x in (torch.rand(1, 3, height, width), conditions([camera])))
+    build = torch.no_grad()(partial(network, image, told))
+    yield Run("NViST, field", build, 1, "fields", counted=True)
+    field = build()
+    occupancy = Occupancy.of(field)
+    options = {"near": network.config.near, "far": network.config.far, "samples": 48}
+    view = partial(render_view, field, camera, occupancy=occupancy, **options)
+    yield Run(f"NViST, view of {width}x{height}", view, 1, "views")
+
+
+def files(device: str) -> Iterator[Run]:
+    """Yield a picture into a file and back."""
+    torch.manual_seed(0)
+    model: Any = belvedere.SegPIC.from_variant("SegPIC" if device == "cuda" else "SegPIC/8").eval()
+    codec = Codec(nn.Module.to(model, device), ExactTables.of(exact_tables.make(model), model.config), "00" * 32)
+    width, height = (768, 512) if device == "cuda" else (128, 64)
+    noise = Image.effect_noise((width // 16, height // 16), 60).resize((width, height), Image.Resampling.BICUBIC)
+    picture = noise.convert("RGB")
+    content, megapixels = belvedere.encode(picture, codec, quality=1), width * height / 1e6
+    yield Run("SegPIC, encode", partial(belvedere.encode, picture, codec, quality=1), megapixels, "MP")
+    yield Run("SegPIC, decode", partial(belvedere.decode, content, codec), megapixels, "MP")
+
+
+def guided_step(device: str) -> Iterator[Run]:
+    """Yield a call of the U-Net of Stable Diffusion 1.5."""
+    from diffusers import UNet2DConditionModel
+
+    large = device == "cuda"
+    sizes = {} if large else {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 8}
+    unet: Any = randomised(UNet2DConditionModel(cross_attention_dim=768, **sizes), device)
+    side = 64 if large else 16
+    x = torch.ones(2, 4, side, side, device=device, dtype=torch.bfloat16)
+    words = torch.ones(2, 77, 768, device=device, dtype=torch.bfloat16)
+    call = torch.no_grad()(partial(unet, x, torch.tensor(500, device=device), words))
+    yield Run("Stable Diffusion 1.5, guided step", call, 1, "steps", counted=True)
+
+
+def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
+    """Return the row of a run."""
+    inputs = [(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"),)]
+    taken = gpu.spread(gpu.timed(lambda _: run.call(), inputs, repeats))
+    row: dict[str, Any] = {"name": run.name, "seconds": taken, "unit": run.unit, "rate": run.units / taken["median"]}
+    if run.counted:
+        with FlopCounterMode(display=False) as counter:
+            run.call()
+        if flops := counter.get_total_flops():  # nothing is seen inside a compiled call
+            row |= {"flops": flops, "share of gemm": flops / taken["median"] / ceiling}
+    return row
+
+
+def main() -> None:
+    """Measure, store, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "models.json")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no GPU here; --device cpu tries the script")
+    ceilings, rows = gpu.ceilings(options.device), []
+    for part in (denoisers, scenes, files, guided_step):
+        for run in part(options.device):
+            rows.append(measured(run, options.repeats, ceilings["gemm"]))
+            row = rows[-1]
+            share = f"  {row['share of gemm']:.1%} of the matrix product" if "flops" in row else ""
+            print(f"{row['name']:44} {row['seconds']['median'] * 1e3:10.2f} ms {row['rate']:10.1f} {run.unit}/s{share}")
+    if options.device == "cuda":
+        about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
+        options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

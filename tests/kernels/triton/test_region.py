@@ -1,0 +1,51 @@
+"""The region filter in Triton's interpreter, by the public function, against the plain twin: values and gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'belvedere[test]'")
+
+from belvedere.kernels import reference, region
+from belvedere.kernels.triton import region as fused_region
+from tests.kernels.test_ops import DTYPES, agree, random
+from tests.kernels.test_region import SIDES, inputs
+
+fewer = settings(max_examples=4, deadline=None)
+
+
+@pytest.fixture(autouse=True)
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(region, "fused", lambda x: True)
+
+
+@fewer
+@given(st.integers(1, 2), st.integers(1, 2), SIDES, SIDES, DTYPES)
+def test_values_and_gradients(b: int, c: int, h: int, w: int, dtype: torch.dtype) -> None:
+    agree(region.region_filter, reference.region_filter, *inputs(b, c, h, w, dtype))
+
+
+def test_maps_larger_than_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_region, "PIXELS", 16)
+    monkeypatch.setattr(fused_region, "SUMMED", 32)
+    agree(region.region_filter, reference.region_filter, *inputs(1, 2, 5, 8))
+
+
+def test_other_strides() -> None:
+    x, features, weight, bias = inputs(1, 2, 4, 5)
+    turned = [map_.detach().transpose(2, 3).requires_grad_() for map_ in (x, features)]
+    agree(region.region_filter, reference.region_filter, *turned, weight, bias)
+
+
+def test_a_picture_alone_or_among_others() -> None:
+    x, features, weight, bias = (tensor.detach() for tensor in inputs(2, 1, 5, 4))
+    whole = region.region_filter(x, features, weight, bias)
+    assert torch.equal(whole[1:], region.region_filter(x[1:], features[1:], weight, bias))
+
+
+def test_registration() -> None:
+    weights = random(2, 9, 1, 3, 3), random(2, 9)
+    given = random(1, 2, 3, 4), random(1, 2, 3, 4), *weights
+    parts = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.belvedere.region_filter, given, test_utils=parts)

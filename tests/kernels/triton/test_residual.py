@@ -1,0 +1,113 @@
+"""Gate and residual, alone and with the norm after them, in Triton's interpreter against the plain twins."""
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'belvedere[test]'")
+
+from belvedere import kernels
+from belvedere.kernels import norms as public
+from belvedere.kernels import reference
+from belvedere.kernels.triton import residual
+from tests.kernels.test_ops import DTYPES, EPS, NORMS, Batch, agree, batches, random
+from tests.kernels.triton.fused import gradients, routed, same
+from tests.kernels.triton.test_norms import WIDTHS, ragged
+
+fewer = settings(max_examples=8, deadline=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _routed() -> Iterator[None]:
+    with routed(public):
+        yield
+
+
+@fewer
+@given(batches(), WIDTHS, DTYPES, DTYPES)
+def test_gated_residual(batch: Batch, d: int, dtype: torch.dtype, rows: torch.dtype) -> None:
+    shape, images, index = batch
+    x, y = random(*shape, d, dtype=dtype), random(*shape, d, dtype=dtype, seed=1)
+
+    def of(ops: ModuleType) -> Callable[..., Tensor]:
+        return lambda x, y, gate: ops.gated_residual(x, y, gate, index)
+
+    gate = random(images, d, dtype=rows, seed=2)
+    agree(of(kernels), of(reference), x, y, gate, loosest=max(EPS[dtype], EPS[rows]))
+
+
+def joined(ops: ModuleType, index: Tensor | None, norm: kernels.Norm = "layer") -> Callable[..., Tensor]:
+    """Sum and norm in one tensor, of x, y, gate, shift, scale and perhaps a weight."""
+
+    def op(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, weight: Tensor | None = None) -> Tensor:
+        made = ops.gated_residual_norm(x, y, gate, shift, scale, index, norm=norm, weight=weight)
+        return torch.cat(made, -1)
+
+    return op
+
+
+@fewer
+@given(batches(), WIDTHS, DTYPES, NORMS)
+def test_gated_residual_norm(batch: Batch, d: int, dtype: torch.dtype, norm: kernels.Norm) -> None:
+    shape, images, index = batch
+    x, y = random(*shape, d, dtype=dtype), random(*shape, d, dtype=dtype, seed=1)
+    rows = [random(images, d, seed=seed) for seed in (2, 3, 4)]
+    loosest = 6e-2 if dtype == torch.bfloat16 else None  # the norm is of the rounded sum, as of two ops
+    if d > 1 or norm != "layer":  # the deviation of one channel is none at all
+        agree(joined(kernels, index, norm), joined(reference, index, norm), x, y, *rows, random(d), loosest=loosest)
+
+
+def test_images_of_many_chunks() -> None:
+    x, index, *rows = ragged(20)
+    inputs = [x.clone().requires_grad_() for x in (x, x.flip(0), rows[0], *rows)]
+    agree(joined(kernels, index), joined(reference, index), *inputs)
+    agree(lambda *x: kernels.gated_residual(*x, index), lambda *x: reference.gated_residual(*x, index), *inputs[:3])
+
+
+def test_an_image_has_the_same_bits_alone_and_among_others() -> None:
+    x, index, *rows = ragged(60, torch.bfloat16)
+    inputs = x, x.flip(0), rows[0].flip(0), *rows
+    together, again = (gradients(joined(kernels, index), *inputs) for _ in range(2))
+    assert same(together, again)
+    for image in (1, 2):
+        own = index == image
+        parts = [x[own] if len(x) == len(index) else x[image, None] for x in inputs]
+        among = tuple(x[own] if len(x) == len(index) else x[image, None] for x in together)
+        assert same(gradients(joined(kernels, index[own] - image), *parts), among)
+
+
+def test_one_of_two_results_may_be_unused() -> None:
+    x, y, rows = random(1, 3, 8), random(1, 3, 8, seed=1), random(1, 8)
+    for which in (0, 1):
+        agree(
+            lambda x, y, rows: kernels.gated_residual_norm(x, y, rows, rows, rows)[which],  # noqa: B023
+            lambda x, y, rows: reference.gated_residual_norm(x, y, rows, rows, rows)[which],  # noqa: B023
+            *(x, y, rows),
+        )
+
+
+def test_registration() -> None:
+    x, y, rows, index = random(5, 8), random(5, 8), random(2, 8), torch.tensor([0, 0, 1, 1, 1])
+    torch.library.opcheck(torch.ops.belvedere.gated_residual, (x, y, rows, index))
+    inputs = (x, y, rows, rows, rows, index, random(8), "rms", 1e-6)
+    torch.library.opcheck(torch.ops.belvedere.gated_residual_norm, inputs)
+    x, y, rows = x.detach(), y.detach(), rows.detach()
+    torch.library.opcheck(torch.ops.belvedere.gated_residual_backward, (x, y, rows, index))
+    inputs = (x, x, x, y, torch.ones(1, 5), rows, rows, index, None, "rms", 1e-6)
+    torch.library.opcheck(torch.ops.belvedere.gated_residual_norm_backward, inputs)
+
+
+def test_compiles_whole() -> None:
+    x, index, *rows = ragged(12)
+    inputs, op = (x, x.flip(0), rows[0], *rows), joined(kernels, index)
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    assert same(gradients(compiled, *inputs), gradients(op, *inputs))
+
+
+def test_the_kernel_is_what_runs() -> None:
+    x, rows = torch.ones(1, 2, 4), torch.ones(1, 4)
+    assert torch.equal(kernels.gated_residual(x, x, rows), residual.gated_residual(x, x, rows, None))
