@@ -100,6 +100,8 @@ class TrainConfig:
     """Steps between looks at the loss of held-out samples; 0: none."""
     held_out: dict[str, Any] = field(default_factory=dict)
     """Keys that replace those of ``data``: where the held-out samples are."""
+    patience: int = 0
+    """Looks in a row at held-out samples that may find no lower loss before the run ends; 0: it ends at ``steps``."""
     save_every: int = 500
     keep: int = 2
     """Checkpoints kept."""
@@ -110,6 +112,8 @@ class TrainConfig:
         for name in ("steps", "batch", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"config {name}: {getattr(self, name)} must be at least 1")
+        if self.patience < 0 or (self.patience and self.evaluate_every <= 0):
+            raise InputError("config patience counts looks at held-out samples: 0, or above with evaluate_every")
         if self.evaluate_every > 0 and not self.held_out:
             raise InputError("config evaluate_every needs held_out: the keys of data that differ for held-out samples")
         if self.workers < 0:

@@ -78,7 +78,7 @@ def personalize(plan: Plan, *, command: str = "", force: bool = False) -> dict[s
         return done
     if os.environ.get("RANK", "0") == "0":
         write_concept(plan.learned, plan.out)
-    return {**done, "file": str(plan.out), "bytes": plan.learned.stat().st_size, "steps": config.steps}
+    return {**done, "file": str(plan.out), "bytes": plan.learned.stat().st_size, "steps": _steps(plan)}
 
 
 def check_target(plan: Plan, force: bool) -> None:
@@ -127,10 +127,18 @@ def check_begun(plan: Plan, config: TrainConfig) -> None:
             raise InputError(f"{plan.folder} was begun with other {what}: choose another -o, or remove that folder")
 
 
+def _steps(plan: Plan) -> int:
+    """Return how many steps the run has done."""
+    return training_state.step_of(training_state.checkpoints(plan.folder / "checkpoints")[-1])
+
+
 def finished(plan: Plan, config: TrainConfig) -> bool:
-    """Return whether the run reached its last step."""
+    """Return whether the run reached its last step, or ended because it brought nothing better."""
     saved = training_state.checkpoints(plan.folder / "checkpoints")
-    return bool(saved) and training_state.step_of(saved[-1]) >= config.steps and plan.learned.is_file()
+    if not saved or not plan.learned.is_file():
+        return False
+    progress = training_state.read_progress(saved[-1])
+    return progress.step >= config.steps or progress.tired(config.patience)
 
 
 def write_concept(source: Path, out: Path) -> None:

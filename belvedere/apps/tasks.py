@@ -23,7 +23,7 @@ def make_task(config: TrainConfig) -> Task:
     if config.task not in TASKS:
         raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
     task = TASKS[config.task](config)
-    if config.evaluate_every:
+    if config.evaluate_every and task.held_out is None:
         task = replace(task, held_out=_held_out(config, task.dataset))
     if config.checkpointing:
         if not getattr(task.model, "_supports_gradient_checkpointing", False):

@@ -13,6 +13,7 @@ from belvedere.apps.config import ExportConfig, TrainConfig
 from belvedere.apps.task import Task, make_dataset, save_grid
 from belvedere.apps.training_state import atomic_directory, digest
 from belvedere.apps.written import check_keys
+from belvedere.data import Dataset
 from belvedere.data.concept_photos import TEMPLATES, ConceptPhotos, photo_files
 from belvedere.errors import InputError
 from belvedere.generation.concept import Concept
@@ -24,6 +25,8 @@ OURS = ("base", "token", "like", "start", "photographs")
 """Keys of ``model`` that are no field of ``NeTIMapper``."""
 SHOWN = ("a photo of a {}", "a photo of a {} on the beach", "an oil painting of a {}", "a {} in the snow")
 """Prompts of a sheet, a row each."""
+LOOKED = 64
+"""At least so many draws of noise and time are looked at, shared by the held-out photographs."""
 SEEDS = (42, 420, 501, 5456)
 """And its columns, as published."""
 
@@ -57,8 +60,6 @@ def neti_task(config: TrainConfig) -> Task:
     from belvedere.generation.neti_training import Lesson, parameter_groups
 
     check_keys(config.loss, (), "loss.")
-    if config.evaluate_every:
-        raise InputError("config evaluate_every: a concept has no held-out samples; leave it out")
     fields, data = _fields(config.model, NeTIMapper), dict(config.data)
     templates, shown = _sentences(data, "templates", TEMPLATES["objects"]), _sentences(data, "shown", SHOWN)
     if "path" in data:
@@ -71,15 +72,28 @@ def neti_task(config: TrainConfig) -> Task:
     concept = base.concept(fields.pop("token"), fields.pop("like"), name, **fields)
     lesson = Lesson(base, concept, templates)
     Lesson(base, concept, shown)
-    images = photos.batch(range(len(photos)))["image"]
     return Task(
         model=concept.mapper,
-        dataset=Latents(base.moments(images).cpu()),
+        dataset=Latents(_moments(base, photos)),
+        held_out=_held_out(base, {"size": base.size, **data, "regions": {}, **config.held_out})
+        if config.evaluate_every
+        else None,
         loss=lesson.loss,
         groups=parameter_groups,
         export=lambda mapper, folder, facts: _export(concept, mapper, folder, facts),
         sheet=lambda mapper, path: _sheet(base, concept, mapper, shown, config.export, path),
     )
+
+
+def _moments(base: Any, photos: Dataset) -> Tensor:
+    """Return what the base's autoencoder makes of all photographs: (n, 2 c, h, w), on the CPU."""
+    return base.moments(photos.batch(range(len(photos)))["image"]).cpu()
+
+
+def _held_out(base: Any, data: dict[str, Any]) -> Latents:
+    """Return the photographs of ``data`` as held-out samples, each so often that ``LOOKED`` draws are made."""
+    photos = make_dataset(data)
+    return Latents(_moments(base, photos).repeat(-(-LOOKED // len(photos)), 1, 1, 1))
 
 
 def open_base(name: str, device: str = "auto") -> Any:

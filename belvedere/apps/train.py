@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -114,7 +115,8 @@ class Trainer:
     def run(self, stop: StopRequest) -> int:
         """Train to the last step or until asked to stop; return the exit code."""
         progress = self.state.progress
-        steps = range(progress.step, self.config.steps)
+        last = progress.step if progress.tired(self.config.patience) else self.config.steps
+        steps = range(progress.step, last)
         pin = self.device.type == "cuda" and self.config.workers > 0
         batches = iter(make_loader(self.task.dataset, self.order, steps, self.parts, self.config.workers, pin))
         window = Window(self.config, self.device)
@@ -128,14 +130,17 @@ class Trainer:
                 return 1
             if self._due(self.config.log_every) or result.stop:
                 self._log(window.close(progress.step))
-            if result.stop:
-                return self._stopped(stop)
             if self._due(self.config.evaluate_every):
                 self.evaluate()
+            if result.stop:
+                return self._stopped(stop)
             if self._due(self.config.sheet_every):
                 self.sheet()
             if self._due(self.config.save_every):
                 self.save(final=False)
+            if progress.tired(self.config.patience):
+                self.log.event(progress.step, f"ends here: no lower held-out loss in {progress.looks} looks")
+                break
         self._finish()
         return 0
 
@@ -222,14 +227,16 @@ class Trainer:
             self._write("sample sheet", lambda: show(whole.to(self.device), path), final=False)
 
     def evaluate(self) -> None:
-        """Log the loss of held-out samples by the averaged weights; the first process looks at them, all wait."""
+        """Log the loss of held-out samples by the averaged weights; the first process looks at them, all are told."""
         whole = self.state.ema.whole()
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.accelerator.is_main_process:
             chunk = len(self.order.positions(0))
-            loss = held_out_loss(self.config, self.task, whole.to(self.device), chunk, self.device)
-            row = {"step": self.state.progress.step, "held_out_loss": loss}
+            loss += held_out_loss(self.config, self.task, whole.to(self.device), chunk, self.device)
+            row = {"step": self.state.progress.step, "held_out_loss": loss.item()}
             self.log.held_out(row)
             self.accelerator.log(row, step=row["step"])
+        self.state.progress.look(broadcast(loss).item())
 
     def _write(self, what: str, write: Callable[[], object], final: bool, everywhere: bool = False) -> bool:
         """Let the main process write, or every one; return whether all could.

@@ -45,6 +45,10 @@ class Progress:
     """Time in steps, over all resumes."""
     loss: float | None = None
     """Loss, averaged over about the last 100 steps."""
+    best: float | None = None
+    """The lowest loss of held-out samples."""
+    looks: int = 0
+    """How often they have been looked at since then."""
 
     def add(self, loss: float, bad: bool, seconds: float) -> None:
         """Count one step."""
@@ -54,6 +58,15 @@ class Progress:
         if not bad:
             share = 1.0 if self.loss is None else max(0.01, 1 / self.step)
             self.loss = share * loss + (1 - share) * (self.loss or 0.0)
+
+    def look(self, loss: float) -> None:
+        """Count one look at held-out samples, whose loss is ``loss``."""
+        lower = self.best is None or loss < self.best
+        self.best, self.looks = (loss, 0) if lower else (self.best, self.looks + 1)
+
+    def tired(self, patience: int) -> bool:
+        """Return whether ``patience`` looks in a row have found no lower loss; never when it is 0."""
+        return 0 < patience <= self.looks
 
 
 @dataclass
@@ -104,9 +117,8 @@ class RunState:
         fill(self.model.state_dict(), Parts(directory, "model"))
         fill(self.ema.state(), Parts(directory, "ema"))
         self._fill_optimizer(Parts(directory, "optimizer"))
-        state = read_state(directory)
-        for entry in dataclasses.fields(Progress):
-            setattr(self.progress, entry.name, state[entry.name])
+        for name, value in vars(read_progress(directory)).items():
+            setattr(self.progress, name, value)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         named = self.model.named_parameters()
@@ -293,6 +305,12 @@ def _check_same_run(start: Path, config: Mapping[str, Any]) -> None:
 def read_state(directory: Path) -> dict[str, Any]:
     """Return ``state.json`` of a checkpoint."""
     return json.loads((directory / "state.json").read_text())
+
+
+def read_progress(directory: Path) -> Progress:
+    """Return how far the run of a checkpoint was."""
+    state = read_state(directory)
+    return Progress(**{entry.name: state.get(entry.name, entry.default) for entry in dataclasses.fields(Progress)})
 
 
 def _sync(path: Path) -> None:

@@ -132,6 +132,17 @@ def test_a_run_does_not_go_on_as_another(world: Path, command: Command, tmp_path
     assert not out.exists()
 
 
+def test_it_ends_when_photographs_kept_apart_show_nothing_better(world: Path, command: Command, tmp_path: Path) -> None:
+    save_photographs(tmp_path / "apart", count=2)
+    out = tmp_path / "toy.concept.safetensors"
+    early = ("evaluate_every=1", "patience=2", f"held_out.path={tmp_path / 'apart'}", "optimizer.lr=0.0", "--json")
+    for _ in range(2):
+        done = learn(command, world, out, *early, steps=9)
+        assert done.code == 0, done.error
+        assert json.loads(done.out.splitlines()[-1])["steps"] == 3
+    assert load_concept(out).token == "<toy>"
+
+
 def test_pictures_of_a_concept_and_again(world: Path, command: Command, concept: Path, tmp_path: Path) -> None:
     out, sheet = tmp_path / "out", tmp_path / "sheet.png"
     asked = ("generate", "--model", world / "base", "--concept", concept, "--steps", 2, "--out", out)

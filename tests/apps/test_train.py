@@ -17,7 +17,7 @@ from belvedere.apps.config import OptimizerConfig, TrainConfig, parse
 from belvedere.apps.objective import learning_rate, uses_bf16
 from belvedere.apps.train import main, train
 from belvedere.apps.training_log import StepResult, Window, flop_counter
-from belvedere.apps.training_state import checkpoints, only_run, verify
+from belvedere.apps.training_state import checkpoints, only_run, read_progress, verify
 from belvedere.errors import InputError
 from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, rows, tensors, write_config
 from tests.apps.training_systems import FITV2, write_system
@@ -273,13 +273,33 @@ def test_held_out_samples_noise_and_times_are_always_the_same(tmp_path: Path) ->
     assert held_out_losses(tmp_path / "seen")[4] != pytest.approx(first, rel=1e-3)
 
 
+def test_a_run_that_brings_nothing_better_ends(tmp_path: Path) -> None:
+    still = write_config(tmp_path, steps=40, save_every=4, **HELD_OUT, patience=2, optimizer={"lr": 0.0})
+    assert train(still, out=tmp_path / "run") == 0
+    assert list(held_out_losses(tmp_path / "run")) == [4, 8, 12]
+    progress = read_progress(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert (progress.step, progress.looks) == (12, 2) and progress.best == held_out_losses(tmp_path / "run")[4]
+    weights = (tmp_path / "run" / "model" / "card.json").read_bytes()
+    assert train(still, out=tmp_path / "run") == 0
+    assert list(held_out_losses(tmp_path / "run")) == [4, 8, 12]
+    assert (tmp_path / "run" / "model" / "card.json").read_bytes() == weights
+
+
+def test_a_run_that_still_learns_goes_on(tmp_path: Path) -> None:
+    config = write_config(tmp_path, **HELD_OUT, patience=1)
+    assert train(config, out=tmp_path / "run") == 0
+    losses = held_out_losses(tmp_path / "run")
+    assert losses[8] < losses[4] and max(losses) == 10
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"evaluate_every": 4}, "needs held_out"),
         ({"evaluate_every": 4, "held_out": {"place": 1}}, "unknown config key 'data.place'"),
         ({"evaluate_every": 4, "held_out": {"kinds": ["car"]}}, "other classes or another form"),
-        ({"evaluate_every": 4, "held_out": {"path": "x"}, "task": "neti", "model": {}}, "no held-out samples"),
+        ({"patience": 2}, "patience counts looks"),
+        ({**HELD_OUT, "patience": -1}, "patience counts looks"),
     ],
 )
 def test_held_out_samples_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
