@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ def ask(door: Door, *headers: tuple[str, str], path: str = "/", kind: str = "htt
         return {"type": f"{kind}.request"}
 
     scope = {"type": kind, "path": path, "headers": [(key.encode(), value.encode()) for key, value in headers]}
-    asyncio.run(door(scope, receive, send))
+    with ThreadPoolExecutor(1) as pool:  # a browser of other tests has a loop in this thread
+        pool.submit(asyncio.run, door(scope, receive, send)).result()
     return sent[0].get("status", 0), {key.decode(): value.decode() for key, value in sent[0].get("headers", [])}
 
 
