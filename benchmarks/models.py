@@ -35,13 +35,14 @@ from belvedere.synthesis.render import render_view
 
 
 class Run(NamedTuple):
-    """Something that is timed. ``units``: how many things one call makes. ``counted``: whether its FLOPs are."""
+    """Something that is timed. ``units``: how many things one call makes. ``plain``: the same work, not compiled, of
+    which FLOPs are counted; None: they are not."""
 
     name: str
     call: Callable[[], Any]
     units: float
     unit: str
-    counted: bool = False
+    plain: Callable[[], Any] | None = None
 
 
 def randomised(network: nn.Module, device: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -91,8 +92,8 @@ def denoisers(device: str) -> Iterator[Run]:
             ("eager", network, 1),
             ("graphs", graphs, 1),
         ):
-            without = torch.no_grad()(partial(call, count, how))
-            yield Run(f"{name}, {count} pictures, {way}", without, count, "pictures", counted=True)
+            timed, plain = (torch.no_grad()(partial(call, count, form)) for form in (how, network))
+            yield Run(f"{name}, {count} pictures, {way}", timed, count, "pictures", plain)
         yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few)), few, "pictures")
 
 
@@ -103,7 +104,7 @@ def scenes(device: str) -> Iterator[Run]:
     camera: Camera = input_camera((height, width), distance=1.4, fov=40.0)
     image, told = (x.to(device, torch.bfloat16) for x in (torch.rand(1, 3, height, width), conditions([camera])))
     build = torch.no_grad()(partial(network, image, told))
-    yield Run("NViST, field", build, 1, "fields", counted=True)
+    yield Run("NViST, field", build, 1, "fields", build)
     field = build()
     occupancy = Occupancy.of(field)
     options = {"near": network.config.near, "far": network.config.far, "samples": 48}
@@ -135,7 +136,7 @@ def guided_step(device: str) -> Iterator[Run]:
     x = torch.ones(2, 4, side, side, device=device, dtype=torch.bfloat16)
     words = torch.ones(2, 77, 768, device=device, dtype=torch.bfloat16)
     call = torch.no_grad()(partial(unet, x, torch.tensor(500, device=device), words))
-    yield Run("Stable Diffusion 1.5, guided step", call, 1, "steps", counted=True)
+    yield Run("Stable Diffusion 1.5, guided step", call, 1, "steps", call)
 
 
 def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
@@ -143,11 +144,11 @@ def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
     inputs = [(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"),)]
     taken = gpu.spread(gpu.timed(lambda _: run.call(), inputs, repeats))
     row: dict[str, Any] = {"name": run.name, "seconds": taken, "unit": run.unit, "rate": run.units / taken["median"]}
-    if run.counted:
+    if run.plain is not None:
         with FlopCounterMode(display=False) as counter:
-            run.call()
-        if flops := counter.get_total_flops():  # nothing is seen inside a compiled call
-            row |= {"flops": flops, "share of gemm": flops / taken["median"] / ceiling}
+            run.plain()
+        flops = counter.get_total_flops()
+        row |= {"flops": flops, "share of gemm": flops / taken["median"] / ceiling}
     return row
 
 
