@@ -40,11 +40,6 @@ def timed(call: Callable[..., Any], inputs: Sequence[tuple[Tensor, ...]], repeat
     return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(marks)]
 
 
-def spread(taken: Sequence[float]) -> dict[str, float]:
-    """Return median, fastest and slowest."""
-    return {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
-
-
 def ceilings(device: str, repeats: int = 20) -> dict[str, float]:
     """Return the bytes a second of a copy (read and written) and the FLOP/s of a bfloat16 matrix product."""
     numbers, side = (2**29, 8192) if device == "cuda" else (2**22, 512)

@@ -18,6 +18,7 @@ from typing import Any
 
 import gpu
 import torch
+from timing import spread
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -139,7 +140,7 @@ def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
         for name, way in case.ways.items():
             call = partial(backward, way, grad) if train else way
             with torch.set_grad_enabled(train):
-                taken = gpu.spread(gpu.timed(call, inputs, repeats))
+                taken = spread(gpu.timed(call, inputs, repeats))
             passes = 2 if train else 1
             row = {"case": case.name, "way": name, "backward": train, "seconds": taken, "apart": apart[name]}
             rows.append(row | {"bytes": passes * moved, "flops": counter.get_total_flops() * (3.5 if train else 1)})

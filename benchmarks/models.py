@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import gpu
 import torch
 from PIL import Image
+from timing import spread
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -142,7 +143,7 @@ def guided_step(device: str) -> Iterator[Run]:
 def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
     """Return the row of a run."""
     inputs = [(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"),)]
-    taken = gpu.spread(gpu.timed(lambda _: run.call(), inputs, repeats))
+    taken = spread(gpu.timed(lambda _: run.call(), inputs, repeats))
     row: dict[str, Any] = {"name": run.name, "seconds": taken, "unit": run.unit, "rate": run.units / taken["median"]}
     if run.plain is not None:
         with FlopCounterMode(display=False) as counter:

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
+from timing import spread
 
 from belvedere.apps.record import processor
 
@@ -97,9 +97,8 @@ def main() -> None:
             print({name: round(taken, 2) for name, taken in rounds[-1].items()}, flush=True)
     result: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count(), "rounds": rounds}
     for name in rounds[0]:
-        taken = [each[name] for each in rounds]
-        result[name] = {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
-        print(f"{name:16} {result[name]['median']:6.2f} s ({min(taken):.2f} to {max(taken):.2f})")
+        result[name] = spread([each[name] for each in rounds])
+        print(f"{name:16} " + "  ".join(f"{kind} {seconds:.2f} s" for kind, seconds in result[name].items()))
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ def measure(runs: Runs, repeats: int) -> dict[str, dict[str, float]]:
             began = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - began)
-    return {
-        name: {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
-        for name, taken in times.items()
-    }
+    return {name: spread(taken) for name, taken in times.items()}
+
+
+def spread(taken: Sequence[float]) -> dict[str, float]:
+    """Return median, fastest and slowest."""
+    return {"median": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
 
 
 def peak() -> float:

@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from belvedere.checkpoints.components import known_class, read_json
-from belvedere.checkpoints.tensors import entries, one_line, read_state_dict, read_training_file
+from belvedere.checkpoints.tensors import check_finite, entries, one_line, read_each, read_state_dict
 from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE, check_layout, quiet
 from belvedere.errors import InputError
 
 PARTS = ("model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner."))
 """How the names of its denoiser, its autoencoder and its text models begin."""
-LIGHTNING = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "pytorch_lightning.utilities.types.ModelCheckpoint",
-)
-"""What else its training left in a .ckpt; not imported, and not used."""
 
 
 def load_single_file(file: Path, layout: Path) -> Any:
@@ -32,9 +27,9 @@ def load_single_file(file: Path, layout: Path) -> Any:
     with tempfile.TemporaryDirectory() as temporary, quiet():
         weights = _as_safetensors(file, Path(temporary))
         _check_parts(weights, file)
-        options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        if cls.__name__ != "StableDiffusionPipeline":
-            options = {}
+        options: dict[str, Any] = {}
+        if cls.__name__ == "StableDiffusionPipeline":
+            options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         try:
             pipeline = cls.from_single_file(str(weights), config=str(layout), local_files_only=True, **options)
         except InputError:
@@ -51,14 +46,13 @@ def load_single_file(file: Path, layout: Path) -> Any:
 def _as_safetensors(file: Path, folder: Path) -> Path:
     """Return a safetensors file of the same tensors: the file itself, or a copy of what a .ckpt holds."""
     if file.suffix == ".safetensors":
-        read_state_dict(file)
+        for name, tensor in read_each(file):
+            check_finite({name: tensor}, file.name)
         return file
     from safetensors.torch import save_file
 
-    tensors, _ = read_training_file(file, LIGHTNING)
-    named = {name.removeprefix("state_dict."): x.contiguous() for name, x in tensors.items()}
     copy = folder / "model.safetensors"
-    save_file(named, copy)
+    save_file({name: tensor.contiguous() for name, tensor in read_state_dict(file).items()}, copy)
     return copy
 
 
