@@ -16,6 +16,7 @@ from belvedere.kernels import flex, fmha, matmul, reference, sdpa
 
 MATMUL_KEYS = 1024
 TRITON_HEAD = 128
+"""Channels of a head up to which the Triton kernels go."""
 FLEX_HEAD = 16
 
 

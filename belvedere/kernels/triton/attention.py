@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from belvedere.kernels.backends import TRITON_HEAD
 from belvedere.kernels.triton import attention_backward
 from belvedere.kernels.triton.attention_tiles import (
     LOG2_E,
-    WIDEST,
     chunk_of,
     dot,
     load,
@@ -134,8 +134,8 @@ def check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> None:
     tokens = slice(0, None) if offsets is not None else slice(2, None)
     if k.shape != v.shape or q.shape[tokens] != k.shape[tokens] or (offsets is None and len(q) != len(k)):
         raise ValueError(f"{shapes}: queries, keys and values do not fit together")
-    if not 1 <= q.shape[-1] <= WIDEST:
-        raise ValueError(f"{shapes}: heads of 1 to {WIDEST} channels")
+    if not 1 <= q.shape[-1] <= TRITON_HEAD:
+        raise ValueError(f"{shapes}: heads of 1 to {TRITON_HEAD} channels")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: must be of one dtype")
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from belvedere.kernels.triton.launch import capability_of, helper, launch
 
 LOG2_E = math.log2(math.e)
-WIDEST = 128
-"""Channels of a head up to which the kernels go."""
 
 
 class Tile(NamedTuple):

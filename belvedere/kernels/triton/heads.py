@@ -4,15 +4,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from belvedere.kernels.triton.launch import helper
 
-@triton.jit
+
+@helper
 def turn(x, cos, sin, HEADS: tl.constexpr, BLOCK: tl.constexpr):
     """(x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin) for neighbouring channels."""
     a, b = tl.split(tl.reshape(x, (HEADS, BLOCK // 2, 2)))
     return tl.reshape(tl.join(a * cos - b * sin, b * cos + a * sin), (HEADS, BLOCK))
 
 
-@triton.jit
+@helper
 def angle_of(angle_ptr, token, head, h, length, SHARED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     """The cosines or sines of a token, (heads, pairs), from (n, h or 1 if ``SHARED``, d / 2)."""
     pair = tl.arange(0, BLOCK // 2)[None, :]
@@ -23,7 +25,7 @@ def angle_of(angle_ptr, token, head, h, length, SHARED: tl.constexpr, D: tl.cons
     return tl.load(angle_ptr + place, (head < h) & (pair < D // 2), 0.0)
 
 
-@triton.jit
+@helper
 def weight_of(weight_ptr, head, column, head_stride, column_stride, inside, HEADS: tl.constexpr, BLOCK: tl.constexpr):
     """The weights of all heads, or one."""
     if weight_ptr is None:

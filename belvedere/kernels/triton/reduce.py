@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.triton.launch import launch
+from belvedere.kernels.triton.launch import helper, launch
 
 CHUNK = 32
 """Rows of a chunk: its partial sum is then a small part of the memory traffic, and 16k tokens still fill a GPU."""
@@ -40,7 +40,7 @@ def segments_of(rows: int, count: int, index: Tensor | None, like: Tensor) -> Se
     return Segments(starts, count, rows // CHUNK + count if count else 0)
 
 
-@triton.jit
+@helper
 def image_of(row, there, index_ptr, length):
     """The image of each row: by ``index``, or every ``length`` rows."""
     if index_ptr is None:
@@ -50,7 +50,7 @@ def image_of(row, there, index_ptr, length):
     return image
 
 
-@triton.jit
+@helper
 def chunk_of(slot, starts_ptr, count, CHUNK: tl.constexpr):
     """The image of a slot, and its first row and the row behind its last; none where the two are equal or cross."""
     before = 0

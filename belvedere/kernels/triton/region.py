@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.triton.launch import launch, meta, register
+from belvedere.kernels.triton.launch import helper, launch, meta, register
 
 PIXELS = 256
 """A program's share of a map."""
@@ -25,14 +25,14 @@ SUMMED = 4096
 """Pixels of a map that one program sums for the gradients of weights."""
 
 
-@triton.jit
+@helper
 def _near(map_ptr, row, column, height, width):
     """Load pixels of a map, zeros around it."""
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return tl.load(map_ptr + row * width + column, inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@helper
 def _three(map_ptr, row, column, height, width):
     """Return three neighbours in a row: to the left, here, to the right."""
     left = _near(map_ptr, row, column - 1, height, width)
@@ -40,7 +40,7 @@ def _three(map_ptr, row, column, height, width):
     return left, _near(map_ptr, row, column, height, width), right
 
 
-@triton.jit
+@helper
 def _five(map_ptr, row, column, height, width):
     """Return five neighbours in a row, from two to the left to two to the right."""
     left, here, right = _three(map_ptr, row, column, height, width)

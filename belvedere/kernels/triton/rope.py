@@ -14,12 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
-from belvedere.kernels.triton.launch import launch, meta, register
+from belvedere.kernels.triton.launch import helper, launch, meta, register
 from belvedere.kernels.triton.rope_backward import backward, qk_norm_rope_backward
 from belvedere.kernels.triton.rows import span_of, statistics
 
 
-@triton.jit
+@helper
 def _forward_of(
     x_ptr, y_ptr, weight, cos, sin, inside, d, eps, NORM: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr
 ):

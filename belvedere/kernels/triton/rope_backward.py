@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
-from belvedere.kernels.triton.launch import launch, register
+from belvedere.kernels.triton.launch import helper, launch, register
 from belvedere.kernels.triton.reduce import CHUNK, add_chunks, partial_sums, segments_of
 from belvedere.kernels.triton.rows import pull_normal, statistics
 
 
-@triton.jit
+@helper
 def _backward_of(
     dy_ptr,
     x_ptr,

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from belvedere.kernels.triton.launch import helper
 from belvedere.kernels.triton.reduce import CHUNK
 
 KEPT = {"layer": 2, "rms": 1, "td-rms": 1, "none": 0}
@@ -37,7 +38,7 @@ def chunk_tile_of(c: int) -> Tile:
     return tile_of(c, 8, CHUNK)
 
 
-@triton.jit
+@helper
 def span_of(n, ROWS: tl.constexpr):
     """The first tile of this program and the one behind its last: neighbours, whose image's rows stay in its cache."""
     tiles = tl.cdiv(n, ROWS)
@@ -46,7 +47,7 @@ def span_of(n, ROWS: tl.constexpr):
     return first, tl.minimum(first + span, tiles)
 
 
-@triton.jit
+@helper
 def statistics(x, inside, c, eps, NORM: tl.constexpr):
     """The mean (or 0) and the inverse deviation of each row of ``x``, float32, zero outside."""
     mean = tl.zeros((x.shape[0],), tl.float32)
@@ -61,7 +62,7 @@ def statistics(x, inside, c, eps, NORM: tl.constexpr):
     return mean, inverse
 
 
-@triton.jit
+@helper
 def keep(statistics_ptr, row, there, n, mean, inverse, NORM: tl.constexpr):
     """Store what backward needs of ``statistics``."""
     if NORM != "none":
@@ -70,7 +71,7 @@ def keep(statistics_ptr, row, there, n, mean, inverse, NORM: tl.constexpr):
         tl.store(statistics_ptr + n + row, mean, there)
 
 
-@triton.jit
+@helper
 def normal_of(x, statistics_ptr, row, there, n, NORM: tl.constexpr):
     """The normalised rows of ``x``, and the inverse deviations, from what was kept."""
     inverse = tl.full((x.shape[0],), 1.0, tl.float32)
@@ -81,7 +82,7 @@ def normal_of(x, statistics_ptr, row, there, n, NORM: tl.constexpr):
     return x * inverse[:, None], inverse
 
 
-@triton.jit
+@helper
 def pull_normal(g, normal, inverse, c, eps, NORM: tl.constexpr):
     """The gradient of x from that of the normalised rows."""
     if NORM != "none":
@@ -94,7 +95,7 @@ def pull_normal(g, normal, inverse, c, eps, NORM: tl.constexpr):
     return g
 
 
-@triton.jit
+@helper
 def row_of_image(rows_ptr, image, stride, column, inside):
     """Channels of the row of an image, float32."""
     return tl.load(rows_ptr + image.to(tl.int64) * stride + column, inside, 0.0).to(tl.float32)

@@ -11,6 +11,16 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed: pip install 'belvedere[test]'")
 
 
+from belvedere.kernels.triton.ahead import Compiled, table
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_table_of_the_docs_is_that_of_the_stored_figures() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "kernels_compiled.json").read_text())
+    assert table([Compiled(**row) for row in rows]) in (ROOT / "docs" / "kernels.md").read_text()
+
+
 @pytest.mark.slow
 def test_everything_compiles_without_spills(tmp_path: Path) -> None:
     file = tmp_path / "compiled.json"

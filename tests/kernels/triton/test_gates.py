@@ -1,5 +1,7 @@
 """GEGLU and SwiGLU in Triton's interpreter against the plain twin: values and gradients."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,28 +9,36 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'belvedere[test]'")
 
+from belvedere.kernels import gates as public
 from belvedere.kernels import reference
 from belvedere.kernels.triton import gates
 from tests.kernels.test_ops import DTYPES, agree, random
+from tests.kernels.triton.fused import routed
 
 fewer = settings(max_examples=15, deadline=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _routed() -> Iterator[None]:
+    with routed(public):
+        yield
 
 
 @fewer
 @given(st.lists(st.integers(0, 4), max_size=3), st.sampled_from([1, 7, 60]), DTYPES, st.sampled_from(["gelu", "silu"]))
 def test_values_and_gradients(shape: list[int], c: int, dtype: torch.dtype, activation: str) -> None:
     x = random(*shape, 2 * c, dtype=dtype)
-    agree(lambda x: gates.gated_mlp(x, activation), lambda x: reference.gated_mlp(x, activation), x)
+    agree(lambda x: public.gated_mlp(x, activation), lambda x: reference.gated_mlp(x, activation), x)
 
 
 def test_rows_longer_than_a_program() -> None:
     x = random(2, 2 * (gates.COLUMNS + 3))
-    agree(lambda x: gates.gated_mlp(x, "gelu"), reference.gated_mlp, x)
+    agree(lambda x: public.gated_mlp(x, "gelu"), reference.gated_mlp, x)
 
 
 def test_other_strides() -> None:
     x = random(8, 3).detach().T.requires_grad_()
-    agree(lambda x: gates.gated_mlp(x, "silu"), lambda x: reference.gated_mlp(x, "silu"), x)
+    agree(lambda x: public.gated_mlp(x, "silu"), lambda x: reference.gated_mlp(x, "silu"), x)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])

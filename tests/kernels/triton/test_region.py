@@ -1,5 +1,7 @@
 """The region filter in Triton's interpreter, by the public function, against the plain twin: values and gradients."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,13 +13,15 @@ from belvedere.kernels import reference, region
 from belvedere.kernels.triton import region as fused_region
 from tests.kernels.test_ops import DTYPES, agree, random
 from tests.kernels.test_region import SIDES, inputs
+from tests.kernels.triton.fused import routed
 
 fewer = settings(max_examples=4, deadline=None)
 
 
-@pytest.fixture(autouse=True)
-def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(region, "fused", lambda x: True)
+@pytest.fixture(scope="module", autouse=True)
+def _routed() -> Iterator[None]:
+    with routed(region):
+        yield
 
 
 @fewer
