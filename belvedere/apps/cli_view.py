@@ -51,7 +51,7 @@ def view(
     near: Annotated[float | None, typer.Option(help="Where rays begin. Default: the model's.")] = None,
     far: Annotated[float | None, typer.Option(help="Where rays end. Default: the model's.")] = None,
     density: Annotated[
-        float | None, typer.Option(help="Of a mesh's surface. Default: where a texel is half opaque.")
+        float | None, typer.Option(help="Of a mesh's surface. Default: where four texels are half opaque.")
     ] = None,
     model: Scenes = DEFAULT_SCENES,
     device: Device = "auto",

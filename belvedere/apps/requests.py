@@ -183,8 +183,8 @@ class ViewRequest:
     ``distance`` from the camera of the picture to the middle of the scene, in the scene's unit of length, and ``fov``,
     its vertical field of view in degrees: None = what the picture tells, else the model's own. ``pitch``: how far that
     camera looks down, -89 to 89 degrees, None = as in the model's pictures; orbits go around the scene's vertical.
-    ``near``, ``far``: where rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where a
-    texel is half opaque. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
+    ``near``, ``far``: where rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where
+    four texels are half opaque. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
     """
 
     model: str = DEFAULT_SCENES

@@ -17,6 +17,10 @@ from belvedere.files import atomic_write
 from belvedere.synthesis.field import MAX_NUMBERS, Field
 from belvedere.synthesis.occupancy import density_nodes
 
+USUAL_RESOLUTION = 128
+"""Points along an axis at most, where nothing is said."""
+HALF_OPAQUE = 4
+"""Texels: a field that learned little is soft, and where a single one is half opaque its mesh has lost the thing."""
 MAX_RESOLUTION = 384
 """Points along an axis; a mesh from so many takes about 1.5 GB."""
 MAX_VERTICES = 2**22
@@ -39,7 +43,8 @@ class Mesh:
         """Write the mesh as .glb (glTF 2.0) or .ply, whole or not at all; raises ``InputError`` for another ending.
 
         Both have glTF's axes, y up and z towards the input camera: (x, y, z) becomes (x, -y, -z). A .glb holds colours
-        in 16 bits, linear as glTF wants them, and is not lit again (KHR_materials_unlit); a .ply holds 8-bit sRGB.
+        in 16 bits, linear as glTF wants them (8 would show steps in the dark), and is not lit again
+        (KHR_materials_unlit), so it needs no normals; a .ply holds 8-bit sRGB.
         """
         path, encoders = Path(path), {".glb": _to_glb, ".ply": _to_ply}
         if path.suffix.lower() not in encoders:
@@ -50,23 +55,28 @@ class Mesh:
 
 
 def opaque_density(field: Field) -> float:
-    """Return the density at which a texel of the field is 50 % opaque: ln 2 over its side, by Beer and Lambert."""
-    return math.log(2) * field.resolution / (2 * field.half_side)
+    """Return the density at which ``HALF_OPAQUE`` texels in a row are 50 % opaque: ln 2 over their sides (Lambert)."""
+    return math.log(2) * field.resolution / (HALF_OPAQUE * 2 * field.half_side)
 
 
 @torch.no_grad()
-def extract_mesh(field: Field, *, resolution: int = 128, density: float | None = None, share: float = 0.05) -> Mesh:
+def extract_mesh(
+    field: Field, *, resolution: int | None = None, density: float | None = None, share: float = 0.05
+) -> Mesh:
     """Return the surface of a field of one scene where its density is ``density``.
 
-    ``resolution``: points along an axis at which density is known, 2 to ``MAX_RESOLUTION``. ``density``: above 0, by
-    default that of ``opaque_density``. ``share``: what is less than this share of the largest connected solid, by
-    volume, is left out; 0 keeps everything, 1 the largest alone. A vertex has the colour that the field shows along
-    its inward normal. Where a solid reaches the end of the box it is closed there.
+    ``resolution``: points along an axis at which density is known, 2 to ``MAX_RESOLUTION``; by default the centres of
+    the field's texels and one beyond at each end, between which nothing but interpolation happens, and at most
+    ``USUAL_RESOLUTION``. ``density``: above 0, by default that of ``opaque_density``. ``share``: what is less than this
+    share of the largest connected solid, by volume, is left out; 0 keeps everything, 1 the largest alone. A vertex has
+    the colour that the field shows along its inward normal. Where a solid reaches the end of the box it is closed
+    there.
 
     Raises ``InputError`` for arguments out of range, when nothing is so dense, and for more than ``MAX_VERTICES``.
     """
     if field.scenes != 1:
         raise InputError(f"a field of {field.scenes} scenes: choose one of them with field.scene(i)")
+    resolution = min(field.resolution + 2, USUAL_RESOLUTION) if resolution is None else resolution
     if not 2 <= resolution <= MAX_RESOLUTION:
         raise InputError(f"resolution {resolution} of a mesh: 2 to {MAX_RESOLUTION} allowed")
     density = opaque_density(field) if density is None else density

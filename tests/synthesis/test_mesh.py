@@ -97,7 +97,7 @@ def test_surfaces_have_the_density(form: str, padding: str) -> None:
 
 def test_the_default_density_makes_a_texel_half_opaque() -> None:
     field = ball(100.0)
-    assert 1 - math.exp(-opaque_density(field) * 1.6 / 32) == pytest.approx(0.5)
+    assert 1 - math.exp(-opaque_density(field) * 4 * 1.6 / 32) == pytest.approx(0.5)
     radius = np.linalg.norm(extract_mesh(field).vertices - np.array(CENTRE), axis=1).mean()
     assert radius == pytest.approx(math.sqrt(0.25 - opaque_density(field) / 100), abs=0.003)
 
@@ -124,6 +124,16 @@ def test_a_solid_that_reaches_the_end_of_the_box_is_closed(form: str) -> None:
     body = solid(extract_mesh(field, resolution=20, density=1.0))
     assert body.is_watertight and body.volume > 0
     assert body.extents == pytest.approx([2.0 + 0.2] * 3, abs=0.03)  # half a texel, and most of a cell, more
+
+
+def test_the_default_resolution_is_that_of_the_field() -> None:
+    field, radius = ball(100.0), math.sqrt(0.25 - 10 / 100)
+    mesh, finer = (extract_mesh(field, resolution=resolution, density=10.0) for resolution in (None, 128))
+    assert (mesh.vertices == extract_mesh(field, resolution=32 + 2, density=10.0).vertices).all()
+    assert len(mesh.vertices) < 0.1 * len(finer.vertices)
+    corners = (mesh.vertices - np.array(CENTRE))[mesh.faces]  # (f, 3, 3)
+    off = np.linalg.norm(np.concatenate((corners.reshape(-1, 3), corners.mean(1))), axis=1) - radius
+    assert np.abs(off).max() < 0.1 * (1.6 / 32), "a tenth of a texel"
 
 
 def test_glb_is_read_back(tmp_path: Path) -> None:
@@ -181,6 +191,6 @@ def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="at most 100: lower the resolution"):
         extract_mesh(field)
     monkeypatch.setattr(mesh_module, "MAX_NUMBERS", 1000)
-    with pytest.raises(InputError, match="8 channels at resolution 128 is too large"):
+    with pytest.raises(InputError, match="8 channels at resolution 34 is too large"):
         extract_mesh(field)
     assert list(tmp_path.iterdir()) == []
