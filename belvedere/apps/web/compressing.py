@@ -12,6 +12,7 @@ from belvedere.apps.web.running import Tell
 from belvedere.apps.web.shelf import Entry
 from belvedere.apps.web.strokes import importance
 from belvedere.apps.web.studio import Studio
+from belvedere.checkpoints import store
 from belvedere.checkpoints.components import CODEC
 from belvedere.errors import InputError
 
@@ -41,14 +42,23 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def codec_name(studio: Studio) -> str:
+    """Return the name of the codec of this room, "" where there is none."""
+    names = studio.offered(CODEC)
+    return DEFAULT_CODEC if DEFAULT_CODEC in names else next(iter(names), "")
+
+
+def rates(studio: Studio, name: str) -> int:
+    """Return how many rates a codec has learned, the highest quality, by its config alone."""
+    folder = store.resolve(studio.model(name), download=False)
+    return max(1, store.read_json(folder / "network" / "config.json")["rates"])
+
+
 def load(studio: Studio) -> "Codec":
     """Return the codec; it is kept for the next request."""
     from belvedere.checkpoints.codecs import load_codec
 
-    names = studio.offered(CODEC)
-    if not names:
-        raise InputError("this build carries no codec: start the studio with --model NAME=FOLDER")
-    name = DEFAULT_CODEC if DEFAULT_CODEC in names else names[0]
+    name = codec_name(studio)
     return studio.loaded("codec", name, lambda: load_codec(studio.model(name), studio.device))
 
 

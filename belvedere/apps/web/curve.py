@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-WIDTH, HEIGHT = 600, 200
+WIDTH, HEIGHT = 600, 130
 LEFT, BOTTOM, TOP = 44, 26, 10
 SMOOTH = 0.8
 """How much of the running mean each value leaves."""

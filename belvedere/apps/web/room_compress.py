@@ -19,12 +19,20 @@ EMPTY = cards.empty(
 )
 STOPPED = cards.empty("Stopped", "Nothing new was kept. Move the slider, or drop a file, to go on.")
 NONE_YET = cards.empty("No files yet", "What is compressed stays here, also when the page or the server is closed.")
+NO_MODEL = cards.empty("No codec here", "Start the studio with --model NAME=FOLDER to compress with your own.")
+USUAL = 4
+"""Quality."""
 PAINTED = "(file, quality, brush) => [file, quality, (brush && brush.strokes) || []]"
 FRESH = "(file, quality) => [file, quality, []]"
 
 
 def build(studio: Studio, page: gr.Blocks) -> None:
     """Fill the tab."""
+    codec = compressing.codec_name(studio)
+    if not codec:
+        gr.HTML(NO_MODEL)
+        return
+    rates = compressing.rates(studio, codec)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             file = gr.File(
@@ -32,8 +40,9 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 file_types=[".png", ".jpg", ".jpeg", ".webp", f".{uploads.BVD}"],
             )  # fmt: skip
             quality = gr.Slider(
-                1, 8, value=4, step=0.25, label="Quality", info="Higher is sharper and larger.", elem_id="bvd-quality"
-            )
+                1, rates, value=min(USUAL, rates), step=0.25, label="Quality", visible=rates > 1, elem_id="bvd-quality",
+                info=f"Higher is sharper and larger. 1, 2, ... {rates} were learned; fractions lie between.",
+            )  # fmt: skip
             brush = component("brush", {})
             stop = gr.Button("Stop", size="sm")
             gr.Markdown("### Earlier files")

@@ -19,6 +19,8 @@ const every = setInterval(() => element.isConnected ? look() : clearInterval(eve
 new IntersectionObserver(look).observe(element);"""
 """``js_on_load`` of a ``gr.HTML`` that asks for its content when it is in sight, once or every two seconds."""
 ALWAYS, ONCE = WHEN_SEEN.format(often="true"), WHEN_SEEN.format(often="!seen")
+RECENT = 10
+"""Pieces of work that are listed."""
 WORDS = {"done": "done", "stopped": "stopped", "refused": "refused", "failed": "failed, see the log"}
 
 
@@ -38,7 +40,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     found = gr.HTML(_heading("Doctor") + "<p>Looking at this machine ...</p>", js_on_load=ONCE)
 
     def state() -> str:
-        return _now(studio, len(page._queue))
+        return _now(studio, _waiting(page))
 
     def examined() -> str:
         with in_words():
@@ -51,13 +53,18 @@ def build(studio: Studio, page: gr.Blocks) -> None:
 
     now.load(state, None, now, api_name="state", queue=False, show_progress="hidden")
     found.load(examined, None, found, api_name="doctor", queue=False, show_progress="hidden")
-    empty.click(lambda: gr.update(visible=True), None, ask, api_name="ask", queue=False)
-    no.click(lambda: gr.update(visible=False), None, ask, api_name="keep", queue=False)
+    empty.click(lambda: gr.update(visible=True), None, ask, api_name="ask", api_visibility="private", queue=False)
+    no.click(lambda: gr.update(visible=False), None, ask, api_name="keep", api_visibility="private", queue=False)
     yes.click(emptied, None, [now, ask], api_name="empty", queue=False)
 
 
 def _heading(text: str) -> str:
     return f"<h3>{escape(text)}</h3>"
+
+
+def _waiting(page: gr.Blocks) -> int:
+    """Return how many requests wait. Gradio publishes it over HTTP alone, by a route of this very server."""
+    return len(page._queue)
 
 
 def _now(studio: Studio, waiting: int) -> str:
@@ -74,7 +81,9 @@ def _now(studio: Studio, waiting: int) -> str:
         ("results", f"{count} of at most {limits.results}, {size / 1e6:.1f} MB of {limits.result_bytes / 1e6:.0f} MB"),
         ("kept in", str(studio.shelf.folder)),
     ]
-    recent = [(done.room, done.what, f"{done.seconds:.1f} s", WORDS[done.outcome]) for done in runner.recent]
+    recent = [
+        (done.room, done.what, f"{done.seconds:.1f} s", WORDS[done.outcome]) for done in list(runner.recent)[:RECENT]
+    ]
     table = cards.table(("room", "work", "time", ""), recent) if recent else "<p>Nothing was done yet.</p>"
     return f"{_heading('Work')}{cards.table((), facts)}{_heading('Done last')}{table}"
 

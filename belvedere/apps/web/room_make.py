@@ -2,11 +2,12 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
+from belvedere.apps.record import Record
 from belvedere.apps.requests import MAX_SEED
 from belvedere.apps.web import cards, making, uploads
 from belvedere.apps.web.limits import Limits
@@ -80,8 +81,8 @@ def _settings(names: list[str], able: Abilities, limits: Limits) -> list[Any]:
             0, 10, value=able.guidance, step=0.1, label="Guidance", info="How closely it keeps to what is asked."
         )
         negative = gr.Textbox("", label="Lean away from", visible=False)
-    other.click(lambda: random.randrange(RANDOM_SEED), None, seed, api_name="seed", queue=False)
-    shape.input(_reshaped, [shape, width, height], [width, height], api_name="shape", queue=False)
+    other.click(lambda: random.randrange(RANDOM_SEED), None, seed, api_visibility="private", queue=False)
+    shape.input(_reshaped, [shape, width, height], [width, height], api_visibility="private", queue=False)
     inputs = [model, kinds, words, negative, width, height, steps, guidance, seed, count]
     return [*inputs, shape, sides]
 
@@ -143,10 +144,8 @@ def _events(
         settings = Settings(model, (), "", "", *able.size, able.steps, able.guidance, int(seed or 0), int(count))
         return _updates(able, settings)
 
-    def recalled(read: Any) -> list[Any]:
-        settings, able, words = studio.runner.result(
-            making.ROOM, lambda tell: making.recall(studio, read()), what="recalled"
-        )
+    def recalled(read: Callable[[], Record]) -> list[Any]:
+        settings, able, words = studio.runner.result(making.ROOM, lambda tell: _recall(studio, read()), what="recalled")
         return [*_updates(able, settings), words]
 
     def recall(picture: str) -> list[Any]:
@@ -163,15 +162,25 @@ def _events(
         return _finished(studio, ids), _earlier(studio, ids)
 
     run = go.click(make, asked, [shown, made], api_name="make", scroll_to_output=True, **BUSY)
-    run.then(earlier, made, old, api_name="earlier", **QUICK)
+    run.then(earlier, made, old, api_visibility="private", **QUICK)
     ended = stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", **QUICK)
     # Once more in turn, when the work has ended: its last news may come after the answer to the click.
     ended.then(stopped, made, [shown, old], api_visibility="private", **BUSY)
     inputs[0].input(choose, [inputs[0], inputs[8], inputs[9]], inputs, api_name="choose", **BUSY)
     dropped.upload(recall, dropped, [*inputs, told], api_name="recall", **BUSY)
     for gallery in (shown, old):
-        gallery.select(again, None, [*inputs, told], api_name="again", **BUSY)
+        gallery.select(again, None, [*inputs, told], api_visibility="private", **BUSY)
     page.load(earlier, made, old, api_name="results", **QUICK)
+
+
+def _recall(studio: Studio, record: Record) -> tuple[Settings, Abilities, str]:
+    """Return what ``making.recall`` does, and in its words also positions beyond training that are not the model's."""
+    settings, able, words = making.recall(studio, record)
+    network = getattr(making.load(studio, settings.model).pipeline, "network", None)
+    asked = record.request.extrapolation
+    if asked not in (None, getattr(getattr(network, "config", None), "extrapolation", None)):
+        words += f". It was made with --extrapolation {asked}, which this page does not set: use belvedere regenerate"
+    return settings, able, words
 
 
 def _shown(news: Making | None) -> str:

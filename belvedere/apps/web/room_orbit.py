@@ -38,6 +38,10 @@ def build(studio: Studio, page: gr.Blocks) -> None:
             with gr.Row():
                 stop = gr.Button("Stop", min_width=80, scale=1)
                 toy = gr.Button("Take a toy", variant="primary", min_width=120, scale=3)
+            with gr.Accordion("How the film is made", open=False):
+                frames = gr.Slider(8, studio.limits.frames, value=36, step=1, label="Frames", info="24 a second.")
+                arc = gr.Slider(30, 360, value=360, step=10, label="Degrees", info="Below 360 it swings to and fro.")
+                side = gr.Slider(64, 512, value=160, step=16, label="Pixels a side")
             gr.Markdown("### Earlier scenes")
             old = gr.HTML(js_on_load=cards.USE, apply_default_css=False)
         with gr.Column(scale=3, min_width=320):
@@ -47,10 +51,6 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 take = gr.Button("View", min_width=90)
                 film = gr.Button("Film", min_width=90)
                 mesh = gr.Button("Mesh", min_width=90)
-            with gr.Accordion("How the film is made", open=False):
-                frames = gr.Slider(8, studio.limits.frames, value=36, step=1, label="Frames", info="24 a second.")
-                arc = gr.Slider(30, 360, value=360, step=10, label="Degrees", info="Below 360 it swings to and fro.")
-                side = gr.Slider(64, 512, value=160, step=16, label="Pixels a side")
             solid = gr.Model3D(label="Mesh", visible="hidden", height=340, interactive=False)
             made = gr.HTML(elem_id="orbit-made", apply_default_css=False)
     _scene_events(studio, page, photograph, model, toy, stop, scene, table, old, made, solid)

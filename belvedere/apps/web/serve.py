@@ -34,6 +34,8 @@ TYPES = {
 SHOWN = (".png", ".jpg", ".webp", ".gif", ".mp4")
 GRACE = 2
 """Seconds that open connections, and then work under way, have when the server ends."""
+SETTLE = 3
+"""Seconds after the first answer that are a page's alone: loading a model takes the interpreter from it."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,6 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     logging.basicConfig(format="belvedere: %(message)s", level=logging.WARNING)
     import uvicorn
 
-    from belvedere.apps.web import making
     from belvedere.apps.web.studio import Studio
 
     studio = Studio(folder, settings.device, models=models)
@@ -167,8 +168,7 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
         timeout_graceful_shutdown=GRACE,
     )
     server = uvicorn.Server(config)
-    threading.Thread(target=_announce, args=(server, settings.address, ready), daemon=True).start()
-    studio.runner.background("Make", lambda: making.warm(studio))
+    threading.Thread(target=_greet, args=(server, settings.address, ready, studio), daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends by them, then raises them again for who was here
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -180,11 +180,17 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
         os._exit(0)
 
 
-def _announce(server: Any, address: str, ready: Callable[[str], object]) -> None:
+def _greet(server: Any, address: str, ready: Callable[[str], object], studio: "Studio") -> None:
+    """Once the server answers, say so, and load the first model when a page has had time to appear."""
+    from belvedere.apps.web import making
+
     while not server.started and not server.should_exit:
         time.sleep(0.05)
     if server.started:
         ready(address)
+        time.sleep(SETTLE)
+    if not server.should_exit:
+        studio.runner.background("Make", lambda: making.warm(studio))
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -3,7 +3,8 @@
     FOLDER/ID/facts.json   room, when, and what the room tells of the result
     FOLDER/ID/NAME         its files
 
-A folder is filled under another name and renamed, so one that is there is whole.
+A folder is filled under another name and renamed, so one that is there is whole. Several servers may share FOLDER: each
+looks at it again when it has changed.
 """
 
 import json
@@ -27,6 +28,10 @@ ID = re.compile(f"[{ALPHABET}]{{20}}")
 """What ids look like."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}(\.[a-z0-9]{1,12}){1,2}")
 _GONE = "there is no such result any more"
+STALE = 600.0
+"""Seconds after which what is still being filled was left by a server that ended."""
+SETTLED = 2.0
+"""Seconds for which a folder's time may not tell of a second change: file systems count in steps of up to two."""
 
 
 def fresh_id() -> str:
@@ -49,7 +54,8 @@ class Entry:
 class Shelf:
     """The results in ``folder``, at most ``results`` of them and ``result_bytes`` in all: the oldest go.
 
-    Any thread may call it. Raises ``InputError`` when the folder cannot be written.
+    Any thread may call it, and several shelves may share a folder. Raises ``InputError`` when the folder cannot be
+    written.
     """
 
     def __init__(self, folder: Path, results: int = 500, result_bytes: int = 2 << 30):
@@ -58,9 +64,12 @@ class Shelf:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for left in folder.glob(".*.new"):
-                shutil.rmtree(left, ignore_errors=True)
-        found = (_read(path) for path in folder.iterdir() if ID.fullmatch(path.name))
-        self._entries = {entry.id: entry for entry in sorted(filter(None, found), key=lambda entry: entry.when)}
+                if _age(left) > STALE:
+                    shutil.rmtree(left, ignore_errors=True)
+        self._entries: dict[str, Entry] = {}
+        self._seen = 0
+        """When the folder had last changed as of the last look, in ns; 0 when it has to be looked at again anyway."""
+        self._look()
 
     def put(self, room: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> str:
         """Keep a result's files, whole or not at all, and return its id.
@@ -85,20 +94,21 @@ class Shelf:
             except BaseException:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
-            if entry := _read(self.folder / key):
-                self._entries[key] = entry
+            self._look()
             self._trim()
         return key
 
     def newest(self, room: str | None, count: int) -> list[Entry]:
         """Return up to ``count`` results of a room, None = of all, the newest first."""
         with self._lock:
+            self._look()
             found = [entry for entry in reversed(self._entries.values()) if room in (None, entry.room)]
         return found[:count]
 
     def entry(self, id: str) -> Entry:
         """Return a result; ``InputError`` when there is none of this id."""
         with self._lock:
+            self._look()
             if not isinstance(id, str) or id not in self._entries:
                 raise InputError(_GONE)
             return self._entries[id]
@@ -116,21 +126,45 @@ class Shelf:
     def used(self) -> tuple[int, int]:
         """How many results there are, and their bytes."""
         with self._lock:
-            return len(self._entries), sum(entry.bytes for entry in self._entries.values())
+            self._look()
+            return len(self._entries), self._bytes()
 
     def empty(self) -> None:
         """Remove every result."""
         with self._lock:
+            self._look()
             for key in list(self._entries):
                 self._remove(key)
 
+    def _look(self) -> None:
+        """Take in what was put into the folder, and what was removed, since the last look."""
+        changed = self.folder.stat().st_mtime_ns if self.folder.is_dir() else 0
+        if changed and changed == self._seen:
+            return
+        there = {path.name for path in self.folder.glob("*") if ID.fullmatch(path.name)}
+        fresh = [entry for key in there - self._entries.keys() if (entry := _read(self.folder / key))]
+        kept = [entry for key, entry in self._entries.items() if key in there]
+        self._entries = {entry.id: entry for entry in sorted([*kept, *fresh], key=lambda entry: entry.when)}
+        self._seen = changed if time.time_ns() - changed > SETTLED * 1e9 else 0
+
+    def _bytes(self) -> int:
+        return sum(entry.bytes for entry in self._entries.values())
+
     def _trim(self) -> None:
-        while len(self._entries) > self.results or self.used[1] > self.result_bytes:
+        while len(self._entries) > self.results or self._bytes() > self.result_bytes:
             self._remove(next(iter(self._entries)))
 
     def _remove(self, key: str) -> None:
         del self._entries[key]
         shutil.rmtree(self.folder / key, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a folder last changed; 0 when it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _read(path: Path) -> Entry | None:

@@ -47,8 +47,8 @@ def make_theme() -> gr.themes.Base:
         block_border_color="*neutral_200",
         block_border_color_dark="#37302b",
         border_color_primary_dark="#37302b",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
+        block_label_background_fill="rgb(255 255 255 / .85)",  # it may lie on a picture
+        block_label_background_fill_dark="rgb(33 29 26 / .85)",
         block_label_border_width="0px",
         block_label_text_color="*neutral_600",
         block_label_text_color_dark="*neutral_300",
@@ -81,6 +81,7 @@ def make_theme() -> gr.themes.Base:
 
 HEAD = """<style>
 .gradio-container > .main.app { max-width: 1280px !important; margin: 0 auto; }
+footer .divider { display: none !important; }
 .gradio-container :focus-visible { outline: 2px solid var(--primary-600); outline-offset: 2px; }
 @media (max-width: 640px) { .gradio-container > .main.app { padding: .6rem !important; } }
 </style>"""

@@ -1,5 +1,11 @@
-"""One studio and one browser for all tests of a session, and pages that watch what happens behind them."""
+"""One studio and one browser for all tests of a session, and pages that watch what happens behind them.
 
+The pictures of docs/images are made by the same tests, in the order in which the rooms fill the list of the last:
+
+    BELVEDERE_SCREENSHOTS=docs/images pytest tests/apps/web/test_browser_{make,compress,orbit,personalise,machine}.py
+"""
+
+import io
 import os
 import shutil
 import signal
@@ -15,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from belvedere.apps.web.studio import Studio
 
@@ -29,7 +36,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-DESKTOP, PHONE = (1280, 900), (390, 844)
+DESKTOP, PHONE = (1280, 1024), (390, 844)
+SCREENSHOTS = os.environ.get("BELVEDERE_SCREENSHOTS")
+"""The folder that pictures of the page go to; none are made where it is not set."""
 
 
 @pytest.fixture
@@ -134,7 +143,7 @@ class Watched:
 
 @pytest.fixture
 def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
-    """Return ``open_page(room="Make", *, size=(1280, 900), dark=False, url=None)``: a Playwright page in that room.
+    """Return ``open_page(room="Make", *, size=DESKTOP, dark=False, url=None)``: a Playwright page in that room.
 
     When the test ends it has logged no error on any page, and asked no other host for anything.
     """
@@ -151,7 +160,7 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
         watched = Watched(context.new_page())
         opened.append(watched)
         page, base = watched.page, url or server.url
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(240_000)
         page.on("console", lambda m: watched.log(m))
         page.on("pageerror", lambda error: watched.errors.append(str(error)))
         page.on(
@@ -171,11 +180,14 @@ def open_page(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def shoot() -> Callable[[Any, str], None]:
-    """Return ``shoot(page, name)``: a picture of a page, into the folder BELVEDERE_SCREENSHOTS, if it is set."""
+    """Return ``shoot(page, name)``: what is seen of a page, as NAME.webp of ``SCREENSHOTS``."""
 
     def take(page: Any, name: str) -> None:
-        if folder := os.environ.get("BELVEDERE_SCREENSHOTS"):
-            page.wait_for_timeout(300)  # for the transitions of the page
-            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        if SCREENSHOTS:
+            page.evaluate("document.activeElement.blur()")
+            page.mouse.move(1, 1)
+            page.wait_for_timeout(500)  # for the transitions of the page
+            with Image.open(io.BytesIO(page.screenshot())) as image:
+                image.convert("RGB").save(Path(SCREENSHOTS) / f"{name}.webp", quality=90, method=6)
 
     return take

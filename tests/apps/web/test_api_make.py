@@ -11,7 +11,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from belvedere.apps import record, work
+from belvedere.apps import output, record, work
 from belvedere.apps.requests import GenerateRequest
 from tests.apps.web.conftest import Server
 
@@ -30,12 +30,6 @@ def make(client: Client, **options: Any) -> list[dict[str, Any]]:
 
 def fetch(server: Server, url: str) -> bytes:
     return urllib.request.urlopen(server.url + url).read()
-
-
-def test_every_event_has_a_name(client: Client) -> None:
-    names = set(client.view_api(return_format="dict", print_info=False)["named_endpoints"])
-    assert {"/make", "/choose", "/recall", "/results", "/state", "/doctor", "/empty"} <= names
-    assert not [name for name in names if "lambda" in name]
 
 
 def test_pictures_are_those_of_the_command_line(client: Client, server: Server, tmp_path: Path) -> None:
@@ -96,7 +90,16 @@ def test_settings_come_back_from_a_picture(client: Client, server: Server, tmp_p
     values = [one["value"] if isinstance(one, dict) else one for one in (kinds, words, width, height, steps, guidance)]
     assert (model, seed, count) == ("fitv2-toybox", 9, 1)
     assert values == [["mug"], "", 64, 32, 2, 1.2]
-    assert "picture 1 of 1" in told
+    assert "picture 1 of 1" in told and "extrapolation" not in told
+
+
+def test_what_the_page_cannot_set_is_told(client: Client, tmp_path: Path) -> None:
+    sizes = ((96, 96),)
+    asked = GenerateRequest("fitv2-toybox", steps=2, sizes=sizes, extrapolation="vision-ntk", device="cpu")
+    (made,) = work.generate(asked)
+    (tmp_path / "large.png").write_bytes(output.encode(made.image, "png", made.record.to_json()))
+    told = client.predict(handle_file(tmp_path / "large.png"), api_name="/recall")[-1]
+    assert "--extrapolation vision-ntk" in told
 
 
 def test_what_was_finished_before_a_stop_is_kept(client: Client) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from belvedere.apps import record
-from tests.apps.web.conftest import PHONE, start, stop
+from tests.apps.web.conftest import PHONE, SCREENSHOTS, start, stop
 
 pytestmark = pytest.mark.slow
 
@@ -140,11 +140,15 @@ def test_a_picture_of_somebody_else_is_refused(open_page: Callable[..., Any], tm
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_a_phone(dark: bool, open_page: Callable[..., Any], shoot: Callable[..., None]) -> None:
     page = open_page("Make", size=PHONE, dark=dark)
-    few_steps(page)
-    slide(page, "How many", 2)
-    make(page, 2)
+    steps, count = (12, 4) if SCREENSHOTS else (4, 2)
+    few_steps(page, steps)
+    slide(page, "How many", count)
+    make(page, count)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
-    shoot(page, f"phone-make-{'dark' if dark else 'light'}")
+    if not dark:
+        page.get_by_text("More", exact=True).click()
+        page.get_by_role("button", name="Make", exact=True).evaluate("button => button.scrollIntoView()")
+        shoot(page, "studio-make-phone")
 
 
 def test_it_can_be_worked_by_keys_alone(open_page: Callable[..., Any]) -> None:

@@ -1,11 +1,14 @@
 """A scene in the browser: built of a toy, turned by dragging and by keys, filmed, made a mesh, found after a reload."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from belvedere.apps.web.scene_results import toy
 from tests.apps.web.conftest import PHONE, Server
 
 pytestmark = pytest.mark.slow
@@ -13,10 +16,12 @@ SEEN = "document.querySelector('#turntable').view"
 NO_GPU = """const say = console.error;
 console.error = (...words) => String(words[0]).includes('WebGPU') || say(...words);"""
 """The viewer of meshes calls it an error that this browser has no GPU, then draws without."""
+PHOTOGRAPH = 0
+"""Number of the toy that is photographed."""
 BUILT = "document.querySelector('.stage:not(.empty) .note')?.textContent === ''"
 
 
-def test_a_toy_becomes_a_scene_that_turns(open_page: Callable[..., Any], shoot: Callable[[Any, str], None]) -> None:
+def test_a_toy_becomes_a_scene_that_turns(open_page: Callable[..., Any]) -> None:
     page = open_page("Orbit")
     page.add_init_script(NO_GPU)
     page.reload()
@@ -41,20 +46,42 @@ def test_a_toy_becomes_a_scene_that_turns(open_page: Callable[..., Any], shoot: 
     page.wait_for_selector("#orbit-made figcaption:has-text('depth')")
     page.get_by_role("button", name="Mesh", exact=True).click()
     page.wait_for_selector("canvas")
-    page.get_by_label("Colour").check(force=True)
     with page.expect_download() as download:
         page.get_by_role("link", name="Scene file").click()
     assert Path(download.value.path()).stat().st_size > 100_000
-    page.wait_for_timeout(5000)  # for the mesh to be drawn
-    stage.press("ArrowLeft")
-    stage.press("ArrowLeft")
-    shoot(page, "studio-orbit")
     page.reload()
     page.get_by_role("tab", name="Orbit").click()
     page.locator(".bv-strip button").first.click()
     page.wait_for_function(BUILT)
     page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
-    shoot(page, "studio-orbit-phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+
+
+def test_a_photograph_becomes_a_scene_that_is_filmed(
+    open_page: Callable[..., Any], shoot: Callable[[Any, str], None], tmp_path: Path
+) -> None:
+    toy(PHOTOGRAPH).save(tmp_path / "toy.png")
+    page = open_page("Orbit")
+    page.locator("#orbit-photograph input[type=file]").set_input_files(tmp_path / "toy.png")
+    page.wait_for_selector(".stage:not(.empty)")
+    page.wait_for_function(BUILT, timeout=180_000)
+    page.get_by_text("How the film is made").click()
+    for label, value in (("Frames", 24), ("Pixels a side", 96)):
+        field = page.get_by_label(f"number input for {label}")
+        field.fill(str(value))
+        field.press("Tab")
+    page.get_by_role("button", name="Film", exact=True).click()
+    page.locator("#orbit-made video").wait_for(timeout=120_000)
+    stage = page.locator(".stage")
+    for way, turns in (("Depth", 0), ("Unseen", 2), ("Colour", 0)):
+        page.get_by_label(way).check(force=True)
+        for _ in range(turns):
+            stage.press("ArrowRight")
+        page.get_by_role("button", name="View", exact=True).click()
+        page.locator("#orbit-made figure", has_text="View").filter(has_text=f"{way.lower()},").wait_for()
+    page.get_by_text("How the film is made").click()
+    page.evaluate("scrollTo(0, 0)")
+    shoot(page, "studio-orbit")
 
 
 def test_the_same_through_the_client(server: Server) -> None:
@@ -65,5 +92,8 @@ def test_the_same_through_the_client(server: Server) -> None:
     assert set(table["sheets"]) == {"colour", "depth", "opacity", "unseen"}
     made = studio.predict(scene, "colour", 0, 0, 8, 60, 64, api_name="/orbit_film")
     assert "film.mp4" in made and scene in made
+    made = studio.predict(scene, api_name="/orbit_mesh")
+    mesh = httpx.get(server.url + re.search(r'href="([^"]*\.glb)"', made)[1])
+    assert mesh.headers["content-type"] == "model/gltf-binary" and len(mesh.content) < 3_000_000
     with pytest.raises(Exception, match="no such result"):
         studio.predict("nonsense", api_name="/orbit_mesh")

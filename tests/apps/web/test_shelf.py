@@ -1,13 +1,23 @@
 """Results stay, whole and within bounds, and nothing but them can be had from the shelf."""
 
 import json
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from belvedere.apps.web.shelf import ALPHABET, Shelf
+from belvedere.apps.web import making
+from belvedere.apps.web.limits import Limits
+from belvedere.apps.web.shelf import ALPHABET, STALE, Shelf
+from belvedere.apps.web.studio import Studio
 from belvedere.errors import InputError
+
+
+def age(folder: Path, seconds: float) -> None:
+    """Make a folder look as if it had last changed so long ago."""
+    os.utime(folder, (time.time() - seconds,) * 2)
 
 
 def test_a_result_comes_back_also_after_a_restart(tmp_path: Path) -> None:
@@ -81,6 +91,7 @@ def test_what_was_left_half_written_goes_and_foreign_folders_stay(tmp_path: Path
     for folder in (half, foreign, damaged):
         folder.mkdir()
     (damaged / "facts.json").write_text("{")
+    age(half, STALE + 1)
     shelf = Shelf(tmp_path)
     assert shelf.newest(None, 9) == []
     shelf.empty()
@@ -105,3 +116,37 @@ def test_many_threads_share_it(tmp_path: Path) -> None:
         thread.join()
     assert len(shelf.newest(None, 99)) == len(list(tmp_path.iterdir())) == 10
     assert all(json.loads((tmp_path / entry.id / "facts.json").read_text()) for entry in shelf.newest(None, 99))
+
+
+def test_two_studios_on_one_folder_see_each_others_results(tmp_path: Path) -> None:
+    one, other = (Studio(tmp_path, "cpu", Limits(results=3)) for _ in range(2))
+    first = one.shelf.put("Make", {"a.png": b"x"}, {"title": "car"})
+    assert [entry.id for entry in making.earlier(other)] == [first] and other.shelf.used == (1, 1)
+    age(one.shelf.folder, 60)  # settled: what is known is not read again ...
+    assert [entry.id for entry in making.earlier(one)] == [first]
+    second = other.shelf.put("Make", {"a.png": b"yz"}, {})
+    assert [entry.id for entry in making.earlier(one)] == [second, first]  # ... until something changes
+    assert one.shelf.file(second, "a.png").read_bytes() == b"yz"
+    third, fourth = (studio.shelf.put("Orbit", {"a.png": b"x"}, {}) for studio in (one, other))
+    for studio in (one, other):
+        assert [entry.id for entry in studio.shelf.newest(None, 9)] == [fourth, third, second]  # 3 in the folder
+        with pytest.raises(InputError, match="no such result"):
+            studio.shelf.entry(first)
+    other.shelf.empty()
+    assert one.shelf.used == (0, 0)
+
+
+def test_what_another_server_is_writing_is_left_to_it(tmp_path: Path) -> None:
+    half = tmp_path / f".{'a' * 20}.new"
+    half.mkdir()
+    Shelf(tmp_path)
+    assert half.is_dir()
+
+
+def test_a_folder_that_is_gone_has_no_results(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "results")
+    key = shelf.put("Make", {"a.png": b"x"}, {})
+    (tmp_path / "results").rename(tmp_path / "away")
+    assert shelf.newest(None, 9) == []
+    (tmp_path / "away").rename(tmp_path / "results")
+    assert shelf.entry(key).room == "Make"
