@@ -87,6 +87,25 @@ def cases(device: str) -> Iterator[Case]:
     weights = random(9 * c, 1, 3, 3), random(9 * c)
     yield case("region_filter SegPIC", kernels.region_filter, reference.region_filter, *maps, *weights)
     yield from attentions(device, b, n)
+    yield rays(device)
+
+
+def rays(device: str) -> Case:
+    """Return rays through the planes and lines of NViST, those of whole views; features alone would be 1 GB."""
+    b, n, s, r = (4, 160 * 90, 48, 48) if device == "cuda" else (1, 32, 4, 8)
+    origins = torch.tensor([0.0, 0.0, -1.4], device=device).expand(b, n, 3)
+    directions = torch.nn.functional.normalize(torch.rand(b, n, 3, device=device) * 1.6 - 0.8 - origins, dim=-1)
+    given = origins, directions, torch.randn(b, n, 27, device=device), torch.linspace(0.4, 2.4, s + 1, device=device)
+    shapes = (b, 3, 32, r, r), (b, 3, 32, r), (64, 72), (64,), (64, 91), (64,), (3, 64), (3,)
+    inputs = tuple(torch.randn(shape, device=device).requires_grad_() for shape in shapes)
+
+    def ours(planes: Tensor, lines: Tensor, *decoder: Tensor) -> kernels.Composited:
+        return kernels.render_factored(planes, lines, *given, kernels.RayDecoder(*decoder))
+
+    def twin(planes: Tensor, lines: Tensor, *decoder: Tensor) -> tuple[Tensor, ...]:
+        return reference.render_factored(planes, lines, *given, decoder)
+
+    return Case("rays NViST", inputs, twin, {"ours": ours, "eager": twin, "compile": torch.compile(twin)})
 
 
 def attentions(device: str, b: int, n: int) -> Iterator[Case]:

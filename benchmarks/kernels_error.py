@@ -26,7 +26,7 @@ import triton
 
 import belvedere.kernels.triton  # noqa: F401  registers the ops
 from belvedere import kernels
-from belvedere.kernels import concat, gates, norms, reference, rope
+from belvedere.kernels import concat, gates, norms, rays, reference, rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANNELS, HEADS, HEAD = 1152, 4, 72
@@ -66,11 +66,27 @@ def cases() -> Iterator[Case]:
             (8,),
         ),
     )
+    volume = (2, 3, 32, 8, 8), (2, 3, 32, 8)
+    yield "render_factored", _rays, (*volume, (64, 72), (64,), (64, 91), (64,), (3, 64), (3,))
 
 
 def _queries(ops: Any, cos: Tensor, sin: Tensor) -> Op:
     def op(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
         return torch.cat(ops.qk_norm_rope(q, k, cos, sin, q_weight=q_weight, k_weight=k_weight), -1)
+
+    return op
+
+
+def _rays(ops: Any) -> Op:
+    draw = torch.Generator().manual_seed(0)
+    origins, ahead = torch.tensor([0.0, 0.0, -1.4]).expand(2, 8, 3), torch.rand(2, 8, 3, generator=draw) * 1.6 - 0.8
+    encoded, edges = torch.randn(2, 8, 27, generator=draw), torch.linspace(0.4, 2.4, 9)
+    given = [x.to(DEVICE) for x in (origins, torch.nn.functional.normalize(ahead - origins, dim=-1), encoded, edges)]
+
+    def op(planes: Tensor, lines: Tensor, *decoder: Tensor) -> Tensor:
+        wide = [x.to(torch.promote_types(planes.dtype, torch.float32)) for x in given]
+        seen = ops.render_factored(planes, lines, *wide, decoder if ops is reference else kernels.RayDecoder(*decoder))
+        return torch.cat([part.flatten() for part in seen])
 
     return op
 
@@ -117,7 +133,7 @@ def measure(dtype: torch.dtype) -> Iterator[dict[str, Any]]:
         exact = results(of(reference), [x.detach().double().requires_grad_() for x in inputs])
         row: dict[str, Any] = {"op": name, "dtype": str(dtype).removeprefix("torch.")}
         for kind in ("kernel", "plain"):
-            with switched((concat, gates, norms, rope), kind == "kernel"):
+            with switched((concat, gates, norms, rays, rope), kind == "kernel"):
                 errors = [ulps(*pair, dtype) for pair in zip(results(of(kernels), inputs), exact, strict=True)]
             row |= {f"{kind} value": errors[0], f"{kind} gradient": max(errors[1:])}
         yield row

@@ -13,6 +13,7 @@ from belvedere.kernels.norms import (
     time_norm,
 )
 from belvedere.kernels.packed import Packed
+from belvedere.kernels.rays import RayDecoder, render_factored, renders_in_one_pass
 from belvedere.kernels.region import region_filter
 from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
 from belvedere.kernels.volume import Composited, composite, distortion, ray_weights, sample_grid
@@ -22,6 +23,7 @@ __all__ = [
     "Composited",
     "Norm",
     "Packed",
+    "RayDecoder",
     "attend",
     "cell_centres",
     "composite",
@@ -37,6 +39,8 @@ __all__ = [
     "qk_norm_rope",
     "ray_weights",
     "region_filter",
+    "render_factored",
+    "renders_in_one_pass",
     "rms_norm",
     "rotate_pairs",
     "sample_grid",

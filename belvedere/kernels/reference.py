@@ -187,3 +187,40 @@ def distortion(weights: Tensor, edges: Tensor) -> Tensor:
     distances = (middles[..., :, None] - middles[..., None, :]).abs()
     between = (weights[..., :, None] * weights[..., None, :] * distances).sum((-2, -1))
     return between + (weights.square() * lengths).sum(-1) / 3
+
+
+def render_factored(
+    planes: Tensor | None,
+    lines: Tensor | None,
+    origins: Tensor,
+    directions: Tensor,
+    encoded: Tensor,
+    edges: Tensor,
+    decoder: Sequence[Tensor],
+    *,
+    half_side: float = 1.0,
+    padding: str = "zeros",
+    opaque: float = 0.0,
+    ends: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Twin of ``belvedere.kernels.render_factored``, every sample asked; also its backend where there is no faster one.
+
+    ``decoder``: the weights of a ``RayDecoder``, without those of density where it has none.
+    """
+    inner, inner_bias, hidden, hidden_bias, outer, outer_bias, *density_weights = decoder
+    middles = (edges[1:] + edges[:-1]) / 2
+    points = origins[:, :, None] + directions[:, :, None] * middles[:, None]  # (b, n, s, 3)
+    features = sample_grid(points.flatten(1, 2) / half_side, planes, lines, padding=padding)  # (b, n s, 3, c)
+    if planes is None:
+        features = features.prod(2, keepdim=True)
+    colours = inner.shape[1] // features.shape[2]
+    x, y = (part.flatten(2) for part in features.split((features.shape[-1] - colours, colours), -1))
+    density = F.relu(F.linear(x, *density_weights).squeeze(-1) if density_weights else x.sum(-1))
+    density = density.view(points.shape[:3])
+    y = F.gelu(F.linear(F.gelu(y), inner, inner_bias))
+    y = torch.cat((y, encoded.repeat_interleave(len(middles), 1)), -1)
+    y = F.linear(F.gelu(F.linear(y, hidden, hidden_bias)), outer, outer_bias)
+    through = torch.exp(-density.detach() * edges.diff()) + 1e-10
+    lit = torch.cumprod(F.pad(through[..., :-1], (1, 0), value=1.0), -1) > opaque
+    colour = y.sigmoid().view(points.shape) * lit[..., None]
+    return composite(density * lit if ends else density, edges, colour)

@@ -72,6 +72,11 @@ class FieldDecoder(nn.Module):
 
         return super()._apply(wide, recurse)
 
+    def weights(self) -> kernels.RayDecoder:
+        """Return what ``kernels.render_factored`` decodes by, as ``density`` and ``logits`` do."""
+        density = self.density_out.parameters() if self.form == "triplane" else ()
+        return kernels.RayDecoder(*self.colour_in.parameters(), *self.colour_mlp.parameters(), *density)
+
     def density(self, features: Tensor) -> Tensor:
         """Return the density (...), at least 0, of the features (..., 3, c) of the density channels."""
         if self.form == "triplane":

@@ -6,7 +6,7 @@ view skips what cannot be seen.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 from belvedere import kernels
 from belvedere.data.cameras import Camera
 from belvedere.errors import InputError
-from belvedere.synthesis.field import Field
+from belvedere.synthesis.field import Field, encode_directions
 from belvedere.synthesis.occupancy import MAX_NODES, Occupancy, density_nodes, interpolate, node_count
 
 MAX_SAMPLES = 4096
@@ -23,6 +23,8 @@ CHUNK = 2**18
 """Samples of a view that are worked on at a time."""
 COLOURED = 2**15
 """Of them, how many are coloured at a time; one takes about 2 kB. Exact views take so many samples at a time."""
+IN_ONE_PASS = 2**24
+"""Samples that are worked on at a time where each takes 4 bytes (``kernels.renders_in_one_pass``)."""
 BLOCK = 12
 """Samples of a ray between two looks at whether it goes on."""
 TOLERANCE = 1 / 255
@@ -95,6 +97,31 @@ def render_rays(
     behind = _behind(field, background)
     edges = sample_edges(near, far, samples, jitter, origins.device)
     directions = F.normalize(directions, dim=-1)
+    return _rendered(_seen(field, origins, directions, edges, exact, opaque), edges, behind)
+
+
+def _rendered(seen: kernels.Composited, edges: Tensor, behind: Tensor | float) -> Rendered:
+    loss = kernels.distortion(seen.weights, edges).sum() / max(1, seen.opacity.numel())
+    return Rendered(_over(seen.colour, seen.opacity, behind), seen.depth, seen.opacity, loss, seen.weights)
+
+
+def _in_one_pass(field: Field) -> bool:
+    """Return whether rays need neither a table nor a choice of samples to be quick."""
+    return kernels.renders_in_one_pass(field.planes, field.lines, field.decoder.weights())
+
+
+def _seen(
+    field: Field, origins: Tensor, directions: Tensor, edges: Tensor, exact: bool, opaque: float, ends: bool = False
+) -> kernels.Composited:
+    """Return what rays (b, n, 3) see on black; ``ends``: also weights behind ``opaque`` may be left out.
+
+    Directions are of unit length.
+    """
+    if _in_one_pass(field):
+        encoded = encode_directions(directions, field.decoder.sizes["frequencies"])
+        given = field.planes, field.lines, origins, directions, encoded, edges, field.decoder.weights()
+        box: dict[str, Any] = {"half_side": field.half_side, "padding": field.padding}
+        return kernels.render_factored(*given, **box, opaque=opaque, ends=ends)
     middles = (edges[1:] + edges[:-1]) / 2
     points = origins.unsqueeze(2) + directions.unsqueeze(2) * middles.unsqueeze(1)  # (b, n, s, 3)
     density = _density(field, points.flatten(1, 2), exact)  # (b, n s)
@@ -103,9 +130,7 @@ def render_rays(
     rays = zip(chosen, origins, directions, strict=True)
     colour = torch.cat([_colour(field.scene(i), o, d, middles, row) for i, (row, o, d) in enumerate(rays)])
     flat = dense.flatten().nonzero().squeeze(1)
-    seen = kernels.composite(density.view(points.shape[:3]), edges, colour, flat)
-    loss = kernels.distortion(seen.weights, edges).sum() / max(1, seen.opacity.numel())
-    return Rendered(_over(seen.colour, seen.opacity, behind), seen.depth, seen.opacity, loss, seen.weights)
+    return kernels.composite(density.view(points.shape[:3]), edges, colour, flat)
 
 
 def _to_colour(density: Tensor, edges: Tensor, opaque: float) -> Tensor:
@@ -164,19 +189,22 @@ def render_view(
     Arguments as for ``render_rays``. Density is asked only inside the box that holds all of it, and on a ray only
     until its transmittance is below ``OPAQUE``; colour only of samples with some weight. No channel of the colour
     differs from that of ``exact`` by more than ``TOLERANCE``, opacity by more than ``OPAQUE`` and depth by more than
-    ``far`` times that, rounding aside. ``occupancy``: of this field; for many views of it, make it once.
+    ``far`` times that, rounding aside. ``occupancy``: of this field; for many views of it, make it once. It is not
+    used where rays are rendered in one pass.
     """
     if field.scenes != 1:
         raise InputError(f"a field of {field.scenes} scenes: choose the one to see, with field.scene(i)")
     behind = _behind(field, background)
     origins, directions = (rays.to(field.device).reshape(-1, 3) for rays in camera.rays())
     edges = sample_edges(near, far, samples, device=field.device)
-    occupancy = None if exact else occupancy or Occupancy.of(field)
-    step = max(1, (COLOURED if exact else CHUNK) // samples)
+    in_one_pass = _in_one_pass(field)
+    occupancy = None if exact or in_one_pass else occupancy or Occupancy.of(field)
+    step = max(1, (IN_ONE_PASS if in_one_pass else COLOURED if exact else CHUNK) // samples)
     parts = []
     for o, d in zip(origins.split(step), directions.split(step), strict=True):
         if occupancy is None:
-            seen = render_rays(field, o[None], d[None], near=near, far=far, samples=samples, background=0.0, exact=True)
+            opaque, along = 0.0 if exact else OPAQUE, F.normalize(d[None], dim=-1)
+            seen = _rendered(_seen(field, o[None], along, edges, True, opaque, ends=True), edges, 0.0)
             parts.append(Rendered(seen.colour[0], seen.depth[0], seen.opacity[0], seen.distortion))
         else:
             parts.append(_view_rays(occupancy, o, F.normalize(d, dim=-1), edges))

@@ -8,7 +8,7 @@ nothing but the row, and a sum over rows is made in a fixed order.
 
 from types import ModuleType
 
-from belvedere.kernels.triton import attention, concat, gates, norms, region, residual, residual_norm, rope
+from belvedere.kernels.triton import attention, concat, gates, norms, rays, region, residual, residual_norm, rope
 
-MODULES: tuple[ModuleType, ...] = (attention, gates, norms, residual, residual_norm, rope, concat, region)
+MODULES: tuple[ModuleType, ...] = (attention, gates, norms, residual, residual_norm, rope, concat, region, rays)
 """Every file of kernels."""

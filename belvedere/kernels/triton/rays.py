@@ -1,0 +1,272 @@
+"""Rays through a factored volume in one pass: no feature of a sample is ever written to memory.
+
+A program walks along a block of rays from front to back, a sample of each at a time: it reads the texels of planes and
+lines, sums up the density, multiplies through the colour network, and adds what is seen. A block reads nothing where
+all its samples lie outside the volume, or all its rays have ended, and makes no colour where none of its samples has
+density. What the direction adds to the network's second layer is made once a ray, before: kept in registers it would
+leave too few.
+
+What a ray sees does not depend on the others of its block. Products are of float32, summed in float32.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from belvedere.kernels.rays import HIDDEN, INPUTS
+from belvedere.kernels.triton import rays_backward
+from belvedere.kernels.triton.launch import helper, launch, meta, register
+from belvedere.kernels.triton.rays_network import CHUNK, channel, gelu, network_of, of_directions, second
+from belvedere.kernels.volume import FLOOR
+
+RAYS = 32
+"""Of a program."""
+REGISTERS = 255
+"""Of a thread, as many as there are: left to itself the assembler may spill some for the sake of one more block."""
+DENSE = 8
+"""Features of density that are read at a time."""
+
+
+@helper
+def _cell(place, r):
+    """Return the cell, 0 to r, between centres of texels with a ring around them, and where in it ``place`` lies."""
+    place = tl.minimum(tl.maximum(place, 0.0), r + 1.0)
+    cell = tl.minimum(tl.maximum(place.to(tl.int32), 0), r)  # twice, for what is not a number
+    return cell, place - cell
+
+
+@helper
+def _pick(axis, x, y, z):
+    """Return (rays, columns): for each column that of three numbers of a ray which its axis (1, columns) says."""
+    return tl.where(axis == 0, x[:, None], tl.where(axis == 1, y[:, None], z[:, None]))
+
+
+@helper
+def _between(ptr, at, share, there, C: tl.constexpr):
+    """Return the interpolation between the texels ``at`` and behind it of ``C`` channels each."""
+    low = tl.load(ptr + at, there, 0.0)
+    return low + (tl.load(ptr + at + C, there, 0.0) - low) * share
+
+
+@helper
+def _features(
+    planes_ptr, lines_ptr, x, y, z, u, v, w, going, side, first,
+    FROM: tl.constexpr, COUNT: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Return ``WIDTH`` features of points in cells x, y, z, from the number ``first`` on, 0 where there are no more.
+
+    They are those of ``COUNT`` channels of ``C``, from channel ``FROM`` on, axis by axis; or products over the axes.
+    """
+    number = first + tl.arange(0, WIDTH)[None, :]
+    if planes_ptr is None:
+        channel = FROM + number
+        there = going[:, None] & (number < COUNT)
+        feature = _between(lines_ptr, z[:, None] * C + channel, w[:, None], there, C)
+        feature *= _between(lines_ptr, (y[:, None] + side) * C + channel, v[:, None], there, C)
+        feature *= _between(lines_ptr, (x[:, None] + 2 * side) * C + channel, u[:, None], there, C)
+    else:
+        axis = number // COUNT
+        channel = FROM + number % COUNT
+        there = going[:, None] & (axis < 3)
+        at = (axis * side * side + _pick(axis, y * side + x, x * side + z, z * side + y)) * C + channel
+        right, down = _pick(axis, u, w, v), _pick(axis, v, u, w)
+        upper = _between(planes_ptr, at, right, there, C)
+        feature = upper + (_between(planes_ptr, at + side * C, right, there, C) - upper) * down
+        if lines_ptr is not None:
+            at = (axis * side + _pick(axis, z, y, x)) * C + channel
+            feature *= _between(lines_ptr, at, _pick(axis, w, v, u), there, C)
+    return feature
+
+
+@triton.jit
+def _forward_kernel(
+    planes_ptr, lines_ptr, origins_ptr, directions_ptr, edges_ptr, network_ptr, direction_ptr, outer_bias_ptr,
+    density_ptr, density_bias_ptr, weights_ptr, colour_ptr, depth_ptr, opacity_ptr, n, samples, r, scale, opaque,
+    end_of_ray,
+    DENSITY: tl.constexpr, COLOUR: tl.constexpr, INPUTS: tl.constexpr, WIDE: tl.constexpr, BOUNDED: tl.constexpr,
+    FLOOR: tl.constexpr, RAYS: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr,
+    DENSE: tl.constexpr,
+):  # fmt: skip
+    scene, ray = tl.program_id(1).to(tl.int64), tl.arange(0, RAYS)
+    there = ray < n - tl.program_id(0) * RAYS
+    first_ray = scene * n + tl.program_id(0) * RAYS
+    C: tl.constexpr = DENSITY + COLOUR
+    side = r + 2
+    if planes_ptr is not None:
+        planes_ptr += scene * 3 * side * side * C
+    if lines_ptr is not None:
+        lines_ptr += scene * 3 * side * C
+    origins_ptr += first_ray * 3
+    origin_x = tl.load(origins_ptr + ray * 3, there, 0.0)
+    origin_y = tl.load(origins_ptr + ray * 3 + 1, there, 0.0)
+    origin_z = tl.load(origins_ptr + ray * 3 + 2, there, 0.0)
+    directions_ptr += first_ray * 3
+    direction_x = tl.load(directions_ptr + ray * 3, there, 0.0)
+    direction_y = tl.load(directions_ptr + ray * 3 + 1, there, 0.0)
+    direction_z = tl.load(directions_ptr + ray * 3 + 2, there, 0.0)
+    direction_ptr += first_ray * WIDE
+    weights_ptr += first_ray * samples
+    colour_ptr += first_ray * 3
+    outer_ptr = network_ptr + (INPUTS + WIDE) * WIDE
+    nothing = tl.full((RAYS,), 0, tl.float32)
+    red, green, blue, depth, opacity, reaching = nothing, nothing, nothing, nothing, nothing, nothing + 1.0
+    begin = tl.load(edges_ptr)
+    for i in range(samples):
+        end = tl.load(edges_ptr + i + 1)
+        middle = (begin + end) / 2
+        place_x = (origin_x + direction_x * middle) * scale + (r + 1) / 2
+        place_y = (origin_y + direction_y * middle) * scale + (r + 1) / 2
+        place_z = (origin_z + direction_z * middle) * scale + (r + 1) / 2
+        going = there & (reaching > end_of_ray)
+        if BOUNDED:  # no density outside the ring
+            least = tl.minimum(tl.minimum(place_x, place_y), place_z)
+            going = going & (least > 0) & (tl.maximum(tl.maximum(place_x, place_y), place_z) < r + 1)
+        weight = nothing
+        if tl.max(going.to(tl.int32), 0) > 0:
+            x, u = _cell(place_x, r)
+            y, v = _cell(place_y, r)
+            z, w = _cell(place_z, r)
+            density = nothing
+            if density_bias_ptr is not None:
+                density += tl.load(density_bias_ptr)
+            for first in range(0, DENSITY if planes_ptr is None else 3 * DENSITY, DENSE):
+                part = _features(
+                    planes_ptr, lines_ptr, x, y, z, u, v, w, going, side, first, 0, DENSITY, C, DENSE
+                )  # fmt: skip
+                if density_ptr is not None:
+                    number = first + tl.arange(0, DENSE)
+                    part *= tl.load(density_ptr + number, number < 3 * DENSITY, 0.0)[None, :]
+                density += tl.sum(part, 1)
+            density = tl.where(going, tl.maximum(density, 0.0), 0.0)
+            through = tl.exp(-density * (end - begin))
+            weight = (1.0 - through) * reaching
+            seen = going & (reaching > opaque) & (density > 0)
+            if tl.max(seen.to(tl.int32), 0) > 0:
+                units = tl.full((RAYS, WIDE), 0, tl.float32)
+                units += tl.load(outer_ptr + 3 * WIDE + tl.arange(0, WIDE))[None, :]
+                for start in range(0, INPUTS, CHUNK):
+                    painted = _features(
+                        planes_ptr, lines_ptr, x, y, z, u, v, w, seen, side, start, DENSITY, COLOUR, C, CHUNK
+                    )  # fmt: skip
+                    place = (start + tl.arange(0, CHUNK)[:, None]) * WIDE + tl.arange(0, WIDE)[None, :]
+                    units = tl.dot(gelu(painted), tl.load(network_ptr + place), units, input_precision="ieee")
+                units = second(
+                    network_ptr + INPUTS * WIDE, direction_ptr, ray, seen, gelu(units), WIDE, RAYS, CHUNK, LEVELS
+                )  # fmt: skip
+                bright = tl.where(seen, weight, 0.0)
+                red += bright * channel(outer_ptr, outer_bias_ptr, units, 0, WIDE)
+                green += bright * channel(outer_ptr, outer_bias_ptr, units, 1, WIDE)
+                blue += bright * channel(outer_ptr, outer_bias_ptr, units, 2, WIDE)
+            depth += weight * middle
+            opacity += weight
+            reaching *= through + FLOOR
+        tl.store(weights_ptr + ray * samples, weight, there)
+        weights_ptr += 1
+        begin = end
+    tl.store(colour_ptr + ray * 3, red, there)
+    tl.store(colour_ptr + ray * 3 + 1, green, there)
+    tl.store(colour_ptr + ray * 3 + 2, blue, there)
+    tl.store(depth_ptr + first_ray + ray, depth, there)
+    tl.store(opacity_ptr + first_ray + ray, opacity, there)
+
+
+def _tables(planes: Tensor | None, lines: Tensor | None, padding: str) -> tuple[Tensor | None, Tensor | None]:
+    """Return planes and lines with a ring of what is outside around them, channels last."""
+    mode = "constant" if padding == "zeros" else "replicate"
+    if planes is not None:
+        planes = F.pad(planes.flatten(0, 1), (1, 1, 1, 1), mode).permute(0, 2, 3, 1).contiguous()  # (b 3, r, r, c)
+    if lines is not None:
+        lines = F.pad(lines.flatten(0, 1), (1, 1), mode).transpose(1, 2).contiguous()  # (b 3, r, c)
+    return planes, lines
+
+
+def _forward(
+    planes: Tensor | None,
+    lines: Tensor | None,
+    origins: Tensor,
+    directions: Tensor,
+    encoded: Tensor,
+    edges: Tensor,
+    decoder: Sequence[Tensor],
+    half_side: float,
+    padding: str,
+    opaque: float,
+    ends: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grid = lines if planes is None else planes
+    assert grid is not None  # the public function has seen to it
+    (h, inputs), (b, n, _), r = decoder[0].shape, origins.shape, grid.shape[-1]
+    colours = inputs // (1 if planes is None else 3)
+    origins, directions, encoded, edges = (x.contiguous() for x in (origins, directions, encoded, edges))
+    levels = (triton.cdiv(h, CHUNK) - 1).bit_length()
+    wide, rows = CHUNK << levels, triton.cdiv(inputs, CHUNK) * CHUNK
+    network = network_of(decoder, wide)
+    direction = of_directions(network[rows + wide + 4 :], encoded)
+    last = [*(weight.contiguous() for weight in decoder[5:]), None, None][:3]
+    seen = _empty(planes, lines, origins, directions, encoded, edges)
+    launch(
+        _forward_kernel, (triton.cdiv(n, RAYS), b),
+        *_tables(planes, lines, padding), origins, directions, edges, network, direction, *last, *seen,
+        n, len(edges) - 1, r, r / (2 * half_side), opaque, opaque if ends else 0.0,
+        DENSITY=grid.shape[2] - colours, COLOUR=colours, INPUTS=rows, WIDE=wide,
+        BOUNDED=padding == "zeros" and lines is not None, FLOOR=FLOOR, RAYS=RAYS, CHUNK=CHUNK,
+        LEVELS=levels, DENSE=DENSE, num_warps=4, num_stages=1,
+        maxnreg=REGISTERS,
+    )  # fmt: skip
+    return seen
+
+
+def _empty(
+    planes: Any, lines: Any, origins: Tensor, directions: Any, encoded: Any, edges: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rays, samples = origins.shape[:2], len(edges) - 1
+    weights, colour, depth, opacity = (origins.new_empty((*rays, *last)) for last in ((samples,), (3,), (), ()))
+    return weights, colour, depth, opacity
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, decoder = inputs[:7]
+    ctx.options = inputs[7:]
+    ctx.save_for_backward(*tensors, *decoder)
+    ctx.set_materialize_grads(False)
+
+
+def _pull(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    planes, lines, *rays = ctx.saved_tensors[:6]
+    decoder = ctx.saved_tensors[6:]
+    if all(grad is None for grad in grads):
+        return (None,) * 11
+    pulled = rays_backward.backward(*grads, planes, lines, *rays, decoder, *ctx.options)
+    volume = (None if grid is None else pulled.pop(0) for grid in (planes, lines))
+    return *volume, None, None, None, None, pulled, None, None, None, None
+
+
+render_factored = register("render_factored", _forward, _empty, _keep, _pull)
+"""Planes, lines, origins, directions, encoded directions, edges, the weights of a ``RayDecoder``, half_side, padding,
+opaque, ends, as for ``belvedere.kernels.render_factored``, all float32 -> weights, colour, depth and opacity."""
+
+
+def production() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield launches at the sizes of published networks, by name; they are made under ``launch.noting``."""
+    for name, form, r, samples, density, colour, h, padding in (
+        ("NViST", "vector_matrix", 48, 48, 8, 24, 64, "zeros"),
+        ("NViST toybox", "vector_matrix", 56, 32, 6, 18, 32, "border"),
+        ("triplane", "triplane", 48, 48, 8, 24, 64, "border"),
+        ("CP", "cp", 48, 48, 8, 24, 64, "zeros"),
+        ("widest", "vector_matrix", 48, 48, 8, INPUTS // 3, HIDDEN, "zeros"),
+    ):
+        c, n, axes = density + colour, 160 * 90, 1 if form == "cp" else 3
+        planes = None if form == "cp" else meta(1, 3, c, r, r, dtype=torch.float32)
+        lines = None if form == "triplane" else meta(1, 3, c, r, dtype=torch.float32)
+        origins, directions, encoded = (meta(1, n, width, dtype=torch.float32) for width in (3, 3, 27))
+        shapes = [(h, axes * colour), (h,), (h, h + 27), (h,), (3, h), (3,)]
+        shapes += [(1, 3 * density), (1,)] if form == "triplane" else []
+        decoder = [meta(*shape, dtype=torch.float32) for shape in shapes]
+        rays = origins, directions, encoded, meta(samples + 1, dtype=torch.float32)
+        yield f"rays {name}", partial(_forward, planes, lines, *rays, decoder, 0.8, padding, 1e-4, True)
