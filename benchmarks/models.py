@@ -1,7 +1,8 @@
 """The five systems end to end on a GPU, random weights at their published sizes: ``python benchmarks/models.py``.
 
 - DiMR-XL/2R and FiTv2-XL/2, bfloat16: a call of 64 pictures, eager and compiled, and a training step of 16, with their
-  share of this GPU's own matrix product; a call of one picture, eager and through CUDA graphs (``reduce-overhead``);
+  share of this GPU's own matrix product; a call of one picture, eager and compiled into CUDA graphs
+  (``reduce-overhead``); and a sampler's step of one, eager and recorded (``kernels/graphs.py``);
 - NViST: the field of a picture, and views of 160x90 with 48 samples a ray;
 - SegPIC: files of 768x512, written and read;
 - the U-Net of Stable Diffusion 1.5, on which concepts are learned: one guided step at 512x512.
@@ -12,6 +13,7 @@ nothing.
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,8 @@ from belvedere.compression import exact_tables
 from belvedere.compression.codec import Codec
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.data.cameras import Camera
+from belvedere.generation.fitv2 import Layout
+from belvedere.kernels.graphs import Graphs
 from belvedere.synthesis.cameras import conditions, input_camera
 from belvedere.synthesis.nvist import NViST
 from belvedere.synthesis.occupancy import Occupancy
@@ -96,6 +100,35 @@ def denoisers(device: str) -> Iterator[Run]:
             timed, plain = (torch.no_grad()(partial(call, count, form)) for form in (how, network))
             yield Run(f"{name}, {count} pictures, {way}", timed, count, "pictures", plain)
         yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few)), few, "pictures")
+    yield from sampler_steps(dimr, fitv2, device)
+
+
+def sampler_steps(dimr: Any, fitv2: Any, device: str) -> Iterator[Run]:
+    """Yield a step of one picture, eager and recorded: what a pipeline calls, all that depends on time given."""
+    label, height = torch.zeros(1, dtype=torch.long, device=device), dimr.sizes[-1].height * dimr.sizes[-1].ratio
+    moment = torch.zeros(1, device=device)
+    sizes, *places = fitv2.layout([(16, 16) if device == "cuda" else (8, 8)], "none", device)
+
+    def step_dimr(x: Tensor, y: Tensor, time: Tensor) -> Tensor:
+        return dimr(x, y=y, time=time)[-1]
+
+    def step_fitv2(x: Tensor, rows: Tensor, *places: Tensor) -> Tensor:
+        return fitv2.run(x, rows, Layout(sizes, *places))
+
+    with torch.no_grad():
+        latent = torch.ones(1, dimr.config.channels, height, height, device=device, dtype=torch.bfloat16)
+        tokens = torch.ones(len(places[1]), fitv2.embed.in_features, device=device, dtype=torch.bfloat16)
+        inputs_dimr = latent, label, dimr.evaluate_time(moment)
+        inputs_fitv2 = tokens, fitv2.modulate(moment, label), *places
+    for name, network, step, inputs in (
+        ("DiMR-XL/2R", dimr, step_dimr, inputs_dimr),
+        ("FiTv2-XL/2", fitv2, step_fitv2, inputs_fitv2),
+    ):
+        graphs, eager = Graphs(), torch.no_grad()(partial(step, *inputs))
+        graphs.follow(network)
+        recorded = torch.no_grad()(partial(graphs, step, *inputs))
+        for way, call in (("eager", eager), ("recorded", recorded)):
+            yield Run(f"{name}, sampler's step of 1, {way}", call, 1, "steps", eager)
 
 
 def scenes(device: str) -> Iterator[Run]:
@@ -162,6 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
+    os.environ["BELVEDERE_GRAPHS"] = "1"
     ceilings, rows = gpu.ceilings(options.device), []
     for part in (denoisers, scenes, files, guided_step):
         for run in part(options.device):

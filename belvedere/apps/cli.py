@@ -220,6 +220,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.")] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint or run folder.")] = "auto",
     check: Annotated[bool, typer.Option("--check", help="Only overfit one batch, in seconds.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time, on a GPU too, or an error that says why.")
+    ] = False,
 ) -> None:
     """Train a model (``train NAME`` is short for this); stopped, it continues when the same command is given again.
 
@@ -232,7 +235,8 @@ def train(
     """
     from belvedere.apps.train import train as run
 
-    raise typer.Exit(run(name, resume=resume, check=check, overrides=overrides or (), out=out))
+    code = run(name, resume=resume, check=check, deterministic=deterministic, overrides=overrides or (), out=out)
+    raise typer.Exit(code)
 
 
 @train_app.command("prepare")
@@ -343,7 +347,7 @@ models_app.command("push")(models_cli.push)
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Show what this machine has, which attention runs and why, what is missing and how to get it."""
+    """Show what this machine has, which attention and kernels run and why, what is missing and how to get it."""
     from belvedere.apps import doctor as checks
 
     found = checks.report()

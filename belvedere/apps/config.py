@@ -83,6 +83,8 @@ class TrainConfig:
     """Keep no activations inside blocks and compute them again: less memory, a third more time."""
     compiled: bool = False
     """Let ``torch.compile`` fuse the network's blocks: faster steps after a slow first one."""
+    deterministic: bool = False
+    """Take only operations that give the same bits each time (``apps/policy.py``); one without such a form ends it."""
     shard: bool = False
     """Leave each process a part of weights, average and optimizer (FSDP2), for networks that one cannot hold."""
     vae: str | None = None

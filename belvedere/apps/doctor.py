@@ -39,7 +39,10 @@ def report() -> dict[str, dict[str, Any]]:
     return {
         "machine": _machine(),
         "torch": {"build": torch.__version__, "threads": torch.get_num_threads(), "gpu": _gpus()},
-        "attention": _attention(),
+        "attention": _attention("softmax", packed=False),
+        "packed attention": _attention("softmax", packed=True),
+        "packed sigmoid attention": _attention("sigmoid", packed=True),
+        "kernels": _kernels(),
         "packages": {name: _version(name) for name in (*CORE, *EXTRAS)},
         "models": _models(),
         "folders": {"hub cache": _hub_cache(), "temporary": _writable(Path(tempfile.gettempdir())),
@@ -98,10 +101,22 @@ def _gpus() -> str:
     return ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GB, sm_{gpu.major}{gpu.minor})" for gpu in names)
 
 
-def _attention() -> dict[str, str]:
-    from belvedere.kernels.backends import explain
+def _attention(activation: str, packed: bool) -> dict[str, str]:
+    """Return which attention serves such a call in float32 on this machine, and why the others do not."""
+    import torch
 
-    return {name: f"{'yes' if fits else 'no'}: {reason}" for name, fits, reason in explain()}
+    from belvedere.kernels.backends import Request, explain
+
+    request = Request("cuda" if torch.cuda.is_available() else "cpu", activation, packed, bias=False)
+    return {name: f"{'yes' if fits else 'no'}: {reason}" for name, fits, reason in explain(request)}
+
+
+def _kernels() -> dict[str, str]:
+    """Return whether the kernels for a GPU run here, and whether calls of networks are recorded, or why not."""
+    from belvedere.kernels import backends, graphs
+
+    reasons = {"fused": backends.why_not_fused("cuda"), "graphs": graphs.why_not("cuda")}
+    return {name: f"no: {reason}" if reason else "yes" for name, reason in reasons.items()}
 
 
 def _version(name: str) -> str:

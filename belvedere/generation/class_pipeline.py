@@ -9,6 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.kernels.graphs import Graphs
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 StepCallback = Callable[[Any, int, float, dict[str, Any]], dict[str, Any]]
@@ -28,6 +29,10 @@ class ClassPipeline(DiffusionPipeline):
     network: Any
     vae: AutoencoderKL | None
     scheduler: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._graphs = Graphs()
 
     @property
     def labels(self) -> dict[str, int]:

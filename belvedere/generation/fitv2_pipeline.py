@@ -178,7 +178,7 @@ class FiTv2Pipeline(ClassPipeline):
         schedulers = None if self.scheduler is None else [copy.deepcopy(self.scheduler) for _ in noise]
         ends = self.network.reaches_end
         times = visited(plan, ends) if schedulers is None else scheduler_times(schedulers, plan.steps)
-        call = PackedCall(self.network, grids, ids, names, plan.guidance, self.capacity, times)
+        call = PackedCall(self.network, grids, ids, names, plan.guidance, self.capacity, times, self._graphs)
         patch = self.network.config.patch
 
         def pictures(x: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from belvedere.errors import InputError
 from belvedere.generation.fitv2 import FiTv2, Layout
 from belvedere.generation.guidance import combine, cosine_power_weight
+from belvedere.kernels.graphs import Graphs
 
 SHARPEST = 0.01
 """A network of clean pictures gives the velocity (clean - x) / (1 - t), with 1 - t no smaller than this."""
@@ -98,6 +99,7 @@ class PackedCall:
         guidance: Guidance,
         capacity: int,
         times: Sequence[float] = (),
+        graphs: Graphs | None = None,
     ):
         self.network, self.sizes, self.labels, self.names = network, list(sizes), list(labels), list(extrapolations)
         self.lengths = [height * width for height, width in sizes]
@@ -105,6 +107,8 @@ class PackedCall:
         self.table = ModulationTable(network, times)
         self.reaches_end = network.reaches_end
         self.layouts: dict[tuple[int, ...], Layout] = {}
+        self.graphs = graphs or Graphs()
+        self.graphs.follow(network)
 
     def velocities(self, xs: Sequence[Tensor], ts: Sequence[float], images: Sequence[int]) -> list[Tensor]:
         """Return the velocities of ``images`` of this call, tokens (n_i, c) each, each at its own time; float32."""
@@ -162,9 +166,13 @@ class PackedCall:
         for nulled in (False, True)[: len(halves)]:
             rows += [self.table(t, null if nulled else self.labels[i]) for t, i in zip(ts, images, strict=True)]
             rows += [self.table(ts[0], null)] if spare else []
-        out = self.network.run(
-            tokens.to(self.network.dtype), torch.stack(rows), self._layout(images, spare, len(halves))
-        )
+        sizes, *places = self._layout(images, spare, len(halves))
+
+        def run(x: Tensor, modulation: Tensor, *places: Tensor) -> Tensor:
+            return self.network.run(x, modulation, Layout(sizes, *places))
+
+        fixed = () if self.network.refinement is None else sizes  # it alone goes by them
+        out = self.graphs(run, tokens.to(self.network.dtype), torch.stack(rows), *places, fixed=fixed)
         return torch.cat([half[:count] for half in out.float().split(count + spare)])
 
     def _spare(self, images: Sequence[int]) -> int:

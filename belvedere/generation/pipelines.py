@@ -27,8 +27,9 @@ from belvedere.generation.schedules import Flow, Schedule, make_schedule, time_g
 
 Solver = Literal["multistep", "published"]
 
-CELLS_PER_CALL = 1024
-"""Positions of the last stage in one network call on a CPU: enough to fill two cores, few enough to start soon."""
+CELLS_PER_CALL = 512
+"""Positions of the last stage in one network call on a CPU: enough to fill two cores, few enough that a first picture
+comes soon (``benchmarks/studio.py``)."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,10 @@ class DiMRPipeline(ClassPipeline):
 
     def _denoiser(self, labels: Tensor, plan: Plan, schedule: Schedule, rows: _TimeRows) -> Denoiser:
         config, null = self.network.config, self.network.config.num_classes - 1
+        self._graphs.follow(self.network)
+
+        def last(x: Tensor, y: Tensor, time: Tensor) -> Tensor:
+            return self.network(x, y=y, time=time)[-1]
 
         def denoise(x: Tensor, t: float) -> Tensor:
             weight = plan.guidance
@@ -186,7 +191,7 @@ class DiMRPipeline(ClassPipeline):
                 weight = cosine_power_weight(t, plan.guidance, plan.guidance_power)
 
             def predict(x: Tensor, y: Tensor) -> Tensor:
-                return self.network(x.to(self.network.dtype), y=y, time=rows(t))[-1].float()
+                return self._graphs(last, x.to(self.network.dtype), y, rows(t)).float()
 
             return to_clean(guide(predict, x, labels, null, weight), x, t, schedule, config.prediction)
 

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from belvedere.kernels import flex, fmha, matmul, reference, sdpa
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MATMUL_KEYS = 1024
 TRITON_HEAD = 128
@@ -36,6 +39,21 @@ class Request:
 
 def _never(request: Request) -> None:
     return None
+
+
+def _once(look: Callable[P, T]) -> Callable[P, T]:
+    """Return ``look`` with its results remembered, which a compiler takes as constants.
+
+    It warns of ``functools.cache``, and looks through it, where that is what it meets.
+    """
+    remembered: Any = functools.cache(look)
+
+    @torch.compiler.assume_constant_result
+    @functools.wraps(look)
+    def constant(*arguments: P.args, **named: P.kwargs) -> T:
+        return remembered(*arguments, **named)
+
+    return constant
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,9 @@ def _refuse_packed_only(request: Request) -> str | None:
 def _refuse_xformers(request: Request) -> str | None:
     if torch.compiler.is_compiling():
         return "it reads offsets on the host, which a compiler cannot trace"
-    return _refuse_packed_only(request) or _missing("xformers")
+    if (reason := _refuse_packed_only(request)) is None and torch.are_deterministic_algorithms_enabled():
+        return "its gradients are not the same bits each time"
+    return reason or _missing("xformers")
 
 
 def _refuse_flex(request: Request) -> str | None:
@@ -131,8 +151,7 @@ def _refuse_flex(request: Request) -> str | None:
     return _refuse_packed_only(request) or _missing("triton")
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+@_once
 def _missing(package: str) -> str | None:
     return None if find_spec(package) else f"{package} is not installed: pip install 'belvedere[gpu]'"
 
@@ -165,16 +184,16 @@ def choose(request: Request, name: str | None = None) -> Backend:
     return backend
 
 
-def explain(request: Request | None = None) -> list[tuple[str, bool, str]]:
-    """Return (name, fits, reason) of every backend for ``request``; by default dense softmax on this machine."""
-    if request is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        request = Request(device, "softmax", packed=False, bias=False)
-    rows, chosen = [], choose(request).name
+def explain(request: Request) -> list[tuple[str, bool, str]]:
+    """Return (name, fits, reason) of every backend for ``request``."""
+    forced = os.environ.get("BELVEDERE_ATTENTION") or None
+    chosen = forced or choose(request).name
+    passed = f"fits, but BELVEDERE_ATTENTION names {forced}" if forced else "fits, but a faster one stands before it"
+    rows = []
     for backend in BACKENDS:
         reason = backend.refuse(request)
-        note = "chosen" if backend.name == chosen else "fits, but a faster one stands before it"
-        rows.append((backend.name, reason is None, reason or backend.defer(request) or note))
+        note = "chosen" if backend.name == chosen else (not forced and backend.defer(request)) or passed
+        rows.append((backend.name, reason is None, reason or note))
     return rows
 
 
@@ -186,8 +205,7 @@ def fused(x: Tensor) -> bool:
     return x.device.type == "cuda" and why_not_fused(x.device.type, x.dtype) is None
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+@_once
 def why_not_fused(device: str, dtype: torch.dtype = torch.float32) -> str | None:
     """Return why the Triton kernels cannot run on this kind of device, or None; then they are registered."""
     if device != "cuda":

@@ -4,21 +4,49 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from belvedere.apps import doctor
 from belvedere.checkpoints import store
+from belvedere.kernels.backends import BACKENDS, Request, choose
 
 
 def test_a_sound_machine(capsys: pytest.CaptureFixture[str]) -> None:
     found = doctor.report()
-    assert list(found) == ["machine", "torch", "attention", "packages", "models", "folders"]
+    attention = ["attention", "packed attention", "packed sigmoid attention"]
+    assert list(found) == ["machine", "torch", *attention, "kernels", "packages", "models", "folders"]
     assert found["machine"]["cores"] >= 1
-    assert any(value == "yes: chosen" for value in found["attention"].values())
+    assert all(list(found[kind].values()).count("yes: chosen") == 1 for kind in attention)
     assert doctor.faults(found) == []
     doctor.print_report(found)
     printed = capsys.readouterr().out
     assert "no faults found" in printed
     assert all(name in printed for name in (*doctor.CORE, *doctor.EXTRAS))
+
+
+def test_every_kind_of_attention_is_explained_by_the_table_that_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = doctor.report()
+    for kind, activation, packed in (
+        ("attention", "softmax", False),
+        ("packed attention", "softmax", True),
+        ("packed sigmoid attention", "sigmoid", True),
+    ):
+        request = Request("cpu", activation, packed, bias=False)
+        assert list(found[kind]) == [backend.name for backend in BACKENDS]
+        assert found[kind][choose(request).name] == "yes: chosen"
+    assert found["packed attention"]["triton"] == "no: they need an NVIDIA GPU"
+    assert found["packed sigmoid attention"]["sdpa"] == "no: PyTorch's attention has no sigmoid activation"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
+def test_kernels_that_do_not_run_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BELVEDERE_GRAPHS", raising=False)
+    kernels = doctor.report()["kernels"]
+    assert kernels["fused"] in ("no: there is no NVIDIA GPU here", "no: switched off by BELVEDERE_KERNELS=plain")
+    assert kernels["graphs"] == "no: off unless BELVEDERE_GRAPHS=1"
+    monkeypatch.setenv("BELVEDERE_GRAPHS", "1")
+    assert doctor.report()["kernels"]["graphs"] == kernels["fused"]
 
 
 def test_a_missing_optional_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

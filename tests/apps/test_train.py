@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
 import belvedere
 from belvedere.apps import training_log
 from belvedere.apps.config import OptimizerConfig, TrainConfig, parse
 from belvedere.apps.objective import learning_rate, uses_bf16
+from belvedere.apps.policy import WORKSPACE
 from belvedere.apps.train import main, train
 from belvedere.apps.training_log import StepResult, Window, flop_counter
 from belvedere.apps.training_state import checkpoints, only_run, read_progress, verify
 from belvedere.errors import InputError
 from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, rows, tensors, write_config
-from tests.apps.training_systems import FITV2, write_system
+from tests.apps.training_systems import FITV2, SYSTEMS, write_system
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,52 @@ def test_stopped_and_resumed_is_the_same_run_bit_for_bit(
     assert_same(tensors(tmp_path / "straight", 10), tensors(tmp_path / "resumed", 10))
     losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("straight", "resumed")]
     assert losses[0] == losses[1]
+
+
+def test_deterministic_is_on_for_the_run_and_makes_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, on, started = write_config(tmp_path), list[bool](), list[tuple[str | None, bool]]()
+
+    class Noting(Accelerator):
+        def __init__(self, **options: Any):
+            started.append((os.environ.get(WORKSPACE), torch.cuda.is_initialized()))
+            super().__init__(**options)
+
+    def act(step: int, model: Any) -> float:
+        on.append(torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic)
+        return 1.0
+
+    monkeypatch.setenv(WORKSPACE, "")
+    monkeypatch.delenv(WORKSPACE)
+    monkeypatch.setattr("belvedere.apps.train.Accelerator", Noting)
+    disturb(monkeypatch, act)
+    for name in ("first", "second"):
+        assert train(config, out=tmp_path / name, deterministic=True) == 0
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+    assert started == [(":4096:8", False)] * 2 and on == [True] * 20
+    assert_same(tensors(tmp_path / "first", 10), tensors(tmp_path / "second", 10))
+    card = json.loads((tmp_path / "first/model/card.json").read_text())
+    assert card["config"]["deterministic"] is True and card["command"].endswith(" deterministic=true")
+    train(config, out=tmp_path / "plain")
+    assert on[20:] == [False] * 10
+    assert_same(tensors(tmp_path / "first", 10), tensors(tmp_path / "plain", 10))
+
+
+def test_an_operation_that_is_never_deterministic_ends_such_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places, values = torch.tensor([0]), torch.ones(1)
+    disturb(monkeypatch, lambda step, model: 1 + torch.zeros(2).put_(places, values).sum().item())
+    assert main(["--config", write_config(tmp_path), "--out", str(tmp_path / "run"), "--deterministic"]) == 2
+    assert capsys.readouterr().err == "error: deterministic: PyTorch's put_ has no such form here; leave it out\n"
+    assert main(["--config", write_config(tmp_path), "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_has_deterministic_operations_only_on_a_cpu(tmp_path: Path, system: str) -> None:
+    config = write_system(system, tmp_path, steps=4)
+    assert train(config, out=tmp_path / "run", deterministic=True) == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])

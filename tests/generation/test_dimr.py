@@ -142,12 +142,14 @@ def test_pure_bf16_stays_close() -> None:
 
 
 @pytest.mark.slow
-def test_compiles_to_one_graph() -> None:
+def test_compiles_to_one_graph_once_for_all_steps() -> None:
     model = tiny()
     x, log_snr, y = inputs()
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         assert torch.allclose(compiled(x, log_snr, y)[-1], model(x, log_snr, y)[-1], atol=1e-5)
+        with torch.compiler.set_stance("fail_on_recompile"):  # other pictures, times and classes
+            assert torch.allclose(compiled(-x, log_snr / 2, 3 - y)[-1], model(-x, log_snr / 2, 3 - y)[-1], atol=1e-5)
 
 
 def test_exports() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere.data.ragged import pack_images
 from belvedere.errors import InputError
@@ -164,6 +165,50 @@ def test_no_matrix_of_tokens_by_tokens_is_made(sizes: list[tuple[int, int]]) -> 
     assert n * model.blocks[0].mlp.project_in.out_features <= largest.elements < n * n / 4
 
 
+class Made(TorchDispatchMode):
+    """Counts the numbers that operations make, but for what only puts the images' parts behind one another."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        if func is not torch.ops.aten.cat.default:
+            fresh = (x for x in tree_leaves(out) if isinstance(x, Tensor) and x.is_floating_point())
+            self.elements += sum(x.numel() for x in fresh if x.untyped_storage().data_ptr() not in given)
+        return out
+
+
+@pytest.mark.parametrize("change", [{}, {"rotate_v": True, "q_norm": "w_rmsnorm"}], ids=str)
+def test_no_operation_of_a_block_touches_padding(change: dict[str, Any]) -> None:
+    """83 tokens in lengths of 1 to 61, which padded would be 305: no tensor has more rows, the products do the work of
+    83 rows, and all operations together make as many numbers as they make for the images one by one."""
+    sizes = [(1, 1), (1, 61), (2, 3), (3, 3), (3, 2)]
+    lengths = [height * width for height, width in sizes]
+    model, n = tiny(**change), sum(lengths)
+    block, (x, t, y) = model.blocks[0], inputs(lengths)
+
+    def run(x: Tensor, rows: Tensor, sizes: list[tuple[int, int]]) -> int:
+        layout = model.layout(sizes, "none", "cpu")
+        with Made() as made:
+            block(x, rows, layout)
+        return made.elements
+
+    with torch.no_grad():
+        x, rows = model.embed(x), model.modulate(t, y)[:, : 6 * model.config.dim]
+        alone = zip(x.split(lengths), rows.split(1), sizes, strict=True)
+        assert run(x, rows, sizes) == sum(run(part, row, [size]) for part, row, size in alone)
+        with Largest() as largest, FlopCounterMode(display=False) as work:
+            block(x, rows, model.layout(sizes, "none", "cpu"))
+    layers = [layer for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
+    assert largest.elements == n * max(layer.out_features for layer in layers)
+    assert work.get_total_flops() == 2 * n * sum(layer.weight.numel() for layer in layers)
+
+
+def test_a_layout_is_where_its_tokens_are() -> None:
+    assert {x.device.type for x in tiny(depth=1).layout(SIZES, "none", "meta")[1:]} == {"meta"}
+
+
 def test_modulation_rows_stand_for_times_and_classes() -> None:
     model = tiny()
     x, t, y = inputs()
@@ -251,6 +296,22 @@ def test_compiles_to_one_graph() -> None:
     torch.compiler.reset()
     compiled = torch.compile(model.run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, rows, layout), model.run(x, rows, layout), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_pictures_of_one_bucket_are_compiled_once() -> None:
+    """Of other sizes, but together as many tokens and as many pictures."""
+    model = tiny(depth=1)
+    _, t, y = inputs()
+    torch.compiler.reset()
+    compiled = torch.compile(model.run, fullgraph=True)
+    for again, sizes in enumerate(([(4, 4), (2, 3), (1, 10)], [(1, 1), (5, 6), (1, 1)], [(2, 8), (8, 1), (4, 2)])):
+        x, rows = torch.randn(32, 16), model.modulate(t[:3], y[:3])
+        layout = model.layout(sizes, "none", "cpu")
+        with torch.compiler.set_stance("fail_on_recompile" if again else "default"):
+            got = compiled(x, rows, layout)
+        torch.testing.assert_close(got, model.run(x, rows, layout), atol=1e-5, rtol=1e-5)
 
 
 def test_exports_and_goes_on() -> None:

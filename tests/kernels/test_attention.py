@@ -1,5 +1,6 @@
 """Attention, dense and packed, against its plain twin; the backend table."""
 
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from belvedere.kernels import Packed, attend, backends, flex, reference
+from belvedere.kernels import Packed, attend, backends, flex, gated_mlp, reference
 from belvedere.kernels.backends import BACKENDS, Request, choose, explain
 from tests.kernels.test_ops import DTYPES, EPS, agree, random
 
@@ -154,6 +155,53 @@ def test_what_needs_a_gpu_says_so_on_a_cpu() -> None:
     for name in ("triton", "xformers", "flex"):
         with pytest.raises(ValueError, match="NVIDIA GPU"):
             choose(replace(PACKED, device="cpu"), name)
+
+
+def test_a_compiler_has_nothing_to_warn_of() -> None:
+    """Why a backend or a kernel does not serve is found out while it compiles."""
+    offsets, x = torch.tensor([0, 2, 5], dtype=torch.int32), torch.randn(5, 2, 16)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        dense = attend(x[None], x[None], x[None])[0] + attend(x[None], x[None], x[None], activation="sigmoid")[0]
+        return gated_mlp(dense + attend(x, x, x, offsets=offsets))
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = compiled(x)
+    assert torch.allclose(got, function(x), atol=1e-6)
+
+
+def test_a_compiler_has_nothing_to_warn_of_on_a_gpu() -> None:
+    """Where more lines of the table ask what is installed."""
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: (x, choose(PACKED).name), fullgraph=True, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiled(torch.ones(1))[1] in ("triton", "flex", "sdpa")
+
+
+def test_a_forced_backend_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    sigmoid = Request("cpu", "sigmoid", packed=True, bias=False)
+    monkeypatch.setenv("BELVEDERE_ATTENTION", "sdpa")  # which has none
+    reasons = {name: (fits, reason) for name, fits, reason in explain(sigmoid)}
+    assert reasons["sdpa"] == (False, "PyTorch's attention has no sigmoid activation")
+    assert reasons["reference"] == (True, "fits, but BELVEDERE_ATTENTION names sdpa")
+    monkeypatch.setattr(backends, "why_not_fused", lambda device, dtype: None)
+    monkeypatch.setenv("BELVEDERE_ATTENTION", "triton")
+    assert {name: reason for name, _, reason in explain(replace(PACKED, packed=False))}["triton"] == "chosen"
+
+
+def test_deterministic_attention_leaves_xformers_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = replace(PACKED, head=160)  # wider than our kernel
+    assert chain(monkeypatch, wide) == "xformers"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert chain(monkeypatch, wide) == "flex"
+        assert {name: reason for name, _, reason in explain(wide)}["xformers"].startswith("its gradients are not")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_missing_package_names_the_extra() -> None:

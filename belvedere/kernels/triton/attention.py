@@ -25,14 +25,16 @@ from belvedere.kernels.triton.attention_tiles import (
     chunk_of,
     dot,
     load,
+    load_both,
     place,
     product,
     readable,
     slots_of,
-    store,
+    store_both,
     strides_of,
     tile_of,
     widths,
+    zeros_both,
 )
 from belvedere.kernels.triton.launch import INTERPRETED, helper, launch, meta, register
 
@@ -90,13 +92,8 @@ def _forward_kernel(
     q_ptr += (batch * q_b + (first + start) * q_n + head * q_h) * UNIT
     k_ptr += (batch * k_b + first * k_n + head * k_h) * UNIT
     v_ptr += (batch * v_b + first * v_n + head * v_h) * UNIT
-    q0 = load(q_ptr, q_n * UNIT, n - start, 0, D0, D, OWN, True)
-    q1 = q0
-    sums0 = tl.full((OWN, D0), 0, tl.float32)
-    sums1 = sums0
-    if D1:
-        q1 = load(q_ptr, q_n * UNIT, n - start, D0, D1, D, OWN, True)
-        sums1 = tl.full((OWN, D1), 0, tl.float32)
+    q0, q1 = load_both(q_ptr, q_n * UNIT, n - start, D0, D1, D, OWN, True)
+    sums0, sums1 = zeros_both(D0, D1, OWN)
     peak = tl.full((OWN,), float("-inf"), tl.float32)
     mass = tl.full((OWN,), 0, tl.float32)
     shift = tl.log2(tl.maximum(m, 1).to(tl.float32))
@@ -123,9 +120,7 @@ def _forward_kernel(
         tl.store(lse_ptr + head * total + token + row, peak + tl.log2(mass), row < n - start)
     heads = tl.num_programs(1)
     o_ptr += (token * heads + head) * D
-    store(o_ptr, heads * D, n - start, sums0, 0, D0, D, OWN)
-    if D1:
-        store(o_ptr, heads * D, n - start, sums1, D0, D1, D, OWN)
+    store_both(o_ptr, heads * D, n - start, sums0, sums1, D0, D1, D, OWN)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> None:
@@ -136,6 +131,8 @@ def check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> None:
         raise ValueError(f"{shapes}: queries, keys and values do not fit together")
     if not 1 <= q.shape[-1] <= TRITON_HEAD:
         raise ValueError(f"{shapes}: heads of 1 to {TRITON_HEAD} channels")
+    if offsets is not None and offsets.device != q.device:
+        raise ValueError(f"offsets on {offsets.device}, tokens on {q.device}: must be on one device")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: must be of one dtype")
 

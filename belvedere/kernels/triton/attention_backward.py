@@ -13,14 +13,16 @@ from belvedere.kernels.triton.attention_tiles import (
     chunk_of,
     dot,
     load,
+    load_both,
     place,
     product,
     readable,
     slots_of,
-    store,
+    store_both,
     strides_of,
     tile_of,
     widths,
+    zeros_both,
 )
 from belvedere.kernels.triton.launch import INTERPRETED, helper, launch, register
 
@@ -43,10 +45,7 @@ def _fold_keys(
     OTHER: tl.constexpr, SIGMOID: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Return dQ of a tile of queries with ``OTHER`` more keys, ``left`` of them real."""
-    k0 = load(k_ptr, k_n, left, 0, D0, D, OTHER, MASKED)
-    k1 = k0
-    if D1:
-        k1 = load(k_ptr, k_n, left, D0, D1, D, OTHER, MASKED)
+    k0, k1 = load_both(k_ptr, k_n, left, D0, D1, D, OTHER, MASKED)
     if CHUNK:
         logits = product(q_ptr, q_n, own, k_ptr, k_n, left, D, OWN, OTHER, CHUNK)
         products = product(do_ptr, do_n, own, v_ptr, v_n, left, D, OWN, OTHER, CHUNK)
@@ -85,24 +84,16 @@ def _queries_kernel(
     v_ptr += (batch * v_b + first * v_n + head * v_h) * UNIT
     own = (token * heads + head) * D
     do_ptr += own
-    q0 = load(q_ptr, q_n * UNIT, n - start, 0, D0, D, OWN, True)
-    do0 = load(do_ptr, heads * D, n - start, 0, D0, D, OWN, True)
-    dq0 = tl.full((OWN, D0), 0, tl.float32)
-    q1 = q0
-    do1 = do0
-    dq1 = dq0
-    if D1:
-        q1 = load(q_ptr, q_n * UNIT, n - start, D0, D1, D, OWN, True)
-        do1 = load(do_ptr, heads * D, n - start, D0, D1, D, OWN, True)
-        dq1 = tl.full((OWN, D1), 0, tl.float32)
+    q0, q1 = load_both(q_ptr, q_n * UNIT, n - start, D0, D1, D, OWN, True)
+    do0, do1 = load_both(do_ptr, heads * D, n - start, D0, D1, D, OWN, True)
+    dq0, dq1 = zeros_both(D0, D1, OWN)
     if SIGMOID:
         shift = tl.log2(tl.maximum(m, 1).to(tl.float32))
         delta = 0.0
     else:
-        o0 = load(o_ptr + own, heads * D, n - start, 0, D0, D, OWN, True)
+        o0, o1 = load_both(o_ptr + own, heads * D, n - start, D0, D1, D, OWN, True)
         inner = tl.sum(do0.to(tl.float32) * o0.to(tl.float32), 1)
         if D1:
-            o1 = load(o_ptr + own, heads * D, n - start, D0, D1, D, OWN, True)
             inner += tl.sum(do1.to(tl.float32) * o1.to(tl.float32), 1)
         row = tl.arange(0, OWN)
         shift = tl.load(lse_ptr + head * total + token + row, row < n - start, other=0.0)[:, None]
@@ -120,9 +111,7 @@ def _queries_kernel(
             q0, q1, do0, do1, q_ptr, do_ptr, k_ptr, v_ptr, q_n * UNIT, heads * D, k_n * UNIT, v_n * UNIT,
             n - start, m % OTHER, scale, shift, delta, dq0, dq1, D, D0, D1, CHUNK, OWN, OTHER, SIGMOID, True, WIDE,
         )  # fmt: skip
-    store(dq_ptr + own, heads * D, n - start, dq0 * step, 0, D0, D, OWN)
-    if D1:
-        store(dq_ptr + own, heads * D, n - start, dq1 * step, D0, D1, D, OWN)
+    store_both(dq_ptr + own, heads * D, n - start, dq0 * step, dq1 * step, D0, D1, D, OWN)
 
 
 @helper
@@ -185,6 +174,7 @@ def _keys_kernel(
     if not SIGMOID:
         lse_ptr += head * total + batch * n + first
         delta_ptr += head * total + batch * n + first
+    # Not by load_both and zeros_both: in that order float32 spills registers on sm_100a.
     k0 = load(k_ptr, k_n * UNIT, m - start, 0, D0, D, OWN, True)
     v0 = load(v_ptr, v_n * UNIT, m - start, 0, D0, D, OWN, True)
     dk0 = tl.full((OWN, D0), 0, tl.float32)
@@ -217,11 +207,8 @@ def _keys_kernel(
             D, D0, D1, CHUNK, OWN, OTHER, SIGMOID, True, WIDE,
         )  # fmt: skip
     own = ((batch * m + first + start) * heads + head) * D
-    store(dk_ptr + own, heads * D, m - start, dk0 * step, 0, D0, D, OWN)
-    store(dv_ptr + own, heads * D, m - start, dv0, 0, D0, D, OWN)
-    if D1:
-        store(dk_ptr + own, heads * D, m - start, dk1 * step, D0, D1, D, OWN)
-        store(dv_ptr + own, heads * D, m - start, dv1, D0, D1, D, OWN)
+    store_both(dk_ptr + own, heads * D, m - start, dk0 * step, dk1 * step, D0, D1, D, OWN)
+    store_both(dv_ptr + own, heads * D, m - start, dv0, dv1, D0, D1, D, OWN)
 
 
 def run(

@@ -154,11 +154,40 @@ def load(ptr, step, left, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.conste
 
 
 @helper
+def load_both(ptr, step, left, D0: tl.constexpr, D1: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+              MASKED: tl.constexpr):  # fmt: skip
+    """Return both parts of the channels of such rows; where there is one, it twice."""
+    x0 = load(ptr, step, left, 0, D0, D, ROWS, MASKED)
+    x1 = x0
+    if D1:
+        x1 = load(ptr, step, left, D0, D1, D, ROWS, MASKED)
+    return x0, x1
+
+
+@helper
+def zeros_both(D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr):
+    """Return sums for both parts, that begin as zero."""
+    sums0 = tl.full((ROWS, D0), 0, tl.float32)
+    sums1 = sums0
+    if D1:
+        sums1 = tl.full((ROWS, D1), 0, tl.float32)
+    return sums0, sums1
+
+
+@helper
 def store(ptr, step, left, x, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr):
     """Write ``x`` (ROWS, WIDTH) to where ``load`` would read it."""
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
     tl.store(ptr + row * step + column, x.to(ptr.dtype.element_ty), (row < left) & (column < D))
+
+
+@helper
+def store_both(ptr, step, left, x0, x1, D0: tl.constexpr, D1: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr):
+    """Write both parts to where ``load_both`` would read them."""
+    store(ptr, step, left, x0, 0, D0, D, ROWS)
+    if D1:
+        store(ptr, step, left, x1, D0, D1, D, ROWS)
 
 
 @helper

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
 from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
-from belvedere.kernels.triton.rows import chunk_tile_of, row_of_image, rows_with_stride, span_of, tile_of
+from belvedere.kernels.triton.rows import chunk_tile_of, row_of_image, rows_with_stride, span_of, tile_at, tile_of
 
 
 @triton.jit
@@ -21,10 +21,7 @@ def _forward_kernel(
     first, last = span_of(n, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     for tile in range(first, last):
-        row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        there = row < n
-        inside = there[:, None] & (column < c)
-        place = row[:, None] * c + column
+        row, there, inside, place = tile_at(tl.cast(tile, tl.int64) * ROWS, n, column, c, ROWS)
         image = image_of(row, there, index_ptr, length)[:, None]
         x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
         y = tl.load(y_ptr + place, inside, 0.0).to(tl.float32)
@@ -52,11 +49,10 @@ def _backward_kernel(
     gate = row_of_image(gate_ptr, image, gate_stride, column, column < c)
     gated = tl.zeros((ROWS, BLOCK), tl.float32)
     for begin in tl.range(first, last, ROWS, num_stages=3):  # two tiles are on their way
-        row = begin + tl.arange(0, ROWS)[:, None]
-        inside = (row < last) & (column < c)
-        dsum = tl.load(dsum_ptr + row * c + column, inside, 0.0).to(tl.float32)
-        gated += dsum * tl.load(y_ptr + row * c + column, inside, 0.0).to(tl.float32)
-        tl.store(dy_ptr + row * c + column, gate * dsum, inside)
+        _, _, inside, place = tile_at(begin, last, column, c, ROWS)
+        dsum = tl.load(dsum_ptr + place, inside, 0.0).to(tl.float32)
+        gated += dsum * tl.load(y_ptr + place, inside, 0.0).to(tl.float32)
+        tl.store(dy_ptr + place, gate * dsum, inside)
     column = tl.arange(0, BLOCK)
     tl.store(partial_ptr + slot * c + column, tl.sum(gated, 0), column < c)
 

@@ -14,14 +14,16 @@ from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_o
 from belvedere.kernels.triton.rows import (
     KEPT,
     chunk_tile_of,
+    gain_of,
     keep,
     normal_of,
+    normalised,
     pull_normal,
     pull_rows,
     row_of_image,
     rows_with_stride,
     span_of,
-    statistics,
+    tile_at,
     tile_of,
 )
 
@@ -52,23 +54,16 @@ def _forward_kernel(
     first, last = span_of(n, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     for tile in range(first, last):
-        row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        there = row < n
-        inside = there[:, None] & (column < c)
-        place = row[:, None] * c + column
+        row, there, inside, place = tile_at(tl.cast(tile, tl.int64) * ROWS, n, column, c, ROWS)
         image = image_of(row, there, index_ptr, length)[:, None]
         x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
         y = tl.load(y_ptr + place, inside, 0.0).to(tl.float32)
         x += row_of_image(gate_ptr, image, gate_stride, column, inside) * y
         tl.store(sum_ptr + place, x, inside)
         x = x.to(sum_ptr.dtype.element_ty).to(tl.float32)  # what a norm would read, and backward will
-        gain = 1.0 + row_of_image(scale_ptr, image, scale_stride, column, inside)
-        if weight_ptr is not None:
-            gain *= tl.load(weight_ptr + column, column < c, 0.0).to(tl.float32)
-        if NORM != "none":
-            mean, inverse = statistics(x, inside, c, eps, NORM)
-            keep(statistics_ptr, row, there, n, mean, inverse, NORM)
-            x = (x - mean[:, None]) * inverse[:, None]
+        gain = gain_of(scale_ptr, weight_ptr, image, scale_stride, column, inside, c, 1.0)
+        x, mean, inverse = normalised(x, inside, c, eps, NORM)
+        keep(statistics_ptr, row, there, n, mean, inverse, NORM)
         z = x * gain + row_of_image(shift_ptr, image, shift_stride, column, inside)
         tl.store(z_ptr + place, z, inside)
 
@@ -102,17 +97,12 @@ def _backward_kernel(
     image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
     column = tl.arange(0, BLOCK)[None, :]
     gate = row_of_image(gate_ptr, image, gate_stride, column, column < c)
-    gain = 1.0 + row_of_image(scale_ptr, image, scale_stride, column, column < c)
-    if weight_ptr is not None:
-        gain *= tl.load(weight_ptr + column, column < c, 0.0).to(tl.float32)
+    gain = gain_of(scale_ptr, weight_ptr, image, scale_stride, column, column < c, c, 1.0)
     gated = tl.zeros((ROWS, BLOCK), tl.float32)
     scaled = tl.zeros((ROWS, BLOCK), tl.float32)
     shifted = tl.zeros((ROWS, BLOCK), tl.float32)
     for begin in tl.range(first, last, ROWS, num_stages=2):  # one tile is on its way
-        row = begin + tl.arange(0, ROWS)
-        there = row < last
-        inside = there[:, None] & (column < c)
-        place = row[:, None] * c + column
+        row, there, inside, place = tile_at(begin, last, column, c, ROWS)
         dz = tl.load(dz_ptr + place, inside, 0.0).to(tl.float32)
         x = tl.load(sum_ptr + place, inside, 0.0).to(tl.float32)
         normal, inverse = normal_of(x, statistics_ptr, row, there, n, NORM)

@@ -16,17 +16,14 @@ from torch import Tensor
 from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
 from belvedere.kernels.triton.launch import helper, launch, meta, register
 from belvedere.kernels.triton.rope_backward import backward, qk_norm_rope_backward
-from belvedere.kernels.triton.rows import span_of, statistics
+from belvedere.kernels.triton.rows import normalised, span_of
 
 
 @helper
 def _forward_of(
     x_ptr, y_ptr, weight, cos, sin, inside, d, eps, NORM: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    x = tl.load(x_ptr, inside, 0.0).to(tl.float32)
-    if NORM != "none":
-        mean, inverse = statistics(x, inside, d, eps, NORM)
-        x = (x - mean[:, None]) * inverse[:, None]
+    x, _, _ = normalised(tl.load(x_ptr, inside, 0.0).to(tl.float32), inside, d, eps, NORM)
     tl.store(y_ptr, turn(x * weight, cos, sin, HEADS, BLOCK), inside)
 
 

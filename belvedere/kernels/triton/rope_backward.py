@@ -10,7 +10,7 @@ from torch import Tensor
 from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
 from belvedere.kernels.triton.launch import helper, launch, register
 from belvedere.kernels.triton.reduce import CHUNK, add_chunks, partial_sums, segments_of
-from belvedere.kernels.triton.rows import pull_normal, statistics
+from belvedere.kernels.triton.rows import normalised, pull_normal
 
 
 @helper
@@ -30,11 +30,7 @@ def _backward_of(
 ):
     """Store the gradient of x and return that of the weight."""
     g = turn(tl.load(dy_ptr, inside, 0.0).to(tl.float32), cos, -sin, HEADS, BLOCK)
-    x = tl.load(x_ptr, inside, 0.0).to(tl.float32)
-    inverse = tl.full((HEADS,), 1.0, tl.float32)
-    if NORM != "none":
-        mean, inverse = statistics(x, inside, d, eps, NORM)
-        x = (x - mean[:, None]) * inverse[:, None]
+    x, _, inverse = normalised(tl.load(x_ptr, inside, 0.0).to(tl.float32), inside, d, eps, NORM)
     tl.store(dx_ptr, pull_normal(g * weight, x, inverse, d, eps, NORM), inside)
     return g * x
 

@@ -48,6 +48,15 @@ def span_of(n, ROWS: tl.constexpr):
 
 
 @helper
+def tile_at(begin, end, column, c, ROWS: tl.constexpr):
+    """The rows of a tile of a tensor (n, c), which of them are before ``end``, which of their channels are there, and
+    where those lie."""
+    row = begin + tl.arange(0, ROWS)
+    there = row < end
+    return row, there, there[:, None] & (column < c), row[:, None] * c + column
+
+
+@helper
 def statistics(x, inside, c, eps, NORM: tl.constexpr):
     """The mean (or 0) and the inverse deviation of each row of ``x``, float32, zero outside."""
     mean = tl.zeros((x.shape[0],), tl.float32)
@@ -60,6 +69,17 @@ def statistics(x, inside, c, eps, NORM: tl.constexpr):
     else:
         inverse = tl.rsqrt(square + eps)
     return mean, inverse
+
+
+@helper
+def normalised(x, inside, c, eps, NORM: tl.constexpr):
+    """The normalised rows of ``x``, float32, zero outside, their means and their inverse deviations."""
+    mean = tl.zeros((x.shape[0],), tl.float32)
+    inverse = tl.full((x.shape[0],), 1.0, tl.float32)
+    if NORM != "none":
+        mean, inverse = statistics(x, inside, c, eps, NORM)
+        x = (x - mean[:, None]) * inverse[:, None]
+    return x, mean, inverse
 
 
 @helper
@@ -99,6 +119,15 @@ def pull_normal(g, normal, inverse, c, eps, NORM: tl.constexpr):
 def row_of_image(rows_ptr, image, stride, column, inside):
     """Channels of the row of an image, float32."""
     return tl.load(rows_ptr + image.to(tl.int64) * stride + column, inside, 0.0).to(tl.float32)
+
+
+@helper
+def gain_of(scale_ptr, weight_ptr, image, stride, column, inside, c, ONE: tl.constexpr):
+    """What normalised rows of an image are multiplied by: (one + scale) and the weight, if there is one."""
+    gain = ONE + row_of_image(scale_ptr, image, stride, column, inside)
+    if weight_ptr is not None:
+        gain *= tl.load(weight_ptr + column, column < c, 0.0).to(tl.float32)
+    return gain
 
 
 def rows_with_stride(x: Tensor) -> Tensor:

@@ -179,3 +179,9 @@ def test_heads_are_split_where_that_is_less_than_the_next_power_of_two(d: int, p
 def test_shapes_that_would_be_read_past_the_end(shapes: tuple[tuple[int, ...], ...], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ours(None, 0.1, False)(*(torch.randn(shape) for shape in shapes))
+
+
+def test_offsets_elsewhere_than_the_tokens_are_refused() -> None:
+    x, offsets = torch.randn(4, 1, 16), starts([1, 3])
+    with pytest.raises(ValueError, match="offsets on meta, tokens on cpu"):
+        attention.check(x, x, x, offsets.to("meta"))

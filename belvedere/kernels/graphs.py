@@ -1,0 +1,115 @@
+"""Calls of a network recorded once and played again (CUDA graphs), for small batches, whose launches take longer than
+their work.
+
+They are off unless the environment has BELVEDERE_GRAPHS=1, for nothing was measured on a GPU yet.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.kernels.backends import why_not_fused
+
+MOST = 8
+"""Recordings kept: each holds its inputs and its output, and all share the memory between."""
+WARM_UP = 3
+"""Calls before a recording, in which kernels are compiled and libraries begin."""
+
+
+def why_not(device: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """Return why calls are not recorded on this kind of device, or None.
+
+    Where our own kernels do not run, those that do may read lengths of sequences on the host, which is no part of a
+    graph.
+    """
+    if os.environ.get("BELVEDERE_GRAPHS") != "1":
+        return "off unless BELVEDERE_GRAPHS=1"
+    return why_not_fused(device, dtype)
+
+
+class Recording(NamedTuple):
+    """A recorded call, the tensors that it reads, and the one that it writes."""
+
+    graph: Any
+    inputs: list[Tensor]
+    output: Tensor
+
+
+class Graphs:
+    """The recorded calls of one network; the ``MOST`` that were used last are kept. A copy of it has none."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._weights: tuple[int, ...] = ()
+        self._pool: Any = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
+        return Graphs, ()
+
+    def follow(self, network: nn.Module) -> None:
+        """Be ready for a loop of calls of this network: forget what was recorded with weights elsewhere.
+
+        Without this, or where not all of its weights are on a GPU, nothing is recorded.
+        """
+        tensors = [*network.parameters(), *network.buffers()] if why_not("cuda") is None else []
+        weights = tuple(x.data_ptr() for x in tensors) if all(x.is_cuda for x in tensors) else ()
+        with self._lock:
+            if weights != self._weights:
+                self._kept.clear()
+                self._pool = None  # a new one: the old one ends with the last recording in it
+            self._weights = weights
+
+    def __call__(self, function: Callable[..., Tensor], *inputs: Tensor, fixed: Hashable = ()) -> Tensor:
+        """Return ``function(*inputs)``, a fresh tensor, played from a recording where there can be one.
+
+        ``function`` depends on the inputs, the network's weights and ``fixed`` alone, launches the same work whatever
+        numbers are in them, and reads none of them on the host. It is called as it is on a CPU, where gradients are
+        needed, and while ``torch.compile`` looks. Raises ``ValueError`` for what cannot be recorded.
+        """
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._weights or not inputs[0].is_cuda:
+            return function(*inputs)
+        with self._lock:
+            recording = recall(self._kept, kind_of(inputs, fixed), lambda: self._record(function, inputs))
+            for still, x in zip(recording.inputs, inputs, strict=True):
+                still.copy_(x, non_blocking=True)
+            recording.graph.replay()
+            return recording.output.clone()
+
+    def _record(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recording:
+        still = [x.to(inputs[0].device, copy=True) for x in inputs]
+        with torch.cuda.device(inputs[0].device):
+            here, aside, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            try:
+                aside.wait_stream(here)
+                with torch.cuda.stream(aside):
+                    for _ in range(WARM_UP):
+                        function(*still)
+                here.wait_stream(aside)
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    output = function(*still)
+            except RuntimeError as error:
+                why = str(error).partition("\n")[0]
+                raise ValueError(f"calls cannot be recorded here, leave BELVEDERE_GRAPHS out: {why}") from error
+        return Recording(graph, still, output)
+
+
+def kind_of(inputs: Sequence[Tensor], fixed: Hashable) -> Hashable:
+    """Return what calls must have in common to share a recording."""
+    return fixed, tuple((tuple(x.shape), x.dtype) for x in inputs)
+
+
+def recall(kept: "OrderedDict[Hashable, Any]", kind: Hashable, make: Callable[[], Any]) -> Any:
+    """Return what is kept of a kind, else what ``make`` makes, and keep it as the one used last of ``MOST``."""
+    if kind not in kept:
+        kept[kind] = make()
+    kept.move_to_end(kind)
+    while len(kept) > MOST:
+        kept.popitem(last=False)
+    return kept[kind]

@@ -1,0 +1,114 @@
+"""Recorded calls: which share a recording, how many are kept, and when a call is made as it stands."""
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from belvedere.kernels import graphs
+from belvedere.kernels.graphs import MOST, Graphs, kind_of, recall, why_not
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="recording needs an NVIDIA GPU")
+
+
+@pytest.fixture(autouse=True)
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BELVEDERE_GRAPHS", "1")
+
+
+def test_it_is_off_unless_asked_for_and_where_our_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not("cpu") == "they need an NVIDIA GPU"
+    for value in ("0", "", "yes"):
+        monkeypatch.setenv("BELVEDERE_GRAPHS", value)
+        assert why_not("cuda") == "off unless BELVEDERE_GRAPHS=1"
+
+
+def test_calls_share_a_recording_by_shapes_types_and_what_else_they_depend_on() -> None:
+    x, y = torch.zeros(2, 3), torch.zeros(4, dtype=torch.int64)
+    assert kind_of((x, y), ()) == kind_of((x + 1, y + 1), ())
+    others = [(x[:1], y), (x.T, y), (x.double(), y), (x, y.int()), (y, x), (x,)]
+    kinds = {kind_of((x, y), ()), kind_of((x, y), ((2, 3),)), *(kind_of(inputs, ()) for inputs in others)}
+    assert len(kinds) == 2 + len(others)
+
+
+def test_what_was_used_last_is_kept() -> None:
+    kept: OrderedDict[object, str] = OrderedDict()
+    made: list[int] = []
+
+    def ask(kind: int) -> str:
+        return recall(kept, kind, lambda: made.append(kind) or f"recording {kind}")
+
+    for kind in [*range(MOST), 0, MOST, 0, 1]:  # 0 is used again before there are too many, 1 is not
+        assert ask(kind) == f"recording {kind}"
+    assert made == [*range(MOST), MOST, 1]
+    assert len(kept) == MOST and list(kept)[-2:] == [0, 1]
+
+
+def function(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(-1).tanh()
+
+
+def test_on_a_cpu_under_grad_and_under_a_compiler_it_is_the_call_itself() -> None:
+    play, network = Graphs(), nn.Linear(2, 2)
+    play.follow(network)
+    x, y = torch.randn(3, 4), torch.randn(4, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(play(function, x, y), function(x, y))
+        compiled = torch.compile(lambda x, y: play(function, x, y), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, y), function(x, y))
+    (got,), (want,) = (torch.autograd.grad(f(x, y).sum(), y) for f in (lambda *i: play(function, *i), function))
+    assert torch.equal(got, want)
+    assert play._kept == {}
+
+
+def test_a_copy_has_recorded_nothing() -> None:
+    play = Graphs()
+    play._kept["kind"] = graphs.Recording(None, [], torch.zeros(1))
+    for other in (copy.copy(play), copy.deepcopy(play)):
+        assert other._kept == {} and other is not play
+
+
+@gpu
+@torch.no_grad()
+def test_played_is_what_was_called() -> None:
+    network, play = nn.Linear(4, 4).cuda(), Graphs()
+    play.follow(network)
+
+    def call(x: Tensor, shift: Tensor) -> Tensor:
+        return network(x) + shift
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x, shift = torch.randn(3, 4, device="cuda"), torch.randn(4)  # the second comes from the host
+        torch.testing.assert_close(play(call, x, shift), call(x, shift.cuda()))
+    assert len(play._kept) == 1
+    first, second = (play(call, torch.full((3, 4), n, device="cuda"), shift) for n in (1.0, 2.0))
+    assert not torch.equal(first, second)
+
+
+@gpu
+@torch.no_grad()
+def test_weights_that_moved_are_not_played() -> None:
+    network, play = nn.Linear(4, 4).cuda(), Graphs()
+    x = torch.randn(3, 4, device="cuda")
+    play.follow(network)
+    play(network, x)
+    kept = network.weight.data
+    network.weight.data = torch.zeros_like(kept)
+    play.follow(network)
+    assert play._kept == {}
+    torch.testing.assert_close(play(network, x), network.bias.expand(3, 4))
+    network.cpu()
+    play.follow(network)
+    assert play._kept == {} and play._weights == ()
+
+
+@gpu
+@torch.no_grad()
+def test_what_reads_numbers_on_the_host_is_refused() -> None:
+    network, play = nn.Linear(1, 1).cuda(), Graphs()
+    play.follow(network)
+    with pytest.raises(ValueError, match="cannot be recorded here, leave BELVEDERE_GRAPHS out"):
+        play(lambda x: x * x.sum().item(), torch.ones(3, device="cuda"))
