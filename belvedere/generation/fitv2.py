@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     sizes: tuple[tuple[int, int], ...]
     """The (height, width) of each image in patches."""
     offsets: Tensor
-    """Where each image begins: int32 (s + 1,)."""
+    """Where each image begins: int32 (s + 1,); of a layout without memory it has some, for attention may read it."""
     image: Tensor
     """The number of each token's image: int64 (n,)."""
     cos: Tensor
@@ -49,7 +49,9 @@ class Layout(NamedTuple):
         image = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
         grids = tuple((height, width) for height, width in sizes)
-        return cls(grids, *(x.to(device) for x in (offsets_of(lengths), image, cos, sin)))
+        offsets = offsets_of(lengths)
+        offsets = offsets if torch.device(device).type == "meta" else offsets.to(device)
+        return cls(grids, offsets, *(x.to(device) for x in (image, cos, sin)))
 
 
 def _norm_of(name: str) -> kernels.Norm:

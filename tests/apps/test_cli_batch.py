@@ -90,7 +90,7 @@ def test_a_dry_run_writes_nothing(command: Command, tiny_model: Path, tiny_fitv2
     assert done.code == 0 and sorted(tmp_path.iterdir()) == before
     assert (facts["pictures"], facts["done"], facts["faults"]) == (52, 0, [])
     assert facts["evaluations"] == 40 * 10 * 2 + 4 * 10 + 8 * 5 * 2
-    assert facts["calls"] == 3 + 1 + 4 + 1
+    assert facts["calls"] == 5 + 1 + 4 + 1
     assert facts["disk"] == 3 * (44 * 256 + 4 * 256 + 4 * 48 * 48)
     assert 0 < facts["seconds"] < 60 and facts["memory"] > 50e6
     command(*asked[:-1])

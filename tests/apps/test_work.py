@@ -156,7 +156,7 @@ def test_progress_rises_to_the_end(asked: GenerateRequest) -> None:
     assert len(made) == 20
     assert seen == sorted(seen)
     assert 0 < seen[0] < 1 and seen[-1] == 1
-    assert len(seen) == 6  # 2 micro-batches of 3 steps
+    assert len(seen) == 9  # 3 micro-batches of 3 steps
 
 
 def test_an_interrupt_comes_through_between_steps(asked: GenerateRequest) -> None:
