@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,24 @@ def test_the_sizes_of_what_is_compared_for_it() -> None:
 )
 def test_the_memory_that_opening_takes(run: str, words: str) -> None:
     assert words.format(**results("store.json")["results"][run]) in page("checkpoints.md")
+
+
+def test_the_seconds_of_conditioning() -> None:
+    found = results("neti.json")["conditioning"]
+    names = {"one by one": "16 layers one by one, as published", "one batch": "one batch"}
+    names |= {"start shared": "and the tokens before the placeholder once"}
+    for name, words in names.items():
+        seconds = found["seconds"][name]
+        median, least, most = statistics.median(seconds), min(seconds), max(seconds)
+        row = f"| {words} | {median:.2f} | {least:.2f} to {most:.2f} | {found['gain'][name]:.2f} |"
+        assert row in page("personalization.md"), f"docs/personalization.md lacks the row {row}"
+
+
+def test_the_figures_of_scenes() -> None:
+    card = json.loads((ROOT / "belvedere/checkpoints/embedded/nvist-toybox/card.json").read_text())
+    for name in ("toys", "toys of unseen kinds"):
+        found = card["quality"][name]
+        cells = [f"{found[key]:.1f} dB" for key in ("psnr", "copied_psnr", "mean_psnr")]
+        cells += [f"{found[key]:.2f}" for key in ("ssim", "copied_ssim", "depth_rank")]
+        row = f"| {name} | {' | '.join(cells)} |"
+        assert row in page("nvist.md"), f"docs/nvist.md lacks the row {row}"

@@ -235,8 +235,8 @@ def train(
     """
     from belvedere.apps.train import train as run
 
-    code = run(name, resume=resume, check=check, deterministic=deterministic, overrides=overrides or (), out=out)
-    raise typer.Exit(code)
+    values = [*(overrides or ()), *(["deterministic=true"] if deterministic else [])]
+    raise typer.Exit(run(name, resume=resume, check=check, overrides=values, out=out))
 
 
 @train_app.command("prepare")

@@ -298,19 +298,17 @@ def train(
     *,
     resume: str | Path = "auto",
     check: bool = False,
-    deterministic: bool = False,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> int:
     """Train a packaged config or a YAML file in folder ``out`` (default ``runs/NAME``); return the exit code.
 
     ``resume``: "auto" continues from the newest good checkpoint of ``out`` if there is one, "never" refuses a folder
-    that has some, a path names a checkpoint or another run. ``check`` only overfits one batch. ``deterministic`` sets
-    the config's key of this name. ``overrides`` are ``key.path=value``. Exit code 0: finished, or stopped by SIGTERM or
-    SIGUSR1 after saving; 130: stopped by Ctrl-C after saving; 1: too many steps in a row were not finite, or the check
-    failed. What can be known to be wrong before the first step raises ``InputError``.
+    that has some, a path names a checkpoint or another run. ``check`` only overfits one batch. ``overrides`` are
+    ``key.path=value``. Exit code 0: finished, or stopped by SIGTERM or SIGUSR1 after saving; 130: stopped by Ctrl-C
+    after saving; 1: too many steps in a row were not finite, or the check failed. What can be known to be wrong
+    before the first step raises ``InputError``.
     """
-    overrides = [*overrides, "deterministic=true"] if deterministic else overrides
     config = load_config(name_or_path, overrides)
     command = " ".join(["belvedere train", str(name_or_path), *overrides])
     folder = Path(out or Path("runs") / Path(name_or_path).stem)
@@ -384,9 +382,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", default="auto", help="auto, never, a checkpoint or a run's folder")
     parser.add_argument("--check", action="store_true", help="only overfit one batch")
-    parser.add_argument(
-        "--deterministic", action="store_true", help="the same bits each time, or an error that says why"
-    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces a value of the config")
     given = vars(parser.parse_intermixed_args(arguments))
     try:

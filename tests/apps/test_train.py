@@ -3,7 +3,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def test_deterministic_is_on_for_the_run_and_makes_the_same_bits(
     monkeypatch.setattr("belvedere.apps.train.Accelerator", Noting)
     disturb(monkeypatch, act)
     for name in ("first", "second"):
-        assert train(config, out=tmp_path / name, deterministic=True) == 0
+        assert train(config, out=tmp_path / name, overrides=["deterministic=true"]) == 0
     assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
     assert started == [(":4096:8", False)] * 2 and on == [True] * 20
     assert_same(tensors(tmp_path / "first", 10), tensors(tmp_path / "second", 10))
@@ -111,15 +111,21 @@ def test_an_operation_that_is_never_deterministic_ends_such_a_run(
 ) -> None:
     places, values = torch.tensor([0]), torch.ones(1)
     disturb(monkeypatch, lambda step, model: 1 + torch.zeros(2).put_(places, values).sum().item())
-    assert main(["--config", write_config(tmp_path), "--out", str(tmp_path / "run"), "--deterministic"]) == 2
+    assert main(["--config", write_config(tmp_path), "--out", str(tmp_path / "run"), "deterministic=true"]) == 2
     assert capsys.readouterr().err == "error: deterministic: PyTorch's put_ has no such form here; leave it out\n"
     assert main(["--config", write_config(tmp_path), "--out", str(tmp_path / "run")]) == 0
+
+
+def test_the_flag_is_the_key(command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORKSPACE, "foo")
+    done = command("train", write_config(tmp_path), "--deterministic", "--out", tmp_path / "run")
+    assert done.code == 2 and f"deterministic needs {WORKSPACE}" in done.error and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_deterministic_operations_only_on_a_cpu(tmp_path: Path, system: str) -> None:
     config = write_system(system, tmp_path, steps=4)
-    assert train(config, out=tmp_path / "run", deterministic=True) == 0
+    assert train(config, out=tmp_path / "run", overrides=["deterministic=true"]) == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])

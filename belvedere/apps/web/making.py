@@ -213,10 +213,10 @@ def recall(studio: Studio, record: "Record") -> tuple[Settings, Abilities, str]:
         asked.seed,
         count,
     )
-    return settings, able, ". ".join(_told(studio, record))
+    return settings, able, ". ".join(_told(studio, record, names[0]))
 
 
-def _told(studio: Studio, record: "Record") -> Iterator[str]:
+def _told(studio: Studio, record: "Record", name: str) -> Iterator[str]:
     asked = record.request
     yield f"Settings of picture {record.index + 1} of {asked.count} ({record.kind})"
     if record.index >= studio.limits.count:
@@ -225,6 +225,9 @@ def _told(studio: Studio, record: "Record") -> Iterator[str]:
         yield "It shows a concept, which this room does not know: see Personalise"
     if len(asked.sizes) > 1 or len(asked.prompts) > 1:
         yield "It was one of several sizes or prompts: only its own are set, so another picture will come"
+    network = getattr(load(studio, name).pipeline, "network", None)
+    if asked.extrapolation not in (None, getattr(getattr(network, "config", None), "extrapolation", None)):
+        yield f"It was made with --extrapolation {asked.extrapolation}, which is not set here: use belvedere regenerate"
 
 
 def earlier(studio: Studio, count: int = 24) -> list[Entry]:

@@ -145,7 +145,9 @@ def _events(
         return _updates(able, settings)
 
     def recalled(read: Callable[[], Record]) -> list[Any]:
-        settings, able, words = studio.runner.result(making.ROOM, lambda tell: _recall(studio, read()), what="recalled")
+        settings, able, words = studio.runner.result(
+            making.ROOM, lambda tell: making.recall(studio, read()), what="recalled"
+        )
         return [*_updates(able, settings), words]
 
     def recall(picture: str) -> list[Any]:
@@ -171,16 +173,6 @@ def _events(
     for gallery in (shown, old):
         gallery.select(again, None, [*inputs, told], api_visibility="private", **BUSY)
     page.load(earlier, made, old, api_name="results", **QUICK)
-
-
-def _recall(studio: Studio, record: Record) -> tuple[Settings, Abilities, str]:
-    """Return what ``making.recall`` does, and in its words also positions beyond training that are not the model's."""
-    settings, able, words = making.recall(studio, record)
-    network = getattr(making.load(studio, settings.model).pipeline, "network", None)
-    asked = record.request.extrapolation
-    if asked not in (None, getattr(getattr(network, "config", None), "extrapolation", None)):
-        words += f". It was made with --extrapolation {asked}, which this page does not set: use belvedere regenerate"
-    return settings, able, words
 
 
 def _shown(news: Making | None) -> str:
