@@ -341,6 +341,8 @@ def _train(config: TrainConfig, folder: Path, command: str, resume: str | Path, 
             trainer.resume(start)
             code = trainer.run(stop)
     accelerator.wait_for_everyone()  # else ending aborts now and then
+    del task, trainer  # a DDP model that is the last to hold the process group may never get to the end of it:
+    accelerator.free_memory()  # it is freed with the GIL held, for which the group's own threads wait
     accelerator.end_training()
     return code
 
