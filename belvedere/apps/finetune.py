@@ -24,7 +24,14 @@ class FinetuneConfig:
 
 
 def begin(system: str, model: nn.Module, config: FinetuneConfig) -> None:
-    """Fill ``model`` with the weights, but for the parts that begin anew, and freeze what does not learn."""
+    """Fill ``model`` with the weights, but for the parts that begin anew, and freeze what does not learn.
+
+    Raises ``InputError`` for a ``system`` without published weights, unknown parts, and weights that do not fit.
+    """
+    from belvedere.checkpoints.official import IMPORTERS
+
+    if system not in IMPORTERS:
+        raise InputError(f"config finetune: task {system} has none; it is for {', '.join(IMPORTERS)}")
     check_parts(model, config.train)
     weights = read_weights(system, model, config.weights)
     fresh = {name for name in weights if config.reset and is_part(name, config.train)}

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from belvedere.apps.config import TrainConfig
+from belvedere.apps.finetune import begin
 from belvedere.apps.task import Task, blocks, make_dataset
 from belvedere.apps.tasks_codec import segpic_task
 from belvedere.apps.tasks_concept import neti_task
@@ -23,6 +24,8 @@ def make_task(config: TrainConfig) -> Task:
     if config.task not in TASKS:
         raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
     task = TASKS[config.task](config)
+    if config.finetune is not None:
+        begin(config.task, task.model, config.finetune)
     if config.evaluate_every and task.held_out is None:
         task = replace(task, held_out=_held_out(config, task.dataset))
     if config.checkpointing:

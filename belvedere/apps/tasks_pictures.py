@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from belvedere.apps.config import ExportConfig, TrainConfig, call
-from belvedere.apps.finetune import begin
 from belvedere.apps.latents import Loss, load_vae, of_data
 from belvedere.apps.task import (
     Groups,
@@ -73,8 +72,6 @@ def _generator_task(
     for height, width in getattr(dataset, "sizes", ()):
         if height % model.config.patch or width % model.config.patch:
             raise InputError(f"config data.sizes: {width}x{height} is no multiple of patches of {model.config.patch}")
-    if config.finetune is not None:
-        begin(config.task, model, config.finetune)
 
     def make(network: Any) -> Any:
         return pipeline(network, vae=vae, **_defaults(dataset, config.export))

@@ -395,10 +395,9 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
 
 
 def test_tensorboard_is_told_the_figures(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(write_config(tmp_path), out=tmp_path / "run")
+    train(write_config(tmp_path, tracker="auto"), out=tmp_path / "run")
     told = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     losses = told.Scalars("loss")
     assert [event.step for event in losses] == list(range(1, 11))

@@ -34,6 +34,7 @@ CONFIG: dict[str, Any] = {
     "ema": {"decay": 0.9},
     "log_every": 1,
     "save_every": 4,
+    "tracker": "none",
     "export": {"default_steps": 2, "dtype": "float32"},
 }
 """Ten steps that cross an epoch's end (30 samples, 4 a step)."""

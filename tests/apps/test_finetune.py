@@ -1,0 +1,70 @@
+"""Training that begins with given weights: all of a model, some of its parts, or a published file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from belvedere.apps.config import load_config
+from belvedere.apps.tasks import make_task
+from belvedere.apps.train import train
+from belvedere.checkpoints.tensors import read_state_dict
+from belvedere.errors import InputError
+from tests.apps.training_helpers import assert_same, write_config
+from tests.apps.training_systems import write_system
+
+EXPORT = {"dtype": "float32"}
+
+
+def make(config: str, seed: int, **finetune: Any) -> nn.Module:
+    """Return the network that a run of ``seed`` begins with."""
+    torch.manual_seed(seed)
+    return make_task(load_config(config, [f"finetune.{key}={value}" for key, value in finetune.items()])).model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["dimr", "fitv2", "nvist", "segpic"])
+def test_all_of_a_network_goes_on_from_a_model(tmp_path: Path, system: str) -> None:
+    config = write_system(system, tmp_path, steps=1, optimizer={"lr": 1e-3}, export=EXPORT)
+    assert train(config, out=tmp_path / "run") == 0
+    (weights,) = (tmp_path / "run" / "model" / "network").glob("*.safetensors")
+    model = make(config, 1, weights=tmp_path / "run" / "model")
+    assert_same(read_state_dict(weights), {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reset", ["false", "true"])
+def test_some_parts_learn(tmp_path: Path, reset: str) -> None:
+    config = write_system("nvist", tmp_path, steps=1, optimizer={"lr": 1e-3}, export=EXPORT)
+    assert train(config, out=tmp_path / "run") == 0
+    weights = tmp_path / "run" / "model"
+    given = make(config, 1, weights=weights).state_dict()
+    model = make(config, 2, weights=weights, train="[encoder, bias]", reset=reset)
+    for name, parameter in model.named_parameters():
+        learns = name.startswith("encoder.") or name.endswith("bias")
+        assert parameter.requires_grad == learns, name
+        if not learns:
+            assert torch.equal(parameter, given[name]), name
+    kept = all(torch.equal(tensor, given[name]) for name, tensor in model.state_dict().items())
+    assert kept == (reset == "false")
+
+
+@pytest.mark.parametrize(
+    ("finetune", "message"),
+    [
+        ({"weights": "no/model"}, "no/model"),
+        ({"weights": "dimr-toybox"}, "weights do not fit the config"),
+        ({"weights": "dimr-toybox", "train": "[tail]"}, "finetune.train: no part 'tail' in this network: choose"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, finetune: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(write_config(tmp_path), 1, **finetune)
+
+
+def test_a_task_without_published_weights_is_told() -> None:
+    with pytest.raises(InputError, match="finetune: task toybox-classifier has none; it is for dimr, fitv2, nvist"):
+        make("toybox-classifier", 1, weights="toybox-classifier")
