@@ -10,6 +10,7 @@ copy and matrix product in the same run. Bytes are those of inputs and outputs (
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from belvedere import kernels
 from belvedere.kernels import reference
 from belvedere.kernels.backends import BACKENDS, Request
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic products are refused
 CLOSE = 3e-2
 """How far bfloat16 may be from float32, relative to the largest number."""
 
@@ -38,6 +40,8 @@ class Case:
     inputs: tuple[Tensor, ...]
     twin: Callable[..., Any]
     ways: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    deterministic: bool = False
+    """Whether the ways are timed with PyTorch's deterministic algorithms on; the twin never is."""
 
 
 def joined(result: Any) -> Tensor:
@@ -86,33 +90,39 @@ def cases(device: str) -> Iterator[Case]:
     maps = random(b // 2, c, side, side), random(b // 2, c, side, side)
     weights = random(9 * c, 1, 3, 3), random(9 * c)
     yield case("region_filter SegPIC", kernels.region_filter, reference.region_filter, *maps, *weights)
-    yield from attentions(device, b, n)
-    yield rays(device)
+    for images in (b, 1):
+        yield from attentions(device, images, n)
+    yield from rays(device)
 
 
-def rays(device: str) -> Case:
-    """Return rays through the planes and lines of NViST, those of whole views; features alone would be 1 GB."""
+def rays(device: str) -> Iterator[Case]:
+    """Yield rays through the planes and lines of NViST, those of whole views; features alone would be 1 GB.
+
+    With deterministic algorithms the backward of ours is in plain PyTorch.
+    """
     b, n, s, r = (4, 160 * 90, 48, 48) if device == "cuda" else (1, 32, 4, 8)
     origins = torch.tensor([0.0, 0.0, -1.4], device=device).expand(b, n, 3)
     directions = torch.nn.functional.normalize(torch.rand(b, n, 3, device=device) * 1.6 - 0.8 - origins, dim=-1)
-    given = origins, directions, torch.randn(b, n, 27, device=device), torch.linspace(0.4, 2.4, s + 1, device=device)
+    encoded, edges = torch.randn(b, n, 27, device=device), torch.linspace(0.4, 2.4, s + 1, device=device)
+    given = kernels.Rays(origins, directions, encoded, edges)
     shapes = (b, 3, 32, r, r), (b, 3, 32, r), (64, 72), (64,), (64, 91), (64,), (3, 64), (3,)
     inputs = tuple(torch.randn(shape, device=device).requires_grad_() for shape in shapes)
 
     def ours(planes: Tensor, lines: Tensor, *decoder: Tensor) -> kernels.Composited:
-        return kernels.render_factored(planes, lines, *given, kernels.RayDecoder(*decoder))
+        return kernels.render_factored(planes, lines, given, kernels.RayDecoder(*decoder))
 
     def twin(planes: Tensor, lines: Tensor, *decoder: Tensor) -> tuple[Tensor, ...]:
-        return reference.render_factored(planes, lines, *given, decoder)
+        return reference.render_factored(planes, lines, given, decoder)
 
-    return Case("rays NViST", inputs, twin, {"ours": ours, "eager": twin, "compile": torch.compile(twin)})
+    yield Case("rays NViST", inputs, twin, {"ours": ours, "eager": twin, "compile": torch.compile(twin)})
+    yield Case("rays NViST, deterministic", inputs, twin, {"ours": ours}, deterministic=True)
 
 
 def attentions(device: str, b: int, n: int) -> Iterator[Case]:
-    """Yield attention dense and over mixed lengths, by every backend that can serve it."""
+    """Yield attention dense and over mixed lengths, by every backend that can serve it; "split" divides one image."""
     for name, h, d in (("DiMR-XL", 16, 60), ("FiTv2-XL", 16, 72), ("FiTv2-3B", 24, 96)):
         for kind, activation in (("dense", "softmax"), ("packed", "softmax"), ("packed", "sigmoid")):
-            lengths = [n, n // 2, n - 7, n // 4 + 3] * (b // 2)
+            lengths = [n] if b == 1 else [n, n // 2, n - 7, n // 4 + 3] * (b // 2)
             shape = (b, n, h, d) if kind == "dense" else (sum(lengths), h, d)
             offsets = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
             fixed: dict[str, Any] = {"activation": activation} | ({} if kind == "dense" else {"offsets": offsets})
@@ -121,10 +131,12 @@ def attentions(device: str, b: int, n: int) -> Iterator[Case]:
             ways = {
                 backend.name: partial(kernels.attend, backend=backend.name, **fixed)
                 for backend in BACKENDS
-                if backend.name != "reference" and backend.refuse(request) is None
+                if backend.name not in (("reference",) if b == 1 else ("reference", "split"))
+                and backend.refuse(request) is None
             }
             ways["chosen"] = partial(kernels.attend, **fixed)
-            yield Case(f"attention {kind} {activation} {name}", inputs, partial(reference.attend, **fixed), ways)
+            title = f"attention {kind} {activation} {name}" + (", batch 1" if b == 1 else "")
+            yield Case(title, inputs, partial(reference.attend, **fixed), ways)
 
 
 def check(case: Case) -> dict[str, float]:
@@ -158,8 +170,10 @@ def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
     for train in (False, True):
         for name, way in case.ways.items():
             call = partial(backward, way, grad) if train else way
+            torch.use_deterministic_algorithms(case.deterministic)
             with torch.set_grad_enabled(train):
                 taken = spread(gpu.timed(call, inputs, repeats))
+            torch.use_deterministic_algorithms(False)
             passes = 2 if train else 1
             row = {"case": case.name, "way": name, "backward": train, "seconds": taken, "apart": apart[name]}
             rows.append(row | {"bytes": passes * moved, "flops": counter.get_total_flops() * (3.5 if train else 1)})

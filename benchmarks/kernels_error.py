@@ -85,7 +85,9 @@ def _rays(ops: Any) -> Op:
 
     def op(planes: Tensor, lines: Tensor, *decoder: Tensor) -> Tensor:
         wide = [x.to(torch.promote_types(planes.dtype, torch.float32)) for x in given]
-        seen = ops.render_factored(planes, lines, *wide, decoder if ops is reference else kernels.RayDecoder(*decoder))
+        seen = ops.render_factored(
+            planes, lines, kernels.Rays(*wide), decoder if ops is reference else kernels.RayDecoder(*decoder)
+        )
         return torch.cat([part.flatten() for part in seen])
 
     return op

@@ -24,9 +24,8 @@ from belvedere.files import atomic_write
 from belvedere.synthesis.cameras import conditions
 from belvedere.synthesis.export import to_frame
 from belvedere.synthesis.nvist import NViST
-from belvedere.synthesis.occupancy import Occupancy
 from belvedere.synthesis.perceptual import Lpips
-from belvedere.synthesis.render import Rendered, render_view
+from belvedere.synthesis.render import Rendered, occupancy_for_views, render_view
 
 SHEET_SCENES, SHEET_VIEWS = 8, 3
 """Of each set on a sheet."""
@@ -47,7 +46,8 @@ def render_case(network: NViST, case: Case) -> list[Rendered]:
     device = network.device
     seen = conditions([case.cameras[case.source]]).to(device)
     field = network(case.pictures[case.source][None].to(device), seen)
-    options = {"near": config.near, "far": config.far, "samples": config.samples, "occupancy": Occupancy.of(field)}
+    options: dict[str, Any] = {"near": config.near, "far": config.far, "samples": config.samples}
+    options["occupancy"] = occupancy_for_views(field)
     views = [render_view(field, camera, **options) for camera in case.cameras]
     return [Rendered(view.colour.cpu(), view.depth.cpu(), view.opacity.cpu(), view.distortion.cpu()) for view in views]
 

@@ -27,8 +27,7 @@ from belvedere.synthesis import export
 from belvedere.synthesis.camera_paths import interpolate, orbit, read_path, spiral
 from belvedere.synthesis.cameras import Camera
 from belvedere.synthesis.mesh import extract_mesh
-from belvedere.synthesis.occupancy import Occupancy
-from belvedere.synthesis.render import Rendered, render_view
+from belvedere.synthesis.render import Rendered, occupancy_for_views, render_view
 from belvedere.synthesis.unseen import surface_depth, unseen
 
 FRAMES = 48
@@ -154,7 +153,7 @@ class Viewer:
 
     def __init__(self, scene: Scene):
         self.scene = scene
-        self.occupancy = Occupancy.of(scene.field)
+        self.occupancy = occupancy_for_views(scene.field)
 
     def render(self, camera: Camera) -> Rendered:
         """Return what a camera sees of the scene."""

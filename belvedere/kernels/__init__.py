@@ -13,7 +13,7 @@ from belvedere.kernels.norms import (
     time_norm,
 )
 from belvedere.kernels.packed import Packed
-from belvedere.kernels.rays import RayDecoder, render_factored, renders_in_one_pass
+from belvedere.kernels.rays import RayDecoder, Rays, render_factored, renders_in_one_pass
 from belvedere.kernels.region import region_filter
 from belvedere.kernels.rope import cell_centres, qk_norm_rope, rotate_pairs
 from belvedere.kernels.volume import Composited, composite, distortion, ray_weights, sample_grid
@@ -24,6 +24,7 @@ __all__ = [
     "Norm",
     "Packed",
     "RayDecoder",
+    "Rays",
     "attend",
     "cell_centres",
     "composite",

@@ -28,7 +28,8 @@ def attend(
     of logit - log(m), m the number of keys (Ramapuram et al., arXiv 2409.04431).
     ``backend`` forces an implementation by name, as does the environment variable BELVEDERE_ATTENTION. The one named
     "triton" (packed softmax and sigmoid on NVIDIA GPUs) is deterministic, its gradients too, and batch-invariant:
-    a sequence has the same bits alone and among others.
+    a sequence has the same bits alone and among others. The one named "split" is the same with the keys of few queries
+    divided among the multiprocessors: deterministic but not batch-invariant, so it runs only where it is named.
     Raises ``ValueError`` for shapes that do not fit or an unknown backend or activation.
     """
     if activation not in ("softmax", "sigmoid"):

@@ -117,6 +117,17 @@ def _triton(
     return torch.ops.belvedere.attention(q, k, v, offsets, scale, activation == "sigmoid")[0]
 
 
+def _defer_split(request: Request) -> str | None:
+    return "its sums depend on the size of the batch: a row has other last bits alone than among others"
+
+
+def _split(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, bias: None, scale: float | None, activation: str
+) -> Tensor:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.ops.belvedere.attention_split(q, k, v, offsets, scale, activation == "sigmoid")[0]
+
+
 def _autocast(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return ``run`` with q, k and v in the dtype of ``torch.autocast``, as PyTorch has them for its own attention."""
 
@@ -161,6 +172,7 @@ def _missing(package: str) -> str | None:
 BACKENDS = (
     Backend("matmul", _refuse_matmul, matmul.attend),
     Backend("triton", _refuse_triton, _autocast(_triton), _defer_triton),
+    Backend("split", _refuse_triton, _autocast(_split), _defer_split),
     Backend("xformers", _refuse_xformers, _autocast(fmha.attend)),
     Backend("flex", _refuse_flex, _autocast(flex.attend)),
     Backend("sdpa", _refuse_sdpa, sdpa.attend),

@@ -40,6 +40,19 @@ class RayDecoder(NamedTuple):
     """(1,)."""
 
 
+class Rays(NamedTuple):
+    """Rays (b, n), those of row i through scene i, and where along them samples lie."""
+
+    origins: Tensor
+    """(b, n, 3), x y z."""
+    directions: Tensor
+    """(b, n, 3), of unit length."""
+    encoded: Tensor
+    """(b, n, e), of the directions, for the colour network."""
+    edges: Tensor
+    """(s + 1,) of all rays' samples, distances from the origins, ascending."""
+
+
 def renders_in_one_pass(planes: Tensor | None, lines: Tensor | None, decoder: RayDecoder) -> bool:
     """Return whether ``render_factored`` is one pass over the samples for such a volume, which skips what is not seen.
 
@@ -53,10 +66,7 @@ def renders_in_one_pass(planes: Tensor | None, lines: Tensor | None, decoder: Ra
 def render_factored(
     planes: Tensor | None,
     lines: Tensor | None,
-    origins: Tensor,
-    directions: Tensor,
-    encoded: Tensor,
-    edges: Tensor,
+    rays: Rays,
     decoder: RayDecoder,
     *,
     half_side: float = 1.0,
@@ -67,25 +77,25 @@ def render_factored(
     """Return what rays see of a factored volume on black: sampling, density, colour and compositing.
 
     ``planes`` and ``lines`` as for ``sample_grid``, the density's channels first, in a box of [-half_side,
-    half_side]^3; ``origins``, ``directions`` (b, n, 3), those of row i through scene i, directions of unit length, and
-    ``encoded`` (b, n, e) for the colour network. ``edges`` (s + 1,) of all rays' samples, ascending: each is asked in
-    its middle. What a sample lets through is that of ``ray_weights``.
+    half_side]^3. Each sample is asked in its middle; what it lets through is that of ``ray_weights``.
 
     A sample has colour only where the transmittance in front of it is above ``opaque``; with ``ends`` the ray ends
-    there: neither has it weight. Float32 at least; differentiable once in planes, lines and decoder, not in rays.
+    there: neither has it weight. Float32 at least; differentiable once in planes, lines and decoder, not in rays. On a
+    GPU gradients of planes and lines are added up by atomic additions, in no fixed order, unless PyTorch's
+    deterministic algorithms are on.
     Raises ``ValueError`` where the shapes do not fit together and for a padding of another name.
     """
     if padding not in ("zeros", "border"):
         raise ValueError(f"padding {padding!r}: choose zeros or border")
-    _check(planes, lines, origins, directions, encoded, edges, decoder)
+    _check(planes, lines, rays, decoder)
     dtype = torch.promote_types(_grid(planes, lines).dtype, torch.float32)
-    volume = [None if grid is None else grid.to(dtype) for grid in (planes, lines)]
-    rays = [x.detach().to(dtype) for x in (origins, directions, encoded, edges)]
-    given: tuple[Any, ...] = (*volume, *rays, [weight.to(dtype) for weight in decoder if weight is not None])
+    planes, lines = (None if grid is None else grid.to(dtype) for grid in (planes, lines))
+    fixed = Rays(*(x.detach().to(dtype) for x in rays))
+    weights = [weight.to(dtype) for weight in decoder if weight is not None]
     options: dict[str, Any] = {"half_side": half_side, "padding": padding, "opaque": opaque, "ends": ends}
     if renders_in_one_pass(planes, lines, decoder):
-        return Composited(*torch.ops.belvedere.render_factored(*given, *options.values()))
-    return Composited(*reference.render_factored(*given, **options))
+        return Composited(*torch.ops.belvedere.render_factored(planes, lines, *fixed, weights, *options.values()))
+    return Composited(*reference.render_factored(planes, lines, fixed, weights, **options))
 
 
 def _grid(planes: Tensor | None, lines: Tensor | None) -> Tensor:
@@ -96,27 +106,23 @@ def _grid(planes: Tensor | None, lines: Tensor | None) -> Tensor:
     return grid
 
 
-def _check(
-    planes: Tensor | None,
-    lines: Tensor | None,
-    origins: Tensor,
-    directions: Tensor,
-    encoded: Tensor,
-    edges: Tensor,
-    decoder: RayDecoder,
-) -> None:
+def _check(planes: Tensor | None, lines: Tensor | None, rays: Rays, decoder: RayDecoder) -> None:
     """Refuse shapes that do not fit together: a kernel would read past an end."""
     grid = _grid(planes, lines)
     (b, _, c), r = grid.shape[:3], grid.shape[-1]
-    (h, inputs), e = decoder.inner.shape, encoded.shape[-1]
+    (h, inputs), e = decoder.inner.shape, rays.encoded.shape[-1]
     axes = 1 if planes is None else 3
-    rays, width = (b, *origins.shape[1:2]), axes * c - inputs
-    shapes = {"planes": (b, 3, c, r, r), "lines": (b, 3, c, r), "origins": (*rays, 3), "directions": (*rays, 3)}
-    shapes |= {"encoded": (*rays, e), "edges": (len(edges),), "inner": (h, inputs // axes * axes), "inner_bias": (h,)}
+    each, width = (b, *rays.origins.shape[1:2]), axes * c - inputs
+    shapes = {"planes": (b, 3, c, r, r), "lines": (b, 3, c, r), "origins": (*each, 3), "directions": (*each, 3)}
+    shapes |= {
+        "encoded": (*each, e),
+        "edges": (len(rays.edges),),
+        "inner": (h, inputs // axes * axes),
+        "inner_bias": (h,),
+    }
     shapes |= {"hidden": (h, h + e), "hidden_bias": (h,), "outer": (3, h), "outer_bias": (3,)}
     shapes |= {"density": (1, max(width, 1)), "density_bias": (1,)}
-    given = {"planes": planes, "lines": lines, "origins": origins, "directions": directions, "encoded": encoded}
-    given |= {"edges": edges} | decoder._asdict()
+    given = {"planes": planes, "lines": lines} | rays._asdict() | decoder._asdict()
     for name, shape in shapes.items():
         x = given[name]
         if x is not None and x.shape != shape:

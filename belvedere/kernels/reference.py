@@ -192,10 +192,7 @@ def distortion(weights: Tensor, edges: Tensor) -> Tensor:
 def render_factored(
     planes: Tensor | None,
     lines: Tensor | None,
-    origins: Tensor,
-    directions: Tensor,
-    encoded: Tensor,
-    edges: Tensor,
+    rays: Sequence[Tensor],
     decoder: Sequence[Tensor],
     *,
     half_side: float = 1.0,
@@ -205,8 +202,9 @@ def render_factored(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Twin of ``belvedere.kernels.render_factored``, every sample asked; also its backend where there is no faster one.
 
-    ``decoder``: the weights of a ``RayDecoder``, without those of density where it has none.
+    ``rays``: see ``Rays``. ``decoder``: the weights of a ``RayDecoder``, without those of density where it has none.
     """
+    origins, directions, encoded, edges = rays
     inner, inner_bias, hidden, hidden_bias, outer, outer_bias, *density_weights = decoder
     middles = (edges[1:] + edges[:-1]) / 2
     points = origins[:, :, None] + directions[:, :, None] * middles[:, None]  # (b, n, s, 3)

@@ -119,9 +119,9 @@ def _seen(
     """
     if _in_one_pass(field):
         encoded = encode_directions(directions, field.decoder.sizes["frequencies"])
-        given = field.planes, field.lines, origins, directions, encoded, edges, field.decoder.weights()
+        given, decoder = kernels.Rays(origins, directions, encoded, edges), field.decoder.weights()
         box: dict[str, Any] = {"half_side": field.half_side, "padding": field.padding}
-        return kernels.render_factored(*given, **box, opaque=opaque, ends=ends)
+        return kernels.render_factored(field.planes, field.lines, given, decoder, **box, opaque=opaque, ends=ends)
     middles = (edges[1:] + edges[:-1]) / 2
     points = origins.unsqueeze(2) + directions.unsqueeze(2) * middles.unsqueeze(1)  # (b, n, s, 3)
     density = _density(field, points.flatten(1, 2), exact)  # (b, n s)
@@ -172,6 +172,14 @@ def _over(colour: Tensor, opacity: Tensor, behind: Tensor | float) -> Tensor:
     return colour if isinstance(behind, float) and not behind else colour + (1 - opacity).unsqueeze(-1) * behind
 
 
+def occupancy_for_views(field: Field) -> Occupancy | None:
+    """Return what many views of a field of one scene share, for ``render_view``.
+
+    None where rays are rendered in one pass, which has no use for it. Raises ``InputError`` for more than one scene.
+    """
+    return None if _in_one_pass(field) else Occupancy.of(field)
+
+
 @torch.no_grad()
 def render_view(
     field: Field,
@@ -189,8 +197,8 @@ def render_view(
     Arguments as for ``render_rays``. Density is asked only inside the box that holds all of it, and on a ray only
     until its transmittance is below ``OPAQUE``; colour only of samples with some weight. No channel of the colour
     differs from that of ``exact`` by more than ``TOLERANCE``, opacity by more than ``OPAQUE`` and depth by more than
-    ``far`` times that, rounding aside. ``occupancy``: of this field; for many views of it, make it once. It is not
-    used where rays are rendered in one pass.
+    ``far`` times that, rounding aside. ``occupancy``: of this field; for many views of it, make it once, with
+    ``occupancy_for_views``.
     """
     if field.scenes != 1:
         raise InputError(f"a field of {field.scenes} scenes: choose the one to see, with field.scene(i)")

@@ -1,13 +1,14 @@
 """Rays through a factored volume, by the public function where there is no kernel: against the ops it is made of."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from belvedere import kernels
 from belvedere.kernels import (
     Composited,
     RayDecoder,
@@ -23,13 +24,8 @@ from tests.kernels.test_volume import PADDINGS
 FORMS = ("vector_matrix", "triplane", "cp")
 
 
-class Rays(NamedTuple):
-    """What is not learned: rays (b, n, ...) from around (0, 0, -1.4) towards the box, some past it, and edges."""
-
-    origins: Tensor
-    directions: Tensor
-    encoded: Tensor
-    edges: Tensor
+class Rays(kernels.Rays):
+    """Rays from around (0, 0, -1.4) towards the box, some past it."""
 
     @classmethod
     def some(cls, b: int, n: int, s: int, e: int = 4, seed: int = 0) -> "Rays":
@@ -77,7 +73,7 @@ def rendered(form: str, rays: Rays, **options: Any) -> Callable[..., Tensor]:
 
     def function(*given: Tensor) -> Tensor:
         planes, lines, decoder = parts(form, given)
-        return joined(render_factored(planes, lines, *rays.to(given[0].dtype), decoder, **options))
+        return joined(render_factored(planes, lines, rays.to(given[0].dtype), decoder, **options))
 
     return function
 
@@ -121,7 +117,7 @@ def test_what_is_behind_something_opaque() -> None:
     rays, given = Rays.some(1, 30, 12), leaves("vector_matrix", b=1)
     planes, lines, decoder = parts("vector_matrix", tuple(x.detach() * 2 for x in given))
     whole, dark, ended = (
-        render_factored(planes, lines, *rays, decoder, opaque=opaque, ends=ends)
+        render_factored(planes, lines, rays, decoder, opaque=opaque, ends=ends)
         for opaque, ends in ((0.0, False), (0.3, False), (0.3, True))
     )
     for name in ("weights", "depth", "opacity"):
@@ -136,7 +132,7 @@ def test_what_is_behind_something_opaque() -> None:
 def test_a_uniform_medium() -> None:
     lines, rays = torch.ones(1, 3, 2, 3), Rays.some(1, 7, 5)
     decoder = RayDecoder(*(torch.zeros(shape) for shape in ((4, 3), (4,), (4, 8), (4,), (3, 4), (3,))))
-    seen = render_factored(torch.full((1, 3, 2, 3, 3), 0.5), lines, *rays, decoder, padding="border")
+    seen = render_factored(torch.full((1, 3, 2, 3, 3), 0.5), lines, rays, decoder, padding="border")
     weights, _ = ray_weights(torch.full((1, 7, 5), 1.5), rays.edges)
     torch.testing.assert_close(seen.weights, weights)
     torch.testing.assert_close(seen.colour, seen.opacity[..., None].expand(-1, -1, 3) / 2)
@@ -147,7 +143,7 @@ def test_rays_get_no_gradient_and_half_precision_is_rendered_in_float32() -> Non
     for x in rays:
         x.requires_grad_()
     planes, lines, decoder = parts("vector_matrix", tuple(x.detach().bfloat16().requires_grad_() for x in given))
-    seen = render_factored(planes, lines, *rays, decoder)
+    seen = render_factored(planes, lines, rays, decoder)
     joined(seen).sum().backward()
     assert all(x.grad is None for x in rays) and seen.colour.dtype == torch.float32
     assert planes is not None and planes.grad is not None and planes.grad.dtype == torch.bfloat16
@@ -161,19 +157,19 @@ def test_wrong_arguments() -> None:
     rays = Rays.some(2, 4, 3)
     planes, lines, decoder = parts("vector_matrix", tuple(leaves("vector_matrix")))
     with pytest.raises(ValueError, match="choose zeros or border"):
-        render_factored(planes, lines, *rays, decoder, padding="reflection")
+        render_factored(planes, lines, rays, decoder, padding="reflection")
     with pytest.raises(ValueError, match="planes, lines or both"):
-        render_factored(None, None, *rays, decoder)
+        render_factored(None, None, rays, decoder)
     with pytest.raises(ValueError, match="none of 5 channels are left"):
-        render_factored(planes, lines, *rays, decoder._replace(inner=torch.zeros(5, 15)))
+        render_factored(planes, lines, rays, decoder._replace(inner=torch.zeros(5, 15)))
     for name, wrong in (
-        ("lines", (planes, torch.zeros(2, 3, 5, 3), *rays, decoder)),
-        ("origins", (planes, lines, rays.origins[:1], *rays[1:], decoder)),
-        ("directions", (planes, lines, rays.origins, rays.directions[:, :2], *rays[2:], decoder)),
-        ("encoded", (planes, lines, *rays[:2], rays.encoded[:1], rays.edges, decoder)),
-        ("hidden", (planes, lines, *rays, decoder._replace(hidden=decoder.hidden[:, :7]))),
-        ("inner", (planes, lines, *rays, decoder._replace(inner=torch.zeros(5, 8)))),
-        ("density", (planes, lines, *rays, decoder._replace(density=torch.zeros(1, 5)))),
+        ("lines", (planes, torch.zeros(2, 3, 5, 3), rays, decoder)),
+        ("origins", (planes, lines, rays._replace(origins=rays.origins[:1]), decoder)),
+        ("directions", (planes, lines, rays._replace(directions=rays.directions[:, :2]), decoder)),
+        ("encoded", (planes, lines, rays._replace(encoded=rays.encoded[:1]), decoder)),
+        ("hidden", (planes, lines, rays, decoder._replace(hidden=decoder.hidden[:, :7]))),
+        ("inner", (planes, lines, rays, decoder._replace(inner=torch.zeros(5, 8)))),
+        ("density", (planes, lines, rays, decoder._replace(density=torch.zeros(1, 5)))),
     ):
         with pytest.raises(ValueError, match=name):
             render_factored(*wrong)

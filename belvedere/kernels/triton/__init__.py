@@ -2,13 +2,36 @@
 
 Each file holds the kernels of one op, the functions that launch them, and their registration with fake and autograd,
 so that ``torch.compile(fullgraph=True)`` sees one operation. Nothing here is called by a model: the public functions
-of ``belvedere.kernels`` come here when ``backends.fused`` says so. No kernel uses atomics: a row's result depends on
-nothing but the row, and a sum over rows is made in a fixed order.
+of ``belvedere.kernels`` come here when ``backends.fused`` says so. A row's result depends on
+nothing but the row, but for attention that is split, and a sum over rows is made in a fixed order, but for texels of
+volumes that rays are trained through (``rays_backward``): no other kernel uses atomics.
 """
 
 from types import ModuleType
 
-from belvedere.kernels.triton import attention, concat, gates, norms, rays, region, residual, residual_norm, rope
+from belvedere.kernels.triton import (
+    attention,
+    attention_split,
+    concat,
+    gates,
+    norms,
+    rays,
+    region,
+    residual,
+    residual_norm,
+    rope,
+)
 
-MODULES: tuple[ModuleType, ...] = (attention, gates, norms, residual, residual_norm, rope, concat, region, rays)
+MODULES: tuple[ModuleType, ...] = (
+    attention,
+    attention_split,
+    gates,
+    norms,
+    residual,
+    residual_norm,
+    rope,
+    concat,
+    region,
+    rays,
+)
 """Every file of kernels."""

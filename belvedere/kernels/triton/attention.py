@@ -84,6 +84,7 @@ def _forward_kernel(
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, CHUNK: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     UNIT: tl.constexpr, PACKED: tl.constexpr, SIGMOID: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     batch, first, start, n, m = place(offsets_ptr, slots_ptr, n, m, OWN, PACKED)
     if start >= n:
@@ -97,6 +98,16 @@ def _forward_kernel(
     peak = tl.full((OWN,), float("-inf"), tl.float32)
     mass = tl.full((OWN,), 0, tl.float32)
     shift = tl.log2(tl.maximum(m, 1).to(tl.float32))
+    heads = tl.num_programs(1)
+    if SPLIT:
+        part, parts = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+        span = ((m + OTHER - 1) // OTHER + parts - 1) // parts * OTHER
+        skipped = tl.minimum(part * span, m)
+        m = tl.minimum(m - skipped, span).to(tl.int32)
+        k_ptr += skipped * k_n * UNIT
+        v_ptr += skipped * v_n * UNIT
+        o_ptr += part * total * heads * D
+        lse_ptr += part * total * heads
     for _ in range(m // OTHER):
         sums0, sums1, peak, mass = _fold(
             q0, q1, q_ptr, k_ptr, v_ptr, q_n * UNIT, k_n * UNIT, v_n * UNIT, n - start, OTHER, scale, shift,
@@ -118,7 +129,6 @@ def _forward_kernel(
             sums1 = sums1 * share
         row = tl.arange(0, OWN)
         tl.store(lse_ptr + head * total + token + row, peak + tl.log2(mass), row < n - start)
-    heads = tl.num_programs(1)
     o_ptr += (token * heads + head) * D
     store_both(o_ptr, heads * D, n - start, sums0, sums1, D0, D1, D, OWN)
 
@@ -141,23 +151,41 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, scale: float, sigmoid: bool
 ) -> tuple[Tensor, Tensor]:
     check(q, k, v, offsets)
-    q, k, v, offsets = readable(q, k, v, offsets)
-    *batch, n, h, d = q.shape
-    b = batch[0] if batch else 1
-    o, lse = _empty(q, k, v, offsets, scale, sigmoid)
-    tile, (unit, steps), (d0, d1) = tile_of("forward", q), strides_of(q, k, v), widths(d)
-    slots, count = slots_of(offsets, b, n, tile.own)
-    launch(
-        _forward_kernel, (count, h),
-        q, k, v, o, lse, offsets, slots, abs(scale) * LOG2_E, b * n, n, k.shape[-3], *steps,
-        D=d, D0=d0, D1=d1, CHUNK=chunk_of(q), OWN=tile.own, OTHER=tile.other, UNIT=unit,
-        PACKED=offsets is not None, SIGMOID=sigmoid, FLIP=scale < 0, WIDE=INTERPRETED,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    o, lse = empty(q, k, v, offsets, scale, sigmoid)
+    fold(q, k, v, o, lse, offsets, scale, sigmoid)
     return o, lse
 
 
-def _empty(
+def programs_of(q: Tensor, offsets: Tensor | None) -> int:
+    """Return how many programs a head has: the tiles of its queries; packed, one a sequence more at most."""
+    n, own = q.shape[-3], tile_of("forward", q).own
+    return q.shape[0] * triton.cdiv(n, own) if offsets is None else n // own + len(offsets) - 1
+
+
+def fold(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, offsets: Tensor | None, scale: float, sigmoid: bool,
+    parts: int = 1,
+) -> None:  # fmt: skip
+    """Write the result to ``o``, and logarithms of sums to ``lse``, as ``attention`` gives them.
+
+    More ``parts`` than one: each of so many behind one another is the result of a part of the keys, in whole tiles,
+    alone; for sigmoid, they add up to the result.
+    """
+    q, k, v, offsets = readable(q, k, v, offsets)
+    n, h, d = q.shape[-3:]
+    b = len(q) if offsets is None else 1
+    tile, (unit, steps), (d0, d1) = tile_of("forward", q), strides_of(q, k, v), widths(d)
+    slots, count = slots_of(offsets, b, n, tile.own)
+    launch(
+        _forward_kernel, (count, h, parts),
+        q, k, v, o, lse, offsets, slots, abs(scale) * LOG2_E, b * n, n, k.shape[-3], *steps,
+        D=d, D0=d0, D1=d1, CHUNK=chunk_of(q), OWN=tile.own, OTHER=tile.other, UNIT=unit,
+        PACKED=offsets is not None, SIGMOID=sigmoid, FLIP=scale < 0, WIDE=INTERPRETED, SPLIT=parts > 1,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def empty(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, scale: float, sigmoid: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the result, and (h, all tokens) logarithms of sums, none for sigmoid."""
@@ -165,23 +193,23 @@ def _empty(
     return q.new_empty(q.shape), q.new_empty(logarithms, dtype=torch.float32)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, offsets, ctx.scale, ctx.sigmoid = inputs
     o, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(q, k, v, offsets, *((None, None) if ctx.sigmoid else (o, lse)))
 
 
-def _pull(ctx: Any, do: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def pull(ctx: Any, do: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     q, k, v, offsets, o, lse = ctx.saved_tensors
     return *attention_backward.backward(do, q, k, v, offsets, ctx.scale, ctx.sigmoid, o, lse), None, None, None
 
 
-attention = register("attention", _forward, _empty, _keep, _pull)
+attention = register("attention", _forward, empty, keep, pull)
 
 
 def _passes(name: str, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, sigmoid: bool) -> Iterator[Any]:
-    scale, (o, lse) = q.shape[-1] ** -0.5, _empty(q, k, v, offsets, 1.0, sigmoid)
+    scale, (o, lse) = q.shape[-1] ** -0.5, empty(q, k, v, offsets, 1.0, sigmoid)
     kept = {} if sigmoid else {"o": o, "lse": lse}
     yield f"{name} forward", partial(_forward, q, k, v, offsets, scale, sigmoid)
     yield f"{name} backward", partial(attention_backward.run, o, q, k, v, offsets, scale, sigmoid, **kept)

@@ -14,6 +14,10 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 wrongly: a kernel with ``tl.dot`` takes this as a constant and widens its operands first."""
 
 
+PROCESSORS = {80: 108, 90: 132, 100: 148}
+"""Multiprocessors of A100, H100 SXM and B200, by compute capability (NVIDIA's white papers)."""
+
+
 def helper(function: Callable[..., Any]) -> Any:
     """Return a function that kernels call: compiled with them, plain Python in the interpreter, which would otherwise
     spend 10 ms on each call of it."""
@@ -51,6 +55,13 @@ def capability_of(x: Tensor) -> int:
         return _noted_capability
     major, minor = torch.cuda.get_device_capability(x.device)
     return 10 * major + minor
+
+
+def processors_of(x: Tensor) -> int:
+    """Return how many multiprocessors the device of ``x`` has; or that which launches are noted down for."""
+    if not x.is_cuda:
+        return PROCESSORS[_noted_capability]
+    return torch.cuda.get_device_properties(x.device).multi_processor_count
 
 
 @contextmanager

@@ -14,15 +14,25 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.rays import HIDDEN, INPUTS
+from belvedere.kernels.rays import HIDDEN, INPUTS, Rays
 from belvedere.kernels.triton import rays_backward
-from belvedere.kernels.triton.launch import helper, launch, meta, register
-from belvedere.kernels.triton.rays_network import CHUNK, channel, gelu, network_of, of_directions, second
+from belvedere.kernels.triton.launch import launch, meta, register
+from belvedere.kernels.triton.rays_grid import cell_of, density_of, features, inside, tables
+from belvedere.kernels.triton.rays_network import (
+    CHUNK,
+    channel,
+    chunks,
+    gelu,
+    matrix,
+    network_of,
+    of_directions,
+    second,
+)
+from belvedere.kernels.triton.rays_plain import Marching
 from belvedere.kernels.volume import FLOOR
 
 RAYS = 32
@@ -31,57 +41,6 @@ REGISTERS = 255
 """Of a thread, as many as there are: left to itself the assembler may spill some for the sake of one more block."""
 DENSE = 8
 """Features of density that are read at a time."""
-
-
-@helper
-def _cell(place, r):
-    """Return the cell, 0 to r, between centres of texels with a ring around them, and where in it ``place`` lies."""
-    place = tl.minimum(tl.maximum(place, 0.0), r + 1.0)
-    cell = tl.minimum(tl.maximum(place.to(tl.int32), 0), r)  # twice, for what is not a number
-    return cell, place - cell
-
-
-@helper
-def _pick(axis, x, y, z):
-    """Return (rays, columns): for each column that of three numbers of a ray which its axis (1, columns) says."""
-    return tl.where(axis == 0, x[:, None], tl.where(axis == 1, y[:, None], z[:, None]))
-
-
-@helper
-def _between(ptr, at, share, there, C: tl.constexpr):
-    """Return the interpolation between the texels ``at`` and behind it of ``C`` channels each."""
-    low = tl.load(ptr + at, there, 0.0)
-    return low + (tl.load(ptr + at + C, there, 0.0) - low) * share
-
-
-@helper
-def _features(
-    planes_ptr, lines_ptr, x, y, z, u, v, w, going, side, first,
-    FROM: tl.constexpr, COUNT: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Return ``WIDTH`` features of points in cells x, y, z, from the number ``first`` on, 0 where there are no more.
-
-    They are those of ``COUNT`` channels of ``C``, from channel ``FROM`` on, axis by axis; or products over the axes.
-    """
-    number = first + tl.arange(0, WIDTH)[None, :]
-    if planes_ptr is None:
-        channel = FROM + number
-        there = going[:, None] & (number < COUNT)
-        feature = _between(lines_ptr, z[:, None] * C + channel, w[:, None], there, C)
-        feature *= _between(lines_ptr, (y[:, None] + side) * C + channel, v[:, None], there, C)
-        feature *= _between(lines_ptr, (x[:, None] + 2 * side) * C + channel, u[:, None], there, C)
-    else:
-        axis = number // COUNT
-        channel = FROM + number % COUNT
-        there = going[:, None] & (axis < 3)
-        at = (axis * side * side + _pick(axis, y * side + x, x * side + z, z * side + y)) * C + channel
-        right, down = _pick(axis, u, w, v), _pick(axis, v, u, w)
-        upper = _between(planes_ptr, at, right, there, C)
-        feature = upper + (_between(planes_ptr, at + side * C, right, there, C) - upper) * down
-        if lines_ptr is not None:
-            at = (axis * side + _pick(axis, z, y, x)) * C + channel
-            feature *= _between(lines_ptr, at, _pick(axis, w, v, u), there, C)
-    return feature
 
 
 @triton.jit
@@ -125,25 +84,15 @@ def _forward_kernel(
         place_z = (origin_z + direction_z * middle) * scale + (r + 1) / 2
         going = there & (reaching > end_of_ray)
         if BOUNDED:  # no density outside the ring
-            least = tl.minimum(tl.minimum(place_x, place_y), place_z)
-            going = going & (least > 0) & (tl.maximum(tl.maximum(place_x, place_y), place_z) < r + 1)
+            going = going & inside(place_x, place_y, place_z, r)
         weight = nothing
         if tl.max(going.to(tl.int32), 0) > 0:
-            x, u = _cell(place_x, r)
-            y, v = _cell(place_y, r)
-            z, w = _cell(place_z, r)
-            density = nothing
-            if density_bias_ptr is not None:
-                density += tl.load(density_bias_ptr)
-            for first in range(0, DENSITY if planes_ptr is None else 3 * DENSITY, DENSE):
-                part = _features(
-                    planes_ptr, lines_ptr, x, y, z, u, v, w, going, side, first, 0, DENSITY, C, DENSE
-                )  # fmt: skip
-                if density_ptr is not None:
-                    number = first + tl.arange(0, DENSE)
-                    part *= tl.load(density_ptr + number, number < 3 * DENSITY, 0.0)[None, :]
-                density += tl.sum(part, 1)
-            density = tl.where(going, tl.maximum(density, 0.0), 0.0)
+            x, u = cell_of(place_x, r)
+            y, v = cell_of(place_y, r)
+            z, w = cell_of(place_z, r)
+            density = density_of(
+                planes_ptr, lines_ptr, density_ptr, density_bias_ptr, x, y, z, u, v, w, going, side, DENSITY, C, DENSE
+            )  # fmt: skip
             through = tl.exp(-density * (end - begin))
             weight = (1.0 - through) * reaching
             seen = going & (reaching > opaque) & (density > 0)
@@ -151,14 +100,13 @@ def _forward_kernel(
                 units = tl.full((RAYS, WIDE), 0, tl.float32)
                 units += tl.load(outer_ptr + 3 * WIDE + tl.arange(0, WIDE))[None, :]
                 for start in range(0, INPUTS, CHUNK):
-                    painted = _features(
+                    painted = features(
                         planes_ptr, lines_ptr, x, y, z, u, v, w, seen, side, start, DENSITY, COLOUR, C, CHUNK
                     )  # fmt: skip
-                    place = (start + tl.arange(0, CHUNK)[:, None]) * WIDE + tl.arange(0, WIDE)[None, :]
-                    units = tl.dot(gelu(painted), tl.load(network_ptr + place), units, input_precision="ieee")
-                units = second(
-                    network_ptr + INPUTS * WIDE, direction_ptr, ray, seen, gelu(units), WIDE, RAYS, CHUNK, LEVELS
-                )  # fmt: skip
+                    weights = tl.load(matrix(network_ptr, start, WIDE, 0, CHUNK, WIDE))
+                    units = tl.dot(gelu(painted), weights, units, input_precision="ieee")
+                parts = chunks(gelu(units), WIDE, RAYS, LEVELS)
+                units = gelu(second(network_ptr + INPUTS * WIDE, direction_ptr, ray, seen, parts, WIDE, CHUNK, LEVELS))
                 bright = tl.where(seen, weight, 0.0)
                 red += bright * channel(outer_ptr, outer_bias_ptr, units, 0, WIDE)
                 green += bright * channel(outer_ptr, outer_bias_ptr, units, 1, WIDE)
@@ -174,16 +122,6 @@ def _forward_kernel(
     tl.store(colour_ptr + ray * 3 + 2, blue, there)
     tl.store(depth_ptr + first_ray + ray, depth, there)
     tl.store(opacity_ptr + first_ray + ray, opacity, there)
-
-
-def _tables(planes: Tensor | None, lines: Tensor | None, padding: str) -> tuple[Tensor | None, Tensor | None]:
-    """Return planes and lines with a ring of what is outside around them, channels last."""
-    mode = "constant" if padding == "zeros" else "replicate"
-    if planes is not None:
-        planes = F.pad(planes.flatten(0, 1), (1, 1, 1, 1), mode).permute(0, 2, 3, 1).contiguous()  # (b 3, r, r, c)
-    if lines is not None:
-        lines = F.pad(lines.flatten(0, 1), (1, 1), mode).transpose(1, 2).contiguous()  # (b 3, r, c)
-    return planes, lines
 
 
 def _forward(
@@ -212,7 +150,7 @@ def _forward(
     seen = _empty(planes, lines, origins, directions, encoded, edges)
     launch(
         _forward_kernel, (triton.cdiv(n, RAYS), b),
-        *_tables(planes, lines, padding), origins, directions, edges, network, direction, *last, *seen,
+        *tables(planes, lines, padding), origins, directions, edges, network, direction, *last, *seen,
         n, len(edges) - 1, r, r / (2 * half_side), opaque, opaque if ends else 0.0,
         DENSITY=grid.shape[2] - colours, COLOUR=colours, INPUTS=rows, WIDE=wide,
         BOUNDED=padding == "zeros" and lines is not None, FLOOR=FLOOR, RAYS=RAYS, CHUNK=CHUNK,
@@ -268,5 +206,8 @@ def production() -> Iterator[tuple[str, Callable[[], Any]]]:
         shapes = [(h, axes * colour), (h,), (h, h + 27), (h,), (3, h), (3,)]
         shapes += [(1, 3 * density), (1,)] if form == "triplane" else []
         decoder = [meta(*shape, dtype=torch.float32) for shape in shapes]
-        rays = origins, directions, encoded, meta(samples + 1, dtype=torch.float32)
-        yield f"rays {name}", partial(_forward, planes, lines, *rays, decoder, 0.8, padding, 1e-4, True)
+        rays = Rays(origins, directions, encoded, meta(samples + 1, dtype=torch.float32))
+        how = Marching(0.8, padding, 1e-4, True)
+        yield f"rays {name}", partial(_forward, planes, lines, *rays, decoder, *how)
+        grads = [meta(1, n, *last, dtype=torch.float32) for last in ((samples,), (3,), (), ())]
+        yield f"rays {name} backward", partial(rays_backward.run, grads, (planes, lines), rays, decoder, how)

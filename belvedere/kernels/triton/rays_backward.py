@@ -1,201 +1,195 @@
-"""Gradients of rays through a factored volume: samples are asked again, so many of a scene at a time, and pulled back.
+"""Gradients of rays through a factored volume: samples are asked again, and no feature of one is written to memory.
 
-Plain PyTorch, in bounded memory and in a fixed order: what several samples add to one texel is summed as the gradient
-of an embedding is, by sorting, without atomics. A scene's gradient does not depend on those beside it. Only samples
-that have density are pulled back, and only those that have colour go through the network.
+Three kernels. The first walks along rays from front to back and writes the density and the transmittance in front of
+each sample. The second (``rays_backward_colour``) goes back through the network where there is colour. The third walks
+from back to front with the sum of what lies behind, which says what each density is worth (the reverse of compositing,
+in O(s)), and goes back through the sampling. What samples are worth to one texel is added up by atomic additions, so
+the last bits differ from run to run; gradients of weights are sums of each program, added up in a fixed order after.
+
+Where PyTorch's deterministic algorithms are on, ``rays_plain`` does all of it instead, without atomics.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.triton.launch import register
+from belvedere.kernels.rays import Rays
+from belvedere.kernels.triton import rays_backward_colour, rays_plain
+from belvedere.kernels.triton.launch import launch, register
+from belvedere.kernels.triton.rays_grid import (
+    cell_of,
+    density_of,
+    features,
+    inside,
+    place_of,
+    pull_features,
+    pull_table,
+    tables,
+)
+from belvedere.kernels.triton.rays_plain import Marching
 from belvedere.kernels.volume import FLOOR
 
-SAMPLES = 2**17
-"""That are asked at a time; one that has colour takes about 4 kB."""
+RAYS = 32
+"""Of a program."""
+DENSE = 8
+"""Features of density that are read at a time."""
 
 
-class _Taps(NamedTuple):
-    """Which texels an interpolation takes, of each axis' plane or line: numbers of rows and shares, (m, 3, k)."""
-
-    rows: Tensor
-    shares: Tensor
-
-    def of(self, points: Tensor) -> "_Taps":
-        return _Taps(self.rows[points], self.shares[points])
-
-
-class _Grid:
-    """The planes (3, c, r, r) or lines (3, c, r) of a scene as rows of channels, and the gradient of the rows."""
-
-    def __init__(self, grid: Tensor):
-        self.last = grid.movedim(1, -1)
-        self.rows = self.last.flatten(0, -2)  # (3 r r, c) or (3 r, c)
-        self.gradient = self.rows.new_zeros(self.rows.shape)
-
-    def sample(self, taps: _Taps, channels: slice) -> Tensor:
-        """Return the interpolated channels (m, 3, c)."""
-        return (self.rows[:, channels][taps.rows] * taps.shares.unsqueeze(-1)).sum(2)
-
-    def pull(self, grad: Tensor, taps: _Taps, channels: slice) -> None:
-        """Add what the gradient (m, 3, c) of interpolated channels is for the rows."""
-        parts = (grad.unsqueeze(2) * taps.shares.unsqueeze(-1)).flatten(0, 2)  # (m 3 k, c)
-        numbers = taps.rows.flatten()
-        self.gradient[:, channels] += torch.ops.aten.embedding_dense_backward(parts, numbers, len(self.rows), -1, False)
-
-    def result(self) -> Tensor:
-        """Return the gradient in the shape of the grid."""
-        return self.gradient.view(self.last.shape).movedim(-1, 1)
-
-
-class _Sampled:
-    """Features of some channels at m points, as the decoder takes them."""
-
-    def __init__(self, grids: Sequence[_Grid], taps: Sequence[_Taps], channels: slice, product: bool):
-        self.grids, self.taps, self.channels, self.product = grids, taps, channels, product
-        self.parts = [grid.sample(at, channels) for grid, at in zip(grids, taps, strict=True)]
-        features = self.parts[0] if len(grids) == 1 else self.parts[0] * self.parts[1]  # (m, 3, c)
-        self.x = features.prod(1) if product else features.flatten(1)
-
-    def pull(self, dx: Tensor) -> None:
-        """Add the gradient of x to that of the grids."""
-        first, *other = self.parts
-        if self.product:  # with what the two other axes have
-            grads = [dx.unsqueeze(1) * first.roll(1, 1) * first.roll(2, 1)]
-        else:
-            grad = dx.reshape(first.shape)
-            grads = [grad * other[0], grad * first] if other else [grad]
-        for grid, at, grad in zip(self.grids, self.taps, grads, strict=True):
-            grid.pull(grad, at, self.channels)
+@triton.jit
+def _density_kernel(
+    planes_ptr, lines_ptr, origins_ptr, directions_ptr, edges_ptr, weight_ptr, bias_ptr, density_ptr, reaching_ptr,
+    n, samples, r, scale, end_of_ray,
+    DENSITY: tl.constexpr, C: tl.constexpr, BOUNDED: tl.constexpr, FLOOR: tl.constexpr, RAYS: tl.constexpr,
+    DENSE: tl.constexpr,
+):  # fmt: skip
+    """Density and transmittance of samples, from front to back."""
+    scene, ray = tl.program_id(1).to(tl.int64), tl.program_id(0) * RAYS + tl.arange(0, RAYS)
+    there, side = ray < n, r + 2
+    if planes_ptr is not None:
+        planes_ptr += scene * 3 * side * side * C
+    if lines_ptr is not None:
+        lines_ptr += scene * 3 * side * C
+    origins_ptr += scene * n * 3
+    directions_ptr += scene * n * 3
+    density_ptr += scene * samples * n
+    reaching_ptr += scene * samples * n
+    reaching = tl.full((RAYS,), 1, tl.float32)
+    begin = tl.load(edges_ptr)
+    for i in range(samples):
+        end = tl.load(edges_ptr + i + 1)
+        middle = (begin + end) / 2
+        place_x = place_of(origins_ptr, directions_ptr, ray, there, 0, middle, scale, r)
+        place_y = place_of(origins_ptr, directions_ptr, ray, there, 1, middle, scale, r)
+        place_z = place_of(origins_ptr, directions_ptr, ray, there, 2, middle, scale, r)
+        going = there & (reaching > end_of_ray)
+        if BOUNDED:
+            going = going & inside(place_x, place_y, place_z, r)
+        density = tl.full((RAYS,), 0, tl.float32)
+        before = reaching
+        if tl.max(going.to(tl.int32), 0) > 0:
+            x, u = cell_of(place_x, r)
+            y, v = cell_of(place_y, r)
+            z, w = cell_of(place_z, r)
+            density = density_of(
+                planes_ptr, lines_ptr, weight_ptr, bias_ptr, x, y, z, u, v, w, going, side, DENSITY, C, DENSE
+            )  # fmt: skip
+            reaching = reaching * (tl.exp(-density * (end - begin)) + FLOOR)
+        tl.store(density_ptr + ray, density, there)
+        tl.store(reaching_ptr + ray, before, there)
+        density_ptr += n
+        reaching_ptr += n
+        begin = end
 
 
-class _Rays(NamedTuple):
-    """Some rays of a scene, and the gradients of what they see; see ``Composited``."""
+@triton.jit
+def _volume_kernel(
+    planes_ptr, lines_ptr, dplanes_ptr, dlines_ptr, origins_ptr, directions_ptr, edges_ptr, weight_ptr, sums_ptr,
+    density_ptr, reaching_ptr, worth_ptr, dweights_ptr, ddepth_ptr, dopacity_ptr, n, samples, r, scale,
+    DENSITY: tl.constexpr, C: tl.constexpr, FLOOR: tl.constexpr, RAYS: tl.constexpr, DENSE: tl.constexpr,
+):  # fmt: skip
+    """What densities are worth, from back to front, and the gradients of the features that they are made of."""
+    scene, ray = tl.program_id(1).to(tl.int64), tl.program_id(0) * RAYS + tl.arange(0, RAYS)
+    there, side = ray < n, r + 2
+    WIDTH: tl.constexpr = DENSITY if planes_ptr is None else 3 * DENSITY
+    if planes_ptr is not None:
+        planes_ptr += scene * 3 * side * side * C
+        dplanes_ptr += scene * 3 * side * side * C
+    if lines_ptr is not None:
+        lines_ptr += scene * 3 * side * C
+        dlines_ptr += scene * 3 * side * C
+    if weight_ptr is not None:
+        sums_ptr += (scene * tl.num_programs(0) + tl.program_id(0)) * (WIDTH + 1)
+    origins_ptr += scene * n * 3
+    directions_ptr += scene * n * 3
+    nothing = tl.full((RAYS,), 0, tl.float32)
+    common, depth, behind, of_bias = nothing, nothing, nothing, nothing
+    if dopacity_ptr is not None:
+        common = tl.load(dopacity_ptr + scene * n + ray, there, 0.0)
+    if ddepth_ptr is not None:
+        depth = tl.load(ddepth_ptr + scene * n + ray, there, 0.0)
+    end = tl.load(edges_ptr + samples)
+    for step in range(samples):
+        i = samples - 1 - step
+        begin = tl.load(edges_ptr + i)
+        middle = (begin + end) / 2
+        at = (scene * samples + i) * n + ray
+        density = tl.load(density_ptr + at, there, 0.0)
+        dense = density > 0
+        if tl.max(dense.to(tl.int32), 0) > 0:
+            worth = common + depth * middle
+            if worth_ptr is not None:
+                worth += tl.load(worth_ptr + at, there, 0.0)
+            if dweights_ptr is not None:
+                worth += tl.load(dweights_ptr + (scene * n + ray) * samples + i, there, 0.0)
+            reaching = tl.load(reaching_ptr + at, there, 0.0)
+            through = tl.exp(-density * (end - begin))
+            ddensity = (end - begin) * through * (worth * reaching - behind / (through + FLOOR))
+            ddensity = tl.where(dense, ddensity, 0.0)
+            behind += tl.where(dense, worth * (1.0 - through) * reaching, 0.0)
+            of_bias += ddensity
+            x, u = cell_of(place_of(origins_ptr, directions_ptr, ray, dense, 0, middle, scale, r), r)
+            y, v = cell_of(place_of(origins_ptr, directions_ptr, ray, dense, 1, middle, scale, r), r)
+            z, w = cell_of(place_of(origins_ptr, directions_ptr, ray, dense, 2, middle, scale, r), r)
+            for first in range(0, WIDTH, DENSE):
+                grad = tl.zeros((RAYS, DENSE), tl.float32) + ddensity[:, None]
+                if weight_ptr is not None:
+                    number = first + tl.arange(0, DENSE)
+                    given = features(planes_ptr, lines_ptr, x, y, z, u, v, w, dense, side, first, 0, DENSITY, C, DENSE)
+                    total = tl.load(sums_ptr + number, number < WIDTH, 0.0, volatile=True) + tl.sum(given * grad, 0)
+                    tl.store(sums_ptr + number, total, number < WIDTH)
+                    grad *= tl.load(weight_ptr + number, number < WIDTH, 0.0)[None, :]
+                pull_features(
+                    planes_ptr, lines_ptr, dplanes_ptr, dlines_ptr, x, y, z, u, v, w, dense, side, first, grad,
+                    0, DENSITY, C, DENSE,
+                )  # fmt: skip
+            if weight_ptr is not None:
+                tl.debug_barrier()  # another thread may read a sum than wrote it
+        end = begin
+    if weight_ptr is not None:
+        tl.store(sums_ptr + WIDTH, tl.sum(of_bias, 0))
 
-    origins: Tensor
-    directions: Tensor
-    encoded: Tensor
-    dweights: Tensor | None
-    dcolour: Tensor | None
-    ddepth: Tensor | None
-    dopacity: Tensor | None
 
-
-class _Decoder:
-    """The weights of a ``RayDecoder`` and the sums of their gradients."""
-
-    def __init__(self, weights: Sequence[Tensor]):
-        self.weights = weights
-        self.sums = [weight.new_zeros(weight.shape) for weight in weights]
-
-    def density(self, x: Tensor) -> Tensor:
-        """Return the density (m,) of features."""
-        return F.relu(F.linear(x, *self.weights[6:]).squeeze(1) if self.weights[6:] else x.sum(1))
-
-    def pull_density(self, x: Tensor, ddensity: Tensor) -> Tensor:
-        """Return the gradient of features that have density; adds that of weights."""
-        if not self.weights[6:]:
-            return ddensity.unsqueeze(1).expand(x.shape)
-        self._pull(6, x, ddensity.unsqueeze(1))
-        return ddensity.unsqueeze(1) * self.weights[6]
-
-    def pull_colour(self, x: Tensor, encoded: Tensor, dcolour: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the colour of features and, for its gradient, that of the features; adds that of weights."""
-        inner, inner_bias, hidden, hidden_bias, outer, outer_bias = self.weights[:6]
-        active = F.gelu(x)
-        first = F.linear(active, inner, inner_bias)
-        joined = torch.cat((F.gelu(first), encoded), 1)
-        second = F.linear(joined, hidden, hidden_bias)
-        units = F.gelu(second)
-        colour = F.linear(units, outer, outer_bias).sigmoid()
-        grad = dcolour * colour * (1 - colour)
-        self._pull(4, units, grad)
-        grad = torch.ops.aten.gelu_backward(grad @ outer, second)
-        self._pull(2, joined, grad)
-        grad = torch.ops.aten.gelu_backward(grad @ hidden[:, : len(inner)], first)
-        self._pull(0, active, grad)
-        return colour, torch.ops.aten.gelu_backward(grad @ inner, x)
-
-    def _pull(self, i: int, x: Tensor, grad: Tensor) -> None:
-        """Add the gradients of a linear map's weight ``i`` and of the bias after it."""
-        self.sums[i] += grad.T @ x
-        self.sums[i + 1] += grad.sum(0)
-
-
-class _Scene:
-    """A scene's volume, and how rays go through it."""
-
-    def __init__(
-        self, volume: Sequence[Tensor | None], edges: Tensor, half_side: float, padding: str, opaque: float, ends: bool
-    ):
-        self.grids = [_Grid(grid) for grid in volume if grid is not None]
-        self.given = [grid is not None for grid in volume]
-        self.product = volume[0] is None
-        self.middles, self.lengths = (edges[1:] + edges[:-1]) / 2, edges.diff()
-        self.half_side, self.padding, self.opaque, self.ends = half_side, padding, opaque, ends
-        self.channels, self.r = self.grids[0].last.shape[-1], self.grids[0].last.shape[1]
-
-    def pull(self, rays: _Rays, decoder: _Decoder) -> None:
-        """Add the gradients of rays to those of the volume and the decoder."""
-        colours = decoder.weights[0].shape[1] // (1 if self.product else 3)
-        dense, painted = slice(0, self.channels - colours), slice(self.channels - colours, None)
-        taps = self._taps(rays)
-        density = decoder.density(_Sampled(self.grids, taps, dense, self.product).x).view(len(rays.origins), -1)
-        through = torch.exp(-density * self.lengths)
-        reaching = F.pad(through[:, :-1] + FLOOR, (1, 0), value=1.0).cumprod(1)
-        lit = reaching > self.opaque
-        if self.ends:
-            density = density * lit
-        weights = torch.where(density > 0, (1 - through) * reaching, 0.0)
-        dweights = self._of_weights(rays)
-        if rays.dcolour is not None:
-            chosen = ((density > 0) & lit).flatten().nonzero().squeeze(1)
-            ray = chosen // len(self.middles)
-            seen = _Sampled(self.grids, [at.of(chosen) for at in taps], painted, self.product)
-            dcolour = rays.dcolour[ray]
-            share = weights.flatten()[chosen].unsqueeze(1)
-            colour, dx = decoder.pull_colour(seen.x, rays.encoded[ray], dcolour * share)
-            seen.pull(dx)
-            dweights.view(-1)[chosen] += (dcolour * colour).sum(1)
-        behind = (dweights * weights) @ through.new_ones(weights.shape[1], weights.shape[1]).tril(-1)
-        ddensity = self.lengths * through * (dweights * reaching - behind / (through + FLOOR))
-        chosen = (density > 0).flatten().nonzero().squeeze(1)
-        asked = _Sampled(self.grids, [at.of(chosen) for at in taps], dense, self.product)
-        asked.pull(decoder.pull_density(asked.x, ddensity.flatten()[chosen]))
-
-    def _of_weights(self, rays: _Rays) -> Tensor:
-        """Return the gradient (n, s) of the weights, but for what they are worth in colour."""
-        total = rays.origins.new_zeros(len(rays.origins), len(self.middles))
-        if rays.dweights is not None:
-            total += rays.dweights
-        if rays.ddepth is not None:
-            total += rays.ddepth.unsqueeze(1) * self.middles
-        if rays.dopacity is not None:
-            total += rays.dopacity.unsqueeze(1)
-        return total
-
-    def _taps(self, rays: _Rays) -> list[_Taps]:
-        """Return what all samples (n s) of rays take of each grid."""
-        points = rays.origins.unsqueeze(1) + rays.directions.unsqueeze(1) * self.middles.unsqueeze(1)  # (n, s, 3)
-        r = self.r
-        place = (points.flatten(0, 1) * (r / (2 * self.half_side)) + (r + 1) / 2).clamp(0, r + 1)
-        cell = place.to(torch.int64).clamp_(0, r)
-        share = place - cell
-        rows, shares = torch.stack((cell - 1, cell), -1), torch.stack((1 - share, share), -1)  # (n s, 3, 2)
-        if self.padding == "zeros":
-            shares = shares * ((rows >= 0) & (rows < r))
-        (x, y, z), (u, v, w) = rows.clamp(0, r - 1).unbind(1), shares.unbind(1)
-        axis = torch.arange(3, device=x.device)
-        down, right = torch.stack((y, x, z), 1), torch.stack((x, z, y), 1)  # (n s, 3, 2)
-        across = ((axis.view(3, 1, 1) * r + down.unsqueeze(3)) * r + right.unsqueeze(2)).flatten(2)
-        both = (torch.stack((v, u, w), 1).unsqueeze(3) * torch.stack((u, w, v), 1).unsqueeze(2)).flatten(2)
-        along = axis.view(3, 1) * r + torch.stack((z, y, x), 1)
-        taps = _Taps(across, both), _Taps(along, torch.stack((w, v, u), 1))
-        return [at for at, given in zip(taps, self.given, strict=True) if given]
+def run(
+    grads: Sequence[Tensor | None],
+    volume: Sequence[Tensor | None],
+    rays: Rays,
+    decoder: Sequence[Tensor],
+    how: Marching,
+) -> list[Tensor]:
+    """Return the gradients, see ``backward``, by the three kernels."""
+    c, r = next(grid.shape[2:4] for grid in volume if grid is not None)
+    (b, n, _), samples, scale = rays.origins.shape, len(rays.edges) - 1, r / (2 * how.half_side)
+    colours = decoder[0].shape[1] // (1 if volume[0] is None else 3)
+    origins, directions, encoded, edges = (x.contiguous() for x in rays)
+    along = origins, directions, edges
+    dweights, dcolour, ddepth, dopacity = (None if x is None else x.contiguous() for x in grads)
+    last = [*(weight.contiguous() for weight in decoder[6:]), None, None][:2]
+    planes, lines = volume
+    given = tables(planes, lines, how.padding)
+    pulled = [None if table is None else torch.zeros_like(table) for table in given]
+    density, reaching = origins.new_empty((2, b, samples, n))
+    programs, sizes = triton.cdiv(n, RAYS), {"DENSITY": c - colours, "C": c, "FLOOR": FLOOR}
+    launch(
+        _density_kernel, (programs, b), *given, *along, *last, density, reaching,
+        n, samples, r, scale, how.opaque if how.ends else 0.0, **sizes,
+        BOUNDED=how.padding == "zeros" and lines is not None, RAYS=RAYS, DENSE=DENSE, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    worth, network = None, [torch.zeros_like(weight) for weight in decoder[:6]]
+    if dcolour is not None:
+        asked = rays_backward_colour.Asked(density, reaching, dcolour)
+        worth, network = rays_backward_colour.run(given, pulled, along, encoded, asked, decoder, r, scale, how.opaque)
+    sums = None if last[0] is None else origins.new_zeros((b, programs, last[0].numel() + 1))
+    launch(
+        _volume_kernel, (programs, b), *given, *pulled, *along, last[0], sums, density, reaching, worth,
+        dweights, ddepth, dopacity, n, samples, r, scale, **sizes, RAYS=RAYS, DENSE=DENSE, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    of_density = [] if sums is None else [part.clone() for part in sums.sum((0, 1)).tensor_split((-1,))]
+    grids = [pull_table(table, how.padding) for table in pulled if table is not None]
+    return [*grids, *network, *(part.view(x.shape) for part, x in zip(of_density, decoder[6:], strict=True))]
 
 
 def _backward(
@@ -209,34 +203,20 @@ def _backward(
     directions: Tensor,
     encoded: Tensor,
     edges: Tensor,
-    weights: Sequence[Tensor],
+    decoder: Sequence[Tensor],
     half_side: float,
     padding: str,
     opaque: float,
     ends: bool,
 ) -> list[Tensor]:
-    decoder = _Decoder(weights)
-    gradients = _empty_volume(planes, lines)
-    rays = origins, directions, encoded, dweights, dcolour, ddepth, dopacity
-    step = max(1, SAMPLES // (len(edges) - 1))
-    for i in range(len(origins)):
-        volume = [None if grid is None else grid[i] for grid in (planes, lines)]
-        scene = _Scene(volume, edges, half_side, padding, opaque, ends)
-        for start in range(0, origins.shape[1], step):
-            part: Any = (None if x is None else x[i, start : start + step] for x in rays)
-            scene.pull(_Rays(*part), decoder)
-        for gradient, grid in zip(gradients, scene.grids, strict=True):
-            gradient[i] = grid.result()
-    return gradients + decoder.sums
-
-
-def _empty_volume(*grids: Tensor | None) -> list[Tensor]:
-    return [grid.new_empty(grid.shape) for grid in grids if grid is not None]
+    way = rays_plain.run if torch.are_deterministic_algorithms_enabled() else run
+    grads, rays = (dweights, dcolour, ddepth, dopacity), Rays(origins, directions, encoded, edges)
+    return way(grads, (planes, lines), rays, decoder, Marching(half_side, padding, opaque, ends))
 
 
 def _empty(dweights: Any, dcolour: Any, ddepth: Any, dopacity: Any, *given: Any) -> list[Tensor]:
-    planes, lines, _, _, _, _, weights, *_ = given
-    return _empty_volume(planes, lines, *weights)
+    planes, lines, _, _, _, _, decoder, *_ = given
+    return [x.new_empty(x.shape) for x in (planes, lines, *decoder) if x is not None]
 
 
 backward = register("render_factored_backward", _backward, _empty, None, None)

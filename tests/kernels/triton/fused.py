@@ -22,6 +22,16 @@ def routed(*modules: ModuleType) -> Iterator[None]:
                 yield
 
 
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Have PyTorch's deterministic algorithms on."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def gradients(op: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
     """Return the value of ``op`` and the gradient of each input, for one direction that depends on the shape alone."""
     inputs = tuple(x.detach().requires_grad_() for x in inputs)
