@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from belvedere import seeds
 from belvedere.apps import compare, record
+from belvedere.apps.importing import uncollected
 from belvedere.apps.record import Machine, Record
 from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
@@ -86,8 +87,9 @@ def load(request: GenerateRequest, *, download: bool = True) -> Model:
     from belvedere.checkpoints import store
 
     folder = store.resolve(request.model, download=download)
-    device = store.choose_device(request.device)
-    return Model(*store.load_verified(folder, store.choose_dtype(request.dtype, device), device), folder, device)
+    with uncollected():  # nearly all of it is imports
+        device = store.choose_device(request.device)
+        return Model(*store.load_verified(folder, store.choose_dtype(request.dtype, device), device), folder, device)
 
 
 def prepare(request: GenerateRequest, *, download: bool = True, model: Model | None = None) -> Job:
@@ -95,10 +97,10 @@ def prepare(request: GenerateRequest, *, download: bool = True, model: Model | N
 
     Without ``download``, a model of the hub is taken from the cache only.
     """
+    model = model or load(request, download=download)
     from belvedere.apps.prompts import open_prompts
     from belvedere.generation.class_pipeline import ClassPipeline
 
-    model = model or load(request, download=download)
     pipeline, digest, folder, device = model.pipeline, model.weights, model.folder, model.device
     concepts = ""
     if not isinstance(pipeline, ClassPipeline):

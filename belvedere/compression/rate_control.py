@@ -1,6 +1,7 @@
 """Files of a wanted size, or of a wanted likeness: the quality is found by halving."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -17,22 +18,52 @@ RESOLUTION = 8
 
 
 class _Trials:
-    """The files of one picture by level; what does not depend on the level is computed once."""
+    """The files of one picture by level; what does not depend on the level is computed once.
 
-    def __init__(self, image: Image.Image, codec: Codec, jobs: int, progress: Progress | None, options: dict[str, Any]):
+    ``progress`` is told of every tile that is analysed, written, or decoded, of all that the longest search would
+    need; ``decoded``: whether this one decodes its files.
+    """
+
+    def __init__(
+        self,
+        image: Image.Image,
+        codec: Codec,
+        jobs: int,
+        progress: Progress | None,
+        options: dict[str, Any],
+        decoded: bool = False,
+    ):
         self.source, self.jobs, self.top = Source(image, codec, **options), jobs, codec.level(codec.qualities[1])
         self.files: dict[int, bytes] = {}
-        boxes = self.source.boxes
+        self.progress, self.done = progress, 0
+        trials = 2 + math.ceil(math.log2(max(1, self.top / RESOLUTION)))
+        self.total = len(self.source.boxes) * (1 + trials * (2 if decoded else 1))
         with workers(jobs) as run:
-            self.analyses = list(reported(run(self.source.analyse, boxes), progress, len(boxes)))
+            self.analyses = self._counted(run(self.source.analyse, self.source.boxes))
+
+    def _counted(self, results: Iterable) -> list:
+        found = list(reported(results, self.progress, self.total, self.done))
+        self.done += len(found)
+        return found
 
     def file(self, level: int) -> bytes:
         """Return the file of a level."""
         if level not in self.files:
             with workers(self.jobs) as run:
-                tile = partial(self.source.tile, level)
-                self.files[level] = self.source.file(list(run(tile, self.source.boxes, self.analyses)), level)
+                tiles = self._counted(run(partial(self.source.tile, level), self.source.boxes, self.analyses))
+            self.files[level] = self.source.file(tiles, level)
         return self.files[level]
+
+    def picture(self, level: int) -> Image.Image:
+        """Return the picture in the file of a level."""
+        data, before = self.file(level), self.done
+
+        def told(tiles: float, _: int) -> None:
+            if self.progress:
+                self.progress(before + tiles, self.total)
+
+        self.done += len(self.source.boxes)
+        return decode(data, self.source.codec, jobs=self.jobs, progress=told)
 
 
 def encode_to_bpp(
@@ -60,10 +91,11 @@ def encode_to_psnr(
 
     Raises ``InputError`` when the highest quality does not reach it.
     """
-    trials, before = _Trials(image, codec, jobs, progress, options), torch.tensor(np.array(image))
+    trials = _Trials(image, codec, jobs, progress, options, decoded=True)
+    before = torch.tensor(np.array(image))
 
     def reached(level: int) -> float:
-        return psnr(torch.tensor(np.array(decode(trials.file(level), codec, jobs=jobs))), before)
+        return psnr(torch.tensor(np.array(trials.picture(level))), before)
 
     if (most := reached(trials.top)) < wanted:
         raise InputError(

@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -138,6 +138,34 @@ def test_a_wanted_likeness_is_met_from_above() -> None:
     assert psnr(pixels(decode(data, codec())), pixels(image)) >= min(wanted, reached[-1])
     with pytest.raises(InputError, match="more than this model reaches"):
         encode_to_psnr(image, codec(), 90)
+
+
+class Enough(Exception):
+    """Raised by who looks on."""
+
+
+@pytest.mark.parametrize("kind", ["size", "likeness"])
+def test_a_search_tells_how_far_it_is_and_can_be_stopped(kind: str) -> None:
+    image = photograph(300, 200)
+    files = [encode(image, codec(), quality=quality, layout=SMALL_TILES) for quality in (1, 4)]
+    if kind == "size":
+        search = partial(encode_to_bpp, bpp=sum(map(len, files)) * 4 / 60_000)
+    else:
+        search = partial(encode_to_psnr, wanted=psnr(pixels(decode(files[1], codec())), pixels(image)))
+    seen: list[tuple[float, int]] = []
+    data = search(image, codec(), layout=SMALL_TILES, progress=lambda *now: seen.append(now))
+    done = [now[0] for now in seen]
+    assert done == list(range(1, len(seen) + 1)) and len({now[1] for now in seen}) == 1
+    assert len(seen) <= seen[-1][1] and (kind == "likeness" or len(seen) > seen[-1][1] / 2)
+    assert search(image, codec(), layout=SMALL_TILES, jobs=2) == data
+
+    def stop(done: float, _: int) -> None:
+        if done > 5:
+            raise Enough
+
+    for jobs in (1, 2):
+        with pytest.raises(Enough):
+            search(image, codec(), layout=SMALL_TILES, jobs=jobs, progress=stop)
 
 
 @pytest.mark.parametrize("quality", [0.9, 4.1, float("nan")])

@@ -28,6 +28,8 @@ FILE, PICTURE, SMALL = "picture.bvd", "picture.png", "small.webp"
 SHOWN_SIDE = 1600
 """Pixels along the longer side of what the page shows; files are whole."""
 PAINTED_SIDE = 720
+SEARCHED = 0.9
+"""Share of the work that a search is."""
 COMPARED_PIXELS = 1_000_000
 """Of the largest picture that JPEG and WebP are tried on."""
 
@@ -67,23 +69,27 @@ def preview(studio: Studio, upload: uploads.Upload) -> "Image.Image":
     return reduced(uploads.picture(upload, studio.limits), PAINTED_SIDE)
 
 
-def compress(studio: Studio, upload: uploads.Upload, quality: float, strokes: Any, tell: Tell) -> Outcome:
+def compress(
+    studio: Studio, upload: uploads.Upload, quality: float, strokes: Any, tell: Tell, *, bpp: float = 0
+) -> Outcome:
     """Compress an uploaded picture, put the file on the shelf, and decode it; ``tell`` gets shares of the work.
 
-    ``strokes``: what is to stay sharp (``strokes.importance``); the rest then has the lowest quality. Raises
-    ``InputError`` for a picture, quality or strokes out of range.
+    ``strokes``: what is to stay sharp (``strokes.importance``); the rest then has the lowest quality. ``bpp``: instead
+    of ``quality``, the best one is searched for that needs no more bits a pixel. Raises ``InputError`` for a picture,
+    quality, bpp or strokes out of range, and for fewer bits than the lowest quality needs.
     """
     from belvedere.apps.compress import compress as run
     from belvedere.compression.codec import decode
 
     data = uploads.read(upload, studio.limits)
     photograph = uploads.photograph(upload, studio.limits)
-    request = CompressRequest(quality=quality, device=studio.device)
+    request = CompressRequest(quality=None if bpp else quality, bpp=bpp or None, device=studio.device)
+    share = SEARCHED if bpp else 0.5
     codec, before = load(studio), photograph.image
     painted = importance(strokes, before.size)
-    done = run(photograph, codec, request, painted, lambda part, of: tell(part / of / 2))
+    done = run(photograph, codec, request, painted, lambda part, of: tell(share * part / of))
     began = time.monotonic()
-    after = decode(done.data, codec, progress=lambda part, of: tell((1 + part / of) / 2))
+    after = decode(done.data, codec, progress=lambda part, of: tell(share + (1 - share) * part / of))
     facts: dict[str, Any] = {
         "width": before.width,
         "height": before.height,
@@ -95,6 +101,8 @@ def compress(studio: Studio, upload: uploads.Upload, quality: float, strokes: An
         "decode_seconds": time.monotonic() - began,
         "psnr": psnr(before, after),
     }
+    if bpp:
+        facts["target_bpp"] = bpp
     if painted is not None and painted.any():
         facts["painted_psnr"] = psnr(before, after, painted > 0)
     facts["same_psnr"] = peers(before.convert("RGB"), facts["psnr"], tell) if painted is None else {}

@@ -22,8 +22,8 @@ NONE_YET = cards.empty("No files yet", "What is compressed stays here, also when
 NO_MODEL = cards.empty("No codec here", "Start the studio with --model NAME=FOLDER to compress with your own.")
 USUAL = 4
 """Quality."""
-PAINTED = "(file, quality, brush) => [file, quality, (brush && brush.strokes) || []]"
-FRESH = "(file, quality) => [file, quality, []]"
+PAINTED = "(file, quality, brush, bpp) => [file, quality, (brush && brush.strokes) || [], bpp]"
+FRESH = "(file, quality, brush, bpp) => [file, quality, [], bpp]"
 
 
 def build(studio: Studio, page: gr.Blocks) -> None:
@@ -43,6 +43,10 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 1, rates, value=min(USUAL, rates), step=0.25, label="Quality", visible=rates > 1, elem_id="bvd-quality",
                 info=f"Higher is sharper and larger. 1, 2, ... {rates} were learned; fractions lie between.",
             )  # fmt: skip
+            most = gr.Number(
+                0, label="Bits a pixel at most", minimum=0, step=0.05, visible=rates > 1, elem_id="bvd-bpp",
+                info="Enter searches for the best quality that fits; 0 for none.",
+            )  # fmt: skip
             brush = component("brush", {})
             stop = gr.Button("Stop", size="sm")
             gr.Markdown("### Earlier files")
@@ -55,22 +59,21 @@ def build(studio: Studio, page: gr.Blocks) -> None:
             alone = gr.Image(label="Opened", format="png", visible=False, buttons=["fullscreen"])
             told = gr.HTML(EMPTY, elem_id="bvd-told", apply_default_css=False)
     shown = [both, alone, told]
-    _events(studio, page, file, quality, brush, stop, shown, old)
+    _events(studio, page, [file, quality, brush, most], stop, shown, old)
 
 
-def _events(
-    studio: Studio, page: gr.Blocks, file: Any, quality: Any, brush: Any, stop: Any, shown: list[Any], old: Any
-) -> None:
+def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown: list[Any], old: Any) -> None:
+    file, quality, brush, most = asked
     chosen = gr.Textbox(visible=False, label="id")
 
-    def drop(file: str, quality: float, strokes: Any) -> Iterator[list[Any]]:
+    def drop(file: str, quality: float, strokes: Any, target_bpp: float | None = 0) -> Iterator[list[Any]]:
         """Compress a picture, or open a .bvd file."""
 
         def work(tell: Tell) -> Outcome:
             data = uploads.read(file, studio.limits, (*uploads.PICTURES, uploads.BVD))
             if uploads.kind_of(data) == uploads.BVD:
                 return compressing.open_file(studio, data, tell)
-            return compressing.compress(studio, file, quality, strokes, tell)
+            return compressing.compress(studio, file, quality, strokes, tell, bpp=target_bpp or 0)
 
         yield from _shown(studio, work)
 
@@ -98,16 +101,17 @@ def _events(
         found = compressing.earlier(studio)
         return strip(studio, found, SMALL) if found else NONE_YET
 
-    asked = [file, quality, brush]
     looked = file.upload(board, file, brush, api_name="compress_look", **BUSY)
     runs = [
         looked.success(drop, asked, shown, js=FRESH, api_name="compress", **BUSY),
         quality.release(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
         brush.input(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
+        most.submit(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
         old.select(taken, None, chosen, api_visibility="private", **QUICK).success(
             again, chosen, shown, api_name="compress_open", **BUSY
         ),
     ]
+    most.change(lambda bpp: gr.update(interactive=not bpp), most, quality, api_visibility="private", **QUICK)
     for run in runs:
         run.then(earlier, None, old, api_visibility="private", **QUICK)
     stop.click(None, None, None, cancels=[looked, *runs], api_visibility="private").then(
@@ -131,7 +135,8 @@ def _shown(studio: Studio, work: Any) -> Iterator[list[Any]]:
 def figures(studio: Studio, outcome: Outcome) -> str:
     """Return what is told of a file: its figures, what others need for the same, and the links."""
     facts = outcome.facts
-    rows = [("Size", size(facts["bytes"])), ("Bits a pixel", f"{facts['bpp']:.3f}")]
+    asked = f" of {facts['target_bpp']:g}" if "target_bpp" in facts else ""
+    rows = [("Size", size(facts["bytes"])), ("Bits a pixel", f"{facts['bpp']:.3f}{asked}")]
     if "psnr" in facts:
         rows += [("PSNR", f"{facts['psnr']:.2f} dB")]
     if "painted_psnr" in facts:

@@ -139,6 +139,15 @@ def _learning_events(
         with in_words():
             return _choices(studio, concept_results.keep(studio, classroom, lesson))
 
+    def recall(lesson: str) -> list[Any]:
+        """Return what a lesson was begun with: word, what it is, base and steps; what is there where there is none."""
+        if not lesson:
+            return [gr.skip()] * 4
+        with in_words():
+            found = classroom.lesson(lesson)
+        base = found.base if found.base in studio.offered(*BASES) else gr.skip()
+        return [found.token, found.like, base, min(found.steps, studio.limits.learning_steps)]
+
     begun = learn.click(begin, inputs, lesson, api_name="personalise_begin", **BUSY)
     begun.success(look, lesson, seen, api_name="personalise_look", **QUICK)
     stop.click(end, lesson, None, api_name="personalise_stop", **QUICK).success(
@@ -150,9 +159,9 @@ def _learning_events(
     kept = keep.click(take, lesson, concept, api_name="personalise_keep", **QUICK)
     kept.success(lambda: _pictures(studio), None, made, api_visibility="private", **QUICK)
     timer.tick(look, lesson, seen, api_visibility="private", **QUICK)
-    page.load(classroom.newest, None, lesson, api_name="personalise_newest", **QUICK).then(
-        look, lesson, seen, api_visibility="private", **QUICK
-    )
+    found = page.load(classroom.newest, None, lesson, api_name="personalise_newest", **QUICK)
+    found.then(look, lesson, seen, api_visibility="private", **QUICK)
+    found.then(recall, lesson, inputs[1:], api_name="personalise_recall", **QUICK)
     page.load(lambda: _choices(studio), None, concept, api_name="personalise_concepts", **QUICK)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from belvedere.apps.importing import uncollected
 from belvedere.apps.output import check_folder
 from belvedere.checkpoints import store
 from belvedere.errors import InputError
@@ -155,13 +156,15 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads)}
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores that serve the page
     logging.basicConfig(format="belvedere: %(message)s", level=logging.WARNING)
-    import uvicorn
+    with uncollected():
+        import uvicorn
 
-    from belvedere.apps.web.studio import Studio
+        from belvedere.apps.web.studio import Studio
 
-    studio = Studio(folder, settings.device, models=models)
+        studio = Studio(folder, settings.device, models=models)
+        app = application(studio, settings.pair, settings.port)
     config = uvicorn.Config(
-        application(studio, settings.pair, settings.port),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,

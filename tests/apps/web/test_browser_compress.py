@@ -20,6 +20,13 @@ def cat(tmp_path: Path) -> Path:
     return tmp_path / "cat.png"
 
 
+def ask(page: Any, bpp: float) -> None:
+    """Ask for so many bits a pixel at most."""
+    number = page.locator("#bvd-bpp input")
+    number.fill(str(bpp))
+    number.press("Enter")
+
+
 def test_a_photograph_there_and_back(
     open_page: Callable[..., Any], shoot: Callable[[Any, str], None], cat: Path, tmp_path: Path
 ) -> None:
@@ -39,6 +46,12 @@ def test_a_photograph_there_and_back(
     page.wait_for_timeout(1000)  # leaving the field is a second release of the slider
     told.get_by_text("For the same PSNR").wait_for()
     shoot(page, "studio-compress")
+    ask(page, 0.5)
+    told.get_by_text(" of 0.5").wait_for()
+    assert page.locator("#bvd-quality input[type=number]").is_disabled()
+    ask(page, 0)
+    told.get_by_text(" of 0.5").wait_for(state="detached")
+    told.get_by_text("For the same PSNR").wait_for()
     box = page.locator(".board").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.35)
     page.mouse.down()
@@ -60,11 +73,28 @@ def test_a_photograph_there_and_back(
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
 
 
+def test_a_search_is_stopped_and_leaves_nothing(open_page: Callable[..., Any], server: Server, cat: Path) -> None:
+    page, shelf = open_page("Compress"), server.folder / "results"
+    page.locator(DROP).first.set_input_files(cat)
+    told = page.locator("#bvd-told")
+    told.get_by_text("For the same PSNR").wait_for()
+    before = sorted(path.name for path in shelf.iterdir())
+    ask(page, 0.7)
+    told.locator(".bv-bar").wait_for()
+    page.get_by_role("tabpanel").get_by_role("button", name="Stop", exact=True).click()
+    told.get_by_text("Nothing new was kept").wait_for()
+    assert sorted(path.name for path in shelf.iterdir()) == before
+
+
 def test_the_same_through_the_client(server: Server, cat: Path) -> None:
     client = pytest.importorskip("gradio_client")
     studio = client.Client(server.url, verbose=False)
     strokes = [{"radius": 0.1, "points": [[0.5, 0.4]]}]
     _, _, told = studio.predict(client.handle_file(cat), 2, strokes, api_name="/compress")
     assert "PSNR where painted" in told
+    _, _, told = studio.predict(client.handle_file(cat), strokes=[], target_bpp=0.5, api_name="/compress")
+    assert " of 0.5" in told
+    with pytest.raises(Exception, match="too few: this picture needs"):
+        studio.predict(client.handle_file(cat), strokes=[], target_bpp=0.001, api_name="/compress")
     with pytest.raises(Exception, match="from 0 to 1"):
         studio.predict(client.handle_file(cat), 2, [{"radius": 9}], api_name="/compress")

@@ -56,6 +56,10 @@ def test_a_toy_is_learned_kept_and_shown(
     page.locator("#lesson").get_by_text(f"of {STEPS}").wait_for()
     page.reload()
     page.get_by_role("tab", name="Personalise").click()
+    page.wait_for_function(
+        "steps => document.querySelector('#lesson-steps input[type=number]').value === steps", arg=str(STEPS)
+    )
+    assert page.get_by_label("What it is").input_value() == "mug"
     page.locator("#lesson svg").wait_for(timeout=180_000)
     page.locator("#lesson").get_by_text("Learned; Keep").wait_for(timeout=900_000)
     page.get_by_role("button", name="Keep").click()

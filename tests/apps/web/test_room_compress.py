@@ -51,6 +51,21 @@ def test_figures_are_those_of_the_file(studio: Studio, cat: Path) -> None:
     assert studio.url(done.id, FILE) in shown and f"{done.facts['psnr']:.2f} dB" in shown
 
 
+def test_bits_a_pixel_are_searched_for(studio: Studio, cat: Path) -> None:
+    told: list[float] = []
+    done = compressing.compress(studio, str(cat), 8.0, [], told.append, bpp=1.0)
+    finer = compressing.compress(studio, str(cat), done.facts["quality"] + 0.05, [], nothing)
+    assert done.facts["bpp"] <= 1.0 < finer.facts["bpp"]
+    searched = [part for part in told if part < compressing.SEARCHED]
+    assert len(searched) > 5 and told == sorted(told) and told[-1] <= 1
+    assert f"{done.facts['bpp']:.3f} of 1" in room_compress.figures(studio, done)
+    before = studio.shelf.used
+    for wanted, words in ((0.001, "too few: this picture needs"), (-1, "bpp"), (65, "bpp")):
+        with pytest.raises(InputError, match=words):
+            compressing.compress(studio, str(cat), 4.0, [], nothing, bpp=wanted)
+    assert studio.shelf.used == before
+
+
 def test_others_are_compared_at_the_smallest_size_that_is_as_good() -> None:
     image = Image.fromarray(data.chelsea()[:96, :96])
     found = compressing.peers(image, 33.0, nothing)
@@ -117,14 +132,19 @@ def test_a_file_of_more_pixels_than_the_studio_opens_is_refused_before_it_is_dec
         compressing.open_file(studio, bitstream.write(header, tiles), nothing)
 
 
-def test_stopping_keeps_nothing(studio: Studio, cat: Path) -> None:
-    def stop(_: Any) -> None:
-        raise Stopped
+@pytest.mark.parametrize("bpp", [0, 1.0])
+def test_stopping_keeps_nothing(studio: Studio, cat: Path, bpp: float) -> None:
+    told: list[float] = []
+
+    def stop(part: float) -> None:
+        told.append(part)
+        if len(told) == (3 if bpp else 1):  # in the midst of a search
+            raise Stopped
 
     before = studio.shelf.used
     with pytest.raises(Stopped):
-        compressing.compress(studio, str(cat), 2.0, [], stop)
-    assert studio.shelf.used == before
+        compressing.compress(studio, str(cat), 2.0, [], stop, bpp=bpp)
+    assert studio.shelf.used == before and told[-1] <= 0.5
 
 
 def test_sizes_are_written_to_be_read() -> None:
