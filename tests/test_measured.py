@@ -28,6 +28,37 @@ def test_the_seconds_of_the_studio() -> None:
         assert row in page("studio.md"), f"docs/studio.md lacks the row {row}"
 
 
+def test_the_seconds_of_imports() -> None:
+    found = {name: spreads for name, spreads in results("start.json").items() if isinstance(spreads, dict)}
+    assert found
+    for name, spreads in found.items():
+        row = f"| {name} | {spreads['with']['median']:.2f} | {spreads['without']['median']:.2f} |"
+        assert row in page("studio.md"), f"docs/studio.md lacks the row {row}"
+
+
+def test_the_seconds_of_overfitting_one_batch() -> None:
+    found = results("check.json")["seconds"]
+    names = ", ".join(f"`{name}`" for name in [*found][:-1]) + f" and `{[*found][-1]}`"
+    medians = [f"{spread['median']:.0f}" for spread in found.values()]
+    told = f"`--check` of {names} took {', '.join(medians[:-1])} and {medians[-1]} seconds"
+    assert told in page("training.md"), f"docs/training.md lacks: {told}"
+
+
+def test_the_rates_of_batches() -> None:
+    found = results("batch.json")
+    assert all(batch["network_share"] > 0.99 for batches in found["said"].values() for batch in batches if batch)
+    assert not any(batch.get("waited") for batches in found["said"].values() for batch in batches)
+    for name, rates in found["pictures_per_second"].items():
+        row = f"| {name} | {statistics.median(rates):.2f} | {max(rates):.2f} | {min(rates):.2f} |"
+        assert row in page("batch.md"), f"docs/batch.md lacks the row {row}"
+
+
+def test_the_wait_for_data() -> None:
+    toys, pictures = (f"{run['median']:.1%}".replace("%", " %") for run in results("data_wait.json")["runs"])
+    told = f"{toys} of the time for `dimr-toybox` and {pictures} for `dimr-cifar10` at a batch of 32"
+    assert told in page("training.md")
+
+
 PRECISION = results("precision_cost.json")
 
 
@@ -93,3 +124,19 @@ def test_the_figures_of_scenes() -> None:
         cells += [f"{found[key]:.2f}" for key in ("ssim", "copied_ssim", "depth_rank")]
         row = f"| {name} | {' | '.join(cells)} |"
         assert row in page("nvist.md"), f"docs/nvist.md lacks the row {row}"
+
+
+def test_the_seconds_of_scenes() -> None:
+    model, field = results("nvist.json"), results("field.json")
+    parts = {"": model, "solid: ": field["solid"], "soft: ": field["soft"]}
+    for prefix, found in parts.items():
+        for name, spread in found["seconds"].items():
+            memory = f"{found['peak_mb'][name]:.0f}" if name in found["peak_mb"] else ""
+            seconds = " | ".join(f"{spread[kind]:.3f}" for kind in ("median", "fastest", "slowest"))
+            row = f"| {prefix}{name} | {seconds} | {memory} |"
+            assert row in page("nvist.md"), f"docs/nvist.md lacks the row {row}"
+    told = [
+        model["psnr_quick_and_exact"],
+        *(field[scene]["differences"]["view, PSNR in dB"] for scene in ("solid", "soft")),
+    ]
+    assert "{:.1f} dB (`model`), {:.1f} dB (`solid`) and {:.1f} dB (`soft`)".format(*told) in page("nvist.md")

@@ -35,8 +35,6 @@ TYPES = {
 SHOWN = (".png", ".jpg", ".webp", ".gif", ".mp4")
 GRACE = 2
 """Seconds that open connections, and then work under way, have when the server ends."""
-SETTLE = 3
-"""Seconds after the first answer that are a page's alone: loading a model takes the interpreter from it."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +182,13 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
 
 
 def _greet(server: Any, address: str, ready: Callable[[str], object], studio: "Studio") -> None:
-    """Once the server answers, say so, and load the first model when a page has had time to appear."""
+    """Once the server answers, say so, and load the first model."""
     from belvedere.apps.web import making
 
     while not server.started and not server.should_exit:
         time.sleep(0.05)
     if server.started:
         ready(address)
-        time.sleep(SETTLE)
     if not server.should_exit:
         studio.runner.background("Make", lambda: making.warm(studio))
 
