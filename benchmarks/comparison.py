@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path, help="CIFAR-10's training set, parquet")
     parser.add_argument("test", type=Path, help="its test set")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "comparison.json")
     parser.add_argument("--page", type=Path, default=Path(__file__).parents[1] / "docs" / "comparison.md")
