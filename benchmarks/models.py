@@ -35,8 +35,7 @@ from belvedere.generation.fitv2 import Layout
 from belvedere.kernels.graphs import Graphs
 from belvedere.synthesis.cameras import conditions, input_camera
 from belvedere.synthesis.nvist import NViST
-from belvedere.synthesis.occupancy import Occupancy
-from belvedere.synthesis.render import render_view
+from belvedere.synthesis.render import occupancy_for_views, render_view
 
 
 class Run(NamedTuple):
@@ -140,7 +139,7 @@ def scenes(device: str) -> Iterator[Run]:
     build = torch.no_grad()(partial(network, image, told))
     yield Run("NViST, field", build, 1, "fields", build)
     field = build()
-    occupancy = Occupancy.of(field)
+    occupancy = occupancy_for_views(field)
     options = {"near": network.config.near, "far": network.config.far, "samples": 48}
     view = partial(render_view, field, camera, occupancy=occupancy, **options)
     yield Run(f"NViST, view of {width}x{height}", view, 1, "views")

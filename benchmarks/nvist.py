@@ -33,8 +33,7 @@ from belvedere.synthesis.camera_paths import orbit
 from belvedere.synthesis.cameras import conditions, input_camera
 from belvedere.synthesis.field import Field
 from belvedere.synthesis.nvist import NViST
-from belvedere.synthesis.occupancy import Occupancy
-from belvedere.synthesis.render import render_view
+from belvedere.synthesis.render import occupancy_for_views, render_view
 
 FRAMES, SIDE = 60, 128
 RAY: dict[str, Any] = {"near": 0.4, "far": 2.4, "samples": 48}
@@ -88,7 +87,7 @@ def model_runs(name: str) -> tuple[Runs, Callable[[], float]]:
     field = build()
 
     def turn(exact: bool = False) -> Tensor:
-        occupancy = None if exact else Occupancy.of(field)
+        occupancy = None if exact else occupancy_for_views(field)
         views = [render_view(field, side, **options, exact=exact, occupancy=occupancy) for side in path]
         return torch.stack([view.colour for view in views])
 

@@ -116,6 +116,15 @@ def test_the_seconds_of_conditioning() -> None:
         assert row in page("personalization.md"), f"docs/personalization.md lacks the row {row}"
 
 
+def test_the_aims_of_scenes() -> None:
+    card = json.loads((ROOT / "belvedere/checkpoints/embedded/nvist-toybox/card.json").read_text())
+    known, unseen = (card["quality"][name] for name in ("toys", "toys of unseen kinds"))
+    assert known["depth_rank"] > 0.8 and known["psnr"] < 22
+    assert f"are {known['psnr'] - known['copied_psnr']:.1f} dB above the copy and in depth beyond" in page("nvist.md")
+    gain, depth = unseen["psnr"] - unseen["copied_psnr"], unseen["depth_rank"]
+    assert f"are {gain:.1f} dB above the copy and at {depth:.3f} in depth: short of all three" in page("nvist.md")
+
+
 def test_the_figures_of_scenes() -> None:
     card = json.loads((ROOT / "belvedere/checkpoints/embedded/nvist-toybox/card.json").read_text())
     for name in ("toys", "toys of unseen kinds"):

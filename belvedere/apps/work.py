@@ -97,7 +97,7 @@ def prepare(request: GenerateRequest, *, download: bool = True, model: Model | N
 
     Without ``download``, a model of the hub is taken from the cache only.
     """
-    model = model or load(request, download=download)
+    model = model or load(request, download=download)  # first: its imports, without the collector, are theirs too
     from belvedere.apps.prompts import open_prompts
     from belvedere.generation.class_pipeline import ClassPipeline
 

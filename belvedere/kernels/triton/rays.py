@@ -21,7 +21,7 @@ from torch import Tensor
 from belvedere.kernels.rays import HIDDEN, INPUTS, Rays
 from belvedere.kernels.triton import rays_backward
 from belvedere.kernels.triton.launch import launch, meta, register
-from belvedere.kernels.triton.rays_grid import cell_of, density_of, features, inside, tables
+from belvedere.kernels.triton.rays_grid import DENSE, cell_of, density_of, features, inside, tables
 from belvedere.kernels.triton.rays_network import (
     CHUNK,
     channel,
@@ -31,6 +31,7 @@ from belvedere.kernels.triton.rays_network import (
     network_of,
     of_directions,
     second,
+    sizes_of,
 )
 from belvedere.kernels.triton.rays_plain import Marching
 from belvedere.kernels.volume import FLOOR
@@ -39,8 +40,6 @@ RAYS = 32
 """Of a program."""
 REGISTERS = 255
 """Of a thread, as many as there are: left to itself the assembler may spill some for the sake of one more block."""
-DENSE = 8
-"""Features of density that are read at a time."""
 
 
 @triton.jit
@@ -139,13 +138,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grid = lines if planes is None else planes
     assert grid is not None  # the public function has seen to it
-    (h, inputs), (b, n, _), r = decoder[0].shape, origins.shape, grid.shape[-1]
-    colours = inputs // (1 if planes is None else 3)
+    (b, n, _), r = origins.shape, grid.shape[-1]
+    colours = decoder[0].shape[1] // (1 if planes is None else 3)
     origins, directions, encoded, edges = (x.contiguous() for x in (origins, directions, encoded, edges))
-    levels = (triton.cdiv(h, CHUNK) - 1).bit_length()
-    wide, rows = CHUNK << levels, triton.cdiv(inputs, CHUNK) * CHUNK
+    levels, wide, rows = sizes_of(decoder)
     network = network_of(decoder, wide)
-    direction = of_directions(network[rows + wide + 4 :], encoded)
+    direction = of_directions(network, rows, encoded)
     last = [*(weight.contiguous() for weight in decoder[5:]), None, None][:3]
     seen = _empty(planes, lines, origins, directions, encoded, edges)
     launch(

@@ -21,6 +21,7 @@ from belvedere.kernels.rays import Rays
 from belvedere.kernels.triton import rays_backward_colour, rays_plain
 from belvedere.kernels.triton.launch import launch, register
 from belvedere.kernels.triton.rays_grid import (
+    DENSE,
     cell_of,
     density_of,
     features,
@@ -35,8 +36,6 @@ from belvedere.kernels.volume import FLOOR
 
 RAYS = 32
 """Of a program."""
-DENSE = 8
-"""Features of density that are read at a time."""
 
 
 @triton.jit

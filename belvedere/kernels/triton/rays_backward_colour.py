@@ -25,6 +25,7 @@ from belvedere.kernels.triton.rays_network import (
     of_directions,
     pull_network,
     second,
+    sizes_of,
     through,
 )
 
@@ -166,12 +167,11 @@ def run(
     ``tables`` of planes and lines, to whose gradients ``dtables`` those by way of the colour are added; ``rays``:
     origins, directions and edges.
     """
-    (b, samples, n), (h, inputs) = asked.density.shape, decoder[0].shape
-    colours = inputs // (1 if tables[0] is None else 3)
-    levels = (triton.cdiv(h, CHUNK) - 1).bit_length()
-    wide, features = CHUNK << levels, triton.cdiv(inputs, CHUNK) * CHUNK
+    b, samples, n = asked.density.shape
+    colours = decoder[0].shape[1] // (1 if tables[0] is None else 3)
+    levels, wide, features = sizes_of(decoder)
     network, encoded = network_of(decoder, wide), encoded.contiguous()
-    direction = of_directions(network[features + wide + 4 :], encoded)
+    direction = of_directions(network, features, encoded)
     worth, programs = asked.density.new_zeros(asked.density.shape), max(1, PROGRAMS // max(1, b))
     encodings = triton.cdiv(encoded.shape[-1], CHUNK) * CHUNK
     sums = network.new_zeros((b, programs, features + wide + 5 + encodings + 1, wide))

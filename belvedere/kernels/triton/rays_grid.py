@@ -10,6 +10,9 @@ from torch import Tensor
 
 from belvedere.kernels.triton.launch import helper
 
+DENSE = 8
+"""Features of density that are read at a time."""
+
 
 @helper
 def cell_of(place, r):

@@ -85,6 +85,13 @@ def channel(network_ptr, bias_ptr, units, i, WIDE: tl.constexpr):
     return 1.0 / (1.0 + tl.exp(-logits))
 
 
+def sizes_of(decoder: Sequence[Tensor]) -> tuple[int, int, int]:
+    """Return how often units are halved to ``chunks``, and how many units and features there are in whole chunks."""
+    h, inputs = decoder[0].shape
+    levels = (triton.cdiv(h, CHUNK) - 1).bit_length()
+    return levels, CHUNK << levels, triton.cdiv(inputs, CHUNK) * CHUNK
+
+
 def network_of(decoder: Sequence[Tensor], wide: int) -> Tensor:
     """Return the weights of the colour network as rows of ``wide`` units, zeros where there are fewer.
 
@@ -128,10 +135,11 @@ def _in_chunks(rows: Tensor, wide: int) -> Tensor:
     return F.pad(rows, (0, 0, 0, wide - len(rows))).view(CHUNK, -1, rows.shape[1]).transpose(0, 1).flatten(0, 1)
 
 
-def of_directions(network: Tensor, encoded: Tensor) -> Tensor:
-    """Return what directions (b, n, e) add to the second layer (b, n, wide), by rows of the bias and of each number."""
-    b, n, encodings = encoded.shape
-    total, blocks = encoded.new_empty((b, n, network.shape[1])), (triton.cdiv(b * n, RAYS),)
-    sizes = {"ENCODED": encodings, "WIDE": network.shape[1], "RAYS": RAYS}
-    launch(_direction_kernel, blocks, network, encoded, total, b * n, **sizes, num_warps=4)
+def of_directions(network: Tensor, features: int, encoded: Tensor) -> Tensor:
+    """Return what directions (b, n, e) and the bias add to the second layer (b, n, wide), by ``network_of``."""
+    (b, n, encodings), wide = encoded.shape, network.shape[1]
+    rows = network[features + wide + 4 :]  # from the second bias on
+    total, blocks = encoded.new_empty((b, n, wide)), (triton.cdiv(b * n, RAYS),)
+    sizes = {"ENCODED": encodings, "WIDE": wide, "RAYS": RAYS}
+    launch(_direction_kernel, blocks, rows, encoded, total, b * n, **sizes, num_warps=4)
     return total
