@@ -108,7 +108,7 @@ def test_the_memory_that_opening_takes(run: str, words: str) -> None:
 def test_the_seconds_of_conditioning() -> None:
     found = results("neti.json")["conditioning"]
     names = {"one by one": "16 layers one by one, as published", "one batch": "one batch"}
-    names |= {"start shared": "and the tokens before the placeholder once"}
+    names |= {"start shared": "and the tokens before the placeholder once", "bfloat16": "and in bfloat16"}
     for name, words in names.items():
         seconds = found["seconds"][name]
         median, least, most = statistics.median(seconds), min(seconds), max(seconds)
