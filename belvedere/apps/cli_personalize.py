@@ -45,6 +45,10 @@ def personalize(
     steps: Annotated[int | None, typer.Option(help="Default: the recipe's, 1000 as published.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is random. Default: the recipe's.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run. Default: beside FILE, ending in .run.")] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a CLIP model: the log tells how alike sheets are to photographs and prompts."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -64,7 +68,7 @@ def personalize(
 
     asked = {"steps": steps, "seed": seed}
     changes = [*(overrides or ()), *(f"{key}={value}" for key, value in asked.items() if value is not None)]
-    plan = Plan(photos, token, like, base, out, templates, parse_regions(region or ()), recipe, changes, run)
+    plan = Plan(photos, token, like, base, out, templates, parse_regions(region or ()), recipe, changes, run, clip)
     done = learn(plan, command=this_command(), force=force)
     if os.environ.get("RANK", "0") == "0":
         if as_json:

@@ -22,6 +22,8 @@ RENDERS = 96
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels that OpenAI's CLIP models were trained on, where a folder does not say."""
 MOST_SIDE = 1024
+FIGURES = ("image_similarity", "held_out_similarity", "text_similarity", "recognised")
+"""What ``figures_of`` tells."""
 
 
 class Judge(Protocol):
@@ -120,6 +122,29 @@ class ClipJudge:
     def recognised(self, pictures: Sequence[Image.Image], word: str) -> float | None:
         """It does not say."""
         return None
+
+
+def open_judge(name: str) -> Judge:
+    """Return the judge of a name: that of the embedded classifier, or else a folder with a CLIP model."""
+    return ToyJudge() if name == ToyJudge.name else ClipJudge(Path(name))
+
+
+def figures_of(
+    judge: Judge, made: Sequence[Image.Image], truth: Tensor, apart: Tensor | None, read: Tensor | None, word: str
+) -> dict[str, float | None]:
+    """Return ``FIGURES`` of pictures ``made``, None where nothing can be said.
+
+    ``truth`` and ``apart``: directions of the photographs learned from and of those held out; ``read``: of prompts,
+    picture i having prompt i modulo their number; ``word``: what is to be recognised.
+    """
+    seen = judge.pictures(made)  # (n, d)
+    own = None if read is None else read[[i % len(read) for i in range(len(seen))]]
+    return {
+        "image_similarity": (seen @ truth.T).mean().item(),
+        "held_out_similarity": None if apart is None else (seen @ apart.T).mean().item(),
+        "text_similarity": None if own is None else (seen * own).sum(1).mean().item(),
+        "recognised": judge.recognised(made, word),
+    }
 
 
 def _vectors(made: Any) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from belvedere.apps import output, work
-from belvedere.apps.concept_judges import ClipJudge, Judge, ToyJudge
+from belvedere.apps.concept_judges import FIGURES, ToyJudge, figures_of, open_judge
 from belvedere.apps.requests import GenerateRequest
 from belvedere.checkpoints.concepts import load_concept
 from belvedere.data.concept_photos import photo_files, read_templates
@@ -45,7 +45,6 @@ PROMPTS = (
 """Scenes and styles of Textual Inversion's evaluation."""
 ACROSS = 6
 """Pictures of a row of the sheet."""
-FIGURES = ("image_similarity", "held_out_similarity", "text_similarity", "recognised")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def evaluate_concept(plan: Protocol, progress: work.Progress | None = None) -> t
     concept = load_concept(plan.concept)
     learned, held_out = _photographs(plan)
     job = work.prepare(_request(plan, concept), download=plan.model is not None)
-    judge: Judge = ToyJudge() if plan.clip is None else ClipJudge(plan.clip)
+    judge = open_judge(ToyJudge.name if plan.clip is None else str(plan.clip))
     side = min(job.size(0))
     shown = [centre_crop(open_image(file), side) for file in learned]
     truth = judge.pictures(shown)
@@ -92,7 +91,7 @@ def evaluate_concept(plan: Protocol, progress: work.Progress | None = None) -> t
     rows = []
     for number, (name, part) in enumerate([("the word alone", _plain(job, spelled)), *jobs]):
         made = _pictures(part, number, total, progress)
-        facts = _figures(judge, made, truth, apart, read, concept.super_category)
+        facts = figures_of(judge, made, truth, apart, read, concept.super_category)
         rows.append({"name": name, **facts})
         sheet += _row(made, name)
     curve = [
@@ -162,20 +161,6 @@ def _pictures(job: work.Job, number: int, total: int, progress: work.Progress | 
             progress(number * count + done, total)
 
     return [picture.image for picture in work.run(job, range(count), progress=report)]
-
-
-def _figures(
-    judge: Judge, made: Sequence[Image.Image], truth: Tensor, apart: Tensor | None, read: Tensor | None, word: str
-) -> dict[str, float | None]:
-    """Return ``FIGURES`` of pictures; picture i has prompt i modulo their number."""
-    seen = judge.pictures(made)  # (n, d)
-    own = None if read is None else read[[i % len(read) for i in range(len(seen))]]
-    return {
-        "image_similarity": (seen @ truth.T).mean().item(),
-        "held_out_similarity": None if apart is None else (seen @ apart.T).mean().item(),
-        "text_similarity": None if own is None else (seen * own).sum(1).mean().item(),
-        "recognised": judge.recognised(made, word),
-    }
 
 
 def _among(truth: Tensor) -> float | None:

@@ -21,6 +21,8 @@ class FinetuneConfig:
     """Parts that learn; the others stay as they are. None named: all learn."""
     reset: bool = False
     """The parts that learn begin anew instead of with the weights (as FiTv2's high-resolution stage was published)."""
+    resize: bool = False
+    """A model of NViST's whose volume has other texels or tokens is resampled (``nvist_resize``)."""
 
 
 def begin(system: str, model: nn.Module, config: FinetuneConfig) -> None:
@@ -33,7 +35,7 @@ def begin(system: str, model: nn.Module, config: FinetuneConfig) -> None:
     if system not in IMPORTERS:
         raise InputError(f"config finetune: task {system} has none; it is for {', '.join(IMPORTERS)}")
     check_parts(model, config.train)
-    weights = read_weights(system, model, config.weights)
+    weights = read_weights(system, model, config.weights, resize=config.resize)
     fresh = {name for name in weights if config.reset and is_part(name, config.train)}
     missing, _ = model.load_state_dict({n: w for n, w in weights.items() if n not in fresh}, strict=False)
     assert set(missing) <= fresh
@@ -56,16 +58,35 @@ def check_parts(model: nn.Module, parts: Sequence[str]) -> None:
         )
 
 
-def read_weights(system: str, model: Any, name: str) -> dict[str, Tensor]:
-    """Return the state dict that fits ``model``, from a published file or a model of ours."""
+def read_weights(system: str, model: Any, name: str, *, resize: bool = False) -> dict[str, Tensor]:
+    """Return the state dict that fits ``model``, from a published file or a model of ours; ``resize``: its volume."""
     from belvedere.checkpoints import store
     from belvedere.checkpoints.components import load_network
     from belvedere.checkpoints.official import IMPORTERS, check_fit
     from belvedere.checkpoints.tensors import read_state_dict
 
-    if Path(name).is_file():
+    published = Path(name).is_file()
+    if resize and (published or system != "nvist"):
+        raise InputError("config finetune.resize: only a model of ours for task nvist can be resized")
+    if published:
         weights = IMPORTERS[system].names(read_state_dict(Path(name)))
     else:
-        weights = load_network(store.resolve(name) / "network", type(model), torch.float32).state_dict()
+        network = load_network(store.resolve(name) / "network", type(model), torch.float32)
+        weights = _volume_weights(network, model, resize) if system == "nvist" else network.state_dict()
     check_fit(model, weights)
     return weights
+
+
+def _volume_weights(network: Any, model: Any, resize: bool) -> dict[str, Tensor]:
+    """Return an NViST's weights for ``model``; raises ``InputError`` for another volume, unless it is resized."""
+    from belvedere.synthesis.nvist_resize import resize_volume
+
+    if resize:
+        return resize_volume(network, model)
+    for field in ("resolution", "volume_patch"):
+        if network.config[field] != model.config[field]:
+            raise InputError(
+                f"config finetune.weights: {field} {network.config[field]} is not the {model.config[field]} of model; "
+                "finetune.resize=true resamples the volume"
+            )
+    return network.state_dict()

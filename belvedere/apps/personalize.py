@@ -31,7 +31,8 @@ class Plan:
 
     ``like``: the super-category. ``templates``: objects, styles or a text file. ``regions``: by photograph's name, the
     part that shows the thing, (x, y, width, height). ``recipe``: name of a packaged config or a YAML file, of which
-    ``overrides`` replace values. ``run``: folder of the run, by default beside ``out``.
+    ``overrides`` replace values. ``run``: folder of the run, by default beside ``out``. ``clip``: folder with a CLIP
+    model, which compares every sheet with photographs and prompts.
     """
 
     photos: Path
@@ -44,6 +45,7 @@ class Plan:
     recipe: str = RECIPE
     overrides: Sequence[str] = ()
     run: Path | None = None
+    clip: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -104,6 +106,8 @@ def make_config(plan: Plan) -> TrainConfig:
         data["templates"] = list(read_templates(plan.templates))
     if plan.regions:
         data["regions"] = {name: list(box) for name, box in plan.regions.items()}
+    if plan.clip is not None:
+        data["judge"] = str(plan.clip)
     given = {"base": plan.base, "token": plan.token, "like": plan.like}
     return replace(recipe, model={**recipe.model, **given, "photographs": _fingerprint(data)}, data=data)
 

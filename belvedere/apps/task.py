@@ -32,8 +32,8 @@ class Task:
     """``groups(model, weight_decay)`` -> the optimizer's parameter groups."""
     export: Callable[[nn.Module, Path, dict[str, Any]], str]
     """``export(model, folder, facts)`` writes the model folder and its card; returns the digest of the weights."""
-    sheet: Callable[[nn.Module, Path], None] | None = None
-    """``sheet(model, path)`` writes a picture that shows what the model can do."""
+    sheet: Callable[[nn.Module, Path], Mapping[str, float] | None] | None = None
+    """``sheet(model, path)`` writes a picture of what the model can do; returns figures of it, if it has any."""
     held_out: Dataset | None = None
     """Samples that training does not see, of the same form; None: no evaluation in the run."""
 

@@ -1,7 +1,7 @@
 """The task of a concept: a mapper learns from a few photographs, before a base model that stays as it is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from belvedere.apps.training_state import atomic_directory, digest
 from belvedere.apps.written import check_keys
 from belvedere.data import Dataset
 from belvedere.data.concept_photos import TEMPLATES, ConceptPhotos, photo_files
+from belvedere.data.images import to_image
 from belvedere.errors import InputError
 from belvedere.generation.concept import Concept
 from belvedere.seeds import generator
@@ -29,6 +30,10 @@ LOOKED = 64
 """At least so many draws of noise and time are looked at, shared by the held-out photographs."""
 SEEDS = (42, 420, 501, 5456)
 """And its columns, as published."""
+
+
+Comparison = Callable[[Tensor], dict[str, float]]
+"""Pictures (n, 3, h, w) in [0, 1] to figures by name."""
 
 
 class Latents:
@@ -55,13 +60,15 @@ def neti_task(config: TrainConfig) -> Task:
     """NeTI: ``model`` has ``base`` (embedded name, folder or hub id of a Stable Diffusion model), ``token``, ``like``
     (the super-category), ``start`` (published, or word: at the super-category), ``photographs`` (their digest, which
     is checked) and fields of ``NeTIMapper``. ``data`` is that of ``ConceptPhotos``, without ``size`` the base's own,
-    and has ``templates`` (objects, styles or a list) and ``shown``, the prompts of sheets."""
+    and has ``templates`` (objects, styles or a list), ``shown``, the prompts of sheets, and ``judge``, who compares
+    sheets with photographs and prompts: a folder with a CLIP model, or toybox-classifier (none: nobody does)."""
     from belvedere.generation.neti import NeTIMapper
     from belvedere.generation.neti_training import Lesson, parameter_groups
 
     check_keys(config.loss, (), "loss.")
     fields, data = _fields(config.model, NeTIMapper), dict(config.data)
     templates, shown = _sentences(data, "templates", TEMPLATES["objects"]), _sentences(data, "shown", SHOWN)
+    judge = data.pop("judge", None)
     if "path" in data:
         photo_files(data["path"])  # before a large model is loaded
     base = open_base(fields.pop("base"))
@@ -72,6 +79,7 @@ def neti_task(config: TrainConfig) -> Task:
     concept = base.concept(fields.pop("token"), fields.pop("like"), name, **fields)
     lesson = Lesson(base, concept, templates)
     Lesson(base, concept, shown)
+    compare = None if judge is None else _comparison(judge, photos, shown, concept.super_category)
     return Task(
         model=concept.mapper,
         dataset=Latents(_moments(base, photos)),
@@ -81,7 +89,7 @@ def neti_task(config: TrainConfig) -> Task:
         loss=lesson.loss,
         groups=parameter_groups,
         export=lambda mapper, folder, facts: _export(concept, mapper, folder, facts),
-        sheet=lambda mapper, path: _sheet(base, concept, mapper, shown, config.export, path),
+        sheet=lambda mapper, path: _sheet(base, concept, mapper, shown, config.export, path, compare),
     )
 
 
@@ -144,9 +152,34 @@ def _export(concept: Concept, mapper: Any, folder: Path, facts: dict[str, Any]) 
     return found
 
 
+def _comparison(name: Any, photos: ConceptPhotos, shown: Sequence[str], like: str) -> Comparison:
+    """Return what compares pictures with the photographs and with their prompts, the ones of ``shown`` in turn."""
+    from belvedere.apps.concept_judges import figures_of, open_judge
+
+    if not isinstance(name, str) or not name:
+        raise InputError(f"config data.judge {name!r}: give a folder with a CLIP model, or toybox-classifier")
+    judge = open_judge(name)
+    truth = judge.pictures([to_image(pixels / 127.5 - 1) for pixels in photos.pixels])
+    read = judge.texts([template.replace("{}", like) for template in shown])
+
+    def compare(pictures: Tensor) -> dict[str, float]:
+        found = figures_of(judge, [to_image(picture * 2 - 1) for picture in pictures], truth, None, read, like)
+        return {name: value for name, value in found.items() if value is not None}
+
+    return compare
+
+
 @torch.no_grad()
-def _sheet(base: Any, concept: Concept, mapper: Any, shown: Sequence[str], export: ExportConfig, path: Path) -> None:
-    """Write a sheet: a row a prompt, a column a seed, always the same."""
+def _sheet(
+    base: Any,
+    concept: Concept,
+    mapper: Any,
+    shown: Sequence[str],
+    export: ExportConfig,
+    path: Path,
+    compare: Comparison | None,
+) -> dict[str, float]:
+    """Write a sheet: a row a prompt, a column a seed, always the same; return the figures of its pictures."""
     from belvedere.generation.neti_training import sampler
 
     make, rows = sampler(base.to(mapper.device), concept, mapper), []
@@ -161,3 +194,4 @@ def _sheet(base: Any, concept: Concept, mapper: Any, shown: Sequence[str], expor
         )
         rows.append(made.images.float().cpu())
     save_grid(torch.cat(rows), len(SEEDS), path)
+    return {} if compare is None else compare(torch.stack(rows, 1).flatten(0, 1))

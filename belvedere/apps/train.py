@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -196,6 +196,11 @@ class Trainer:
         self.log.step(row)
         self.accelerator.log(row, step=row["step"])
 
+    def _log_figures(self, figures: Mapping[str, float]) -> None:
+        row = {"step": self.state.progress.step, **figures}
+        self.log.figures(row)
+        self.accelerator.log(row, step=row["step"])
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.progress.step % every == 0
 
@@ -220,11 +225,14 @@ class Trainer:
         training_state.prune(self.checkpoints, self.config.keep)
 
     def sheet(self) -> None:
-        """Write a sample sheet of the averaged weights."""
+        """Write a sample sheet of the averaged weights; log the figures that the task has of it."""
         if (show := self.task.sheet) is not None:
             whole = self.state.ema.whole()
             path = self.out / "sheets" / f"step-{self.state.progress.step:08d}.png"
-            self._write("sample sheet", lambda: show(whole.to(self.device), path), final=False)
+            figures: dict[str, float] = {}
+            self._write("sample sheet", lambda: figures.update(show(whole.to(self.device), path) or {}), final=False)
+            if figures:
+                self._log_figures(figures)
 
     def evaluate(self) -> None:
         """Log the loss of held-out samples by the averaged weights; the first process looks at them, all are told."""
@@ -233,9 +241,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             chunk = len(self.order.positions(0))
             loss += held_out_loss(self.config, self.task, whole.to(self.device), chunk, self.device)
-            row = {"step": self.state.progress.step, "held_out_loss": loss.item()}
-            self.log.held_out(row)
-            self.accelerator.log(row, step=row["step"])
+            self._log_figures({"held_out_loss": loss.item()})
         self.state.progress.look(broadcast(loss).item())
 
     def _write(self, what: str, write: Callable[[], object], final: bool, everywhere: bool = False) -> bool:

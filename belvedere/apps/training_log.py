@@ -165,10 +165,11 @@ class TrainingLog:
         if self.path is not None:
             print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
 
-    def held_out(self, row: dict[str, Any]) -> None:
-        """Log the loss of held-out samples."""
+    def figures(self, row: dict[str, Any]) -> None:
+        """Log what was measured of the weights at a step: ``step``, and figures by name."""
         self._write(row)
-        self._say(f"step {row['step']}: held-out loss {row['held_out_loss']:.4f}")
+        told = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if name != "step")
+        self._say(f"step {row['step']}: {', '.join(told)}")
 
     def event(self, step: int, text: str) -> None:
         """Log something that happened."""

@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"encoder_depth": 12, "encoder_heads": 12, "decoder_depth": 12, "decoder_heads": 12},
     "NViST/2": {"image": [160, 90], "patch": 5, "dim": 384, "resolution": 48, "volume_patch": 3}
     | {"encoder_depth": 12, "encoder_heads": 6, "decoder_depth": 12, "decoder_heads": 6},
-    "toybox": {"image": [64, 64], "patch": 8, "dim": 128, "resolution": 56, "volume_patch": 7, "focal": False}
+    "toybox": {"image": [64, 64], "patch": 8, "dim": 128, "resolution": 60, "volume_patch": 5, "focal": False}
     | {"encoder_depth": 3, "encoder_heads": 4, "encoder_mlp_ratio": 3.0, "positions": "learned", "padding": "border"}
     | {"decoder_depth": 4, "decoder_heads": 4, "decoder_mlp_ratio": 3.0, "half_side": 0.85, "samples": 32}
     | {"density": 6, "colour": 18, "hidden": 32, "background": "learned"},

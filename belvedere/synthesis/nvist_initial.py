@@ -43,7 +43,7 @@ def begin_aligned(model: NViST, distance: float, focal: float) -> None:
     decoder.memory_positions.copy_(patches.flatten(0, 1)[None])
     box = ((torch.arange(decoder.side) + 0.5) / decoder.side * 2 - 1) * config.half_side
     seen = box / distance * focal * config.image[0] / config.patch  # patches from the picture's middle
-    places = _places(_between(rows, seen), _between(columns, seen))
+    places = _places(between(rows, seen), between(columns, seen))
     decoder.positions.normal_(std=OWN).add_(places)
     for block in decoder.blocks:
         block.attention.k.load_state_dict(block.attention.q.state_dict())
@@ -58,7 +58,7 @@ def begin_aligned(model: NViST, distance: float, focal: float) -> None:
         plane.bias.unflatten(0, (config.volume_patch**2, -1))[:, : config.density] = HAZE / config.density
 
 
-def _between(vectors: Tensor, places: Tensor) -> Tensor:
+def between(vectors: Tensor, places: Tensor) -> Tensor:
     """Return vectors (s, c) at ``places`` (s,) from the middle of ``vectors`` (n, c), linear between two."""
     places = (places + (len(vectors) - 1) / 2).clamp(0, len(vectors) - 1)
     lower = places.long().clamp(max=max(0, len(vectors) - 2))

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
 
 from belvedere.apps.concept_judges import ClipJudge, ToyJudge
 from belvedere.apps.evaluate_concept import PROMPTS, parse_values
@@ -17,7 +16,7 @@ from belvedere.data.toybox import Toybox
 from belvedere.errors import InputError
 from belvedere.generation.neti_training import FrozenBase
 from tests.apps.conftest import Done, assert_refused
-from tests.generation.neti_models import save_photographs, save_tiny_base, tiny_tokenizer
+from tests.generation.neti_models import save_clip, save_photographs, save_tiny_base
 
 Command = Callable[..., Done]
 
@@ -36,17 +35,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompts.txt").write_text("a photo of {}\na red {}\n")
     save_clip(folder / "clip")
     return folder
-
-
-def save_clip(folder: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tokenizer = tiny_tokenizer(77)
-    text = sizes | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    vision = sizes | {"image_size": 32, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def measure(command: Command, world: Path, *options: object) -> Done:

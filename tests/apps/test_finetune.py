@@ -52,11 +52,31 @@ def test_some_parts_learn(tmp_path: Path, reset: str) -> None:
     assert kept == (reset == "false")
 
 
+@pytest.mark.slow
+def test_a_volume_is_resized_where_it_is_asked_for(tmp_path: Path) -> None:
+    config = write_system("nvist", tmp_path, steps=1, optimizer={"lr": 1e-3}, export=EXPORT)
+    assert train(config, out=tmp_path / "run") == 0
+    weights = tmp_path / "run" / "model"
+    finer = [f"finetune.weights={weights}", "model.resolution=12", "model.volume_patch=3"]
+    with pytest.raises(InputError, match=r"resolution 8 is not the 12 of model; finetune.resize=true"):
+        make_task(load_config(config, finer))
+    model = make_task(load_config(config, [*finer, "finetune.resize=true"])).model
+    given = make(config, 1, weights=weights).state_dict()
+    kept = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, given[name])]
+    assert {name.rsplit(".", 2)[0] for name in given.keys() - kept} == {
+        "decoder.line_heads.linears",
+        "decoder.plane_heads.linears",
+    }
+    with pytest.raises(InputError, match="do not fit"):
+        make_task(load_config(config, [*finer, "finetune.resize=true", "model.density=3"]))
+
+
 @pytest.mark.parametrize(
     ("finetune", "message"),
     [
         ({"weights": "no/model"}, "no/model"),
         ({"weights": "dimr-toybox"}, "weights do not fit the config"),
+        ({"weights": "dimr-toybox", "resize": "true"}, "finetune.resize: only a model of ours for task nvist"),
         ({"weights": "dimr-toybox", "train": "[tail]"}, "finetune.train: no part 'tail' in this network: choose"),
     ],
 )

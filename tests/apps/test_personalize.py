@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from belvedere.apps import record, tasks
+from belvedere.apps.concept_judges import ClipJudge
 from belvedere.apps.config import TrainConfig
 from belvedere.apps.personalize import parse_regions
+from belvedere.apps.tasks_concept import open_base
 from belvedere.apps.training_state import checkpoints
 from belvedere.checkpoints import store
 from belvedere.checkpoints.concepts import load_concept
+from belvedere.data.images import centre_crop, open_image
 from belvedere.errors import InputError
 from belvedere.seeds import BatchRng
 from tests.apps.conftest import Done, assert_refused
-from tests.generation.neti_models import save_photographs, save_tiny_base
+from tests.generation.neti_models import save_clip, save_photographs, save_tiny_base
 
 Command = Callable[..., Done]
 SMALL = ("model.hidden=32", "model.frequencies=32", "model.anchors=5", "export.default_steps=1", "batch=2")
@@ -82,6 +86,25 @@ def test_photographs_become_a_concept_and_the_base_stays_as_it_is(
     assert out.read_bytes() == content
     out.unlink()
     assert learn(command, world, out).code == 0 and out.read_bytes() == content
+
+
+def test_clip_draws_curves_of_the_sheets(world: Path, command: Command, tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip")
+    shown = ("sheet_every=1", 'data.shown=["a photo of {}","a red {}"]')
+    assert learn(command, world, tmp_path / "toy.safetensors", *shown, "--clip", tmp_path / "clip").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "toy.run" / "log.jsonl").read_text().splitlines()]
+    curve = {row["step"]: row for row in rows if "image_similarity" in row}
+    assert curve.keys() == {1, 2}
+    judge, side = ClipJudge(tmp_path / "clip"), open_base(str(world / "base")).size
+    with Image.open(tmp_path / "toy.run" / "sheets" / "step-00000002.png") as sheet:
+        cells = [[sheet.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for x in range(4)] for y in range(2)]
+    photographs = [centre_crop(open_image(file), side) for file in sorted((world / "photos").iterdir())]
+    truth, rows_seen = judge.pictures(photographs), [judge.pictures(row) for row in cells]
+    texts = judge.texts(["a photo of cat", "a red cat"])
+    assert texts is not None
+    own = torch.stack([(seen @ text).mean() for seen, text in zip(rows_seen, texts, strict=True)]).mean()
+    assert curve[2]["image_similarity"] == pytest.approx((torch.cat(rows_seen) @ truth.T).mean().item(), abs=1e-5)
+    assert curve[2]["text_similarity"] == pytest.approx(own.item(), abs=1e-5)
 
 
 def _interrupted(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], object]) -> None:
@@ -207,6 +230,8 @@ def test_text_without_a_concept(world: Path, command: Command, tmp_path: Path) -
         ({"templates": "people"}, ["no templates 'people'"]),
         ({"region": "9.png=0,0,4,4"}, ["has no such photograph"]),
         ({"region": "0.png"}, ["write FILE=X,Y,WIDTH,HEIGHT"]),
+        ({"clip": "empty"}, ["no CLIP model in", "config.json"]),
+        ({"": "data.judge=[1]"}, ["config data.judge [1]", "a folder with a CLIP model"]),
         ({"steps": "0"}, ["config steps: 0"]),
         ({"": "model.hiden=3"}, ["unknown config key 'model.hiden'", "hidden"]),
     ],

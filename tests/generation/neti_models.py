@@ -16,7 +16,14 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load, save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 WORDS = ("a", "photo", "of", "painting", "cat", "dog", "red")
 LENGTH = 12
@@ -164,3 +171,15 @@ def save_photographs(folder: Path, count: int = 3, suffix: str = "png") -> Path:
 def random(*shape: int, seed: int = 0) -> Tensor:
     """Return normal numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def save_clip(folder: Path) -> None:
+    """Write a CLIP model of random weights, as transformers saves it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = tiny_tokenizer(77)
+    text = sizes | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    vision = sizes | {"image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
