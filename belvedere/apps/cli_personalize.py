@@ -119,6 +119,9 @@ def evaluate(
     clip: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="CLIP model to measure with. Default: the toy classifier.")
     ] = None,
+    dino: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="DINO or DINOv2 model that looks at pictures too.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Sentences with {}, a line each. Default: 15 of them.")
     ] = None,
@@ -150,6 +153,7 @@ def evaluate(
         held_out=held_out,
         model=model,
         clip=clip,
+        dino=dino,
         prompts=verbs.read_prompts(prompts),
         count=count,
         editability=verbs.parse_values(editability),

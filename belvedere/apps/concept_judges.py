@@ -1,6 +1,7 @@
-"""What tells how alike pictures are, and pictures and text: CLIP from a folder, or the embedded classifier of toys."""
+"""What tells how alike pictures are, and pictures and text: the embedded classifier of toys, CLIP or DINO."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +20,14 @@ CHUNK = 32
 """Pictures looked at in one go."""
 RENDERS = 96
 """Toys whose mean is what no picture is alike to."""
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the pixels that OpenAI's CLIP models were trained on, where a folder does not say."""
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the pixels that OpenAI's CLIP models and those of DINO were trained on, where a folder does not say."""
+DINO = {"vit": "ViTModel", "dinov2": "Dinov2Model"}
+"""Types of models that a folder may name, and their classes in transformers."""
 MOST_SIDE = 1024
 FIGURES = ("image_similarity", "held_out_similarity", "text_similarity", "recognised")
-"""What ``figures_of`` tells."""
+"""What a ``Comparison`` tells of pictures."""
 
 
 class Judge(Protocol):
@@ -88,27 +92,16 @@ class ClipJudge:
     def __init__(self, folder: Path):
         from transformers import CLIPModel, CLIPTokenizer
 
-        if not (folder / "config.json").is_file():
-            raise InputError(f"no CLIP model in {folder}: give a folder with config.json and its weights")
-        try:
+        with _reading(folder, "CLIP"):
             self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
             self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # readers of configs raise anything
-            raise InputError(f"{folder}: not a CLIP model ({one_line(error)}); get it again") from error
+            self.lens = Lens(folder, self.model.config.vision_config.image_size, CLIP_MEAN, CLIP_STD)
         self.name = f"CLIP {folder.name}"
-        self.side = int(self.model.config.vision_config.image_size)
-        if not 1 <= self.side <= MOST_SIDE:
-            raise InputError(f"{folder}: a CLIP model of pictures of {self.side} pixels; at most {MOST_SIDE} are read")
-        settings = folder / "preprocessor_config.json"
-        told = read_json(settings) if settings.is_file() else {}
-        self.mean = torch.tensor(told.get("image_mean") or MEAN).view(3, 1, 1)
-        self.std = torch.tensor(told.get("image_std") or STD).view(3, 1, 1)
 
     @torch.no_grad()
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """See ``Judge``; of an oblong picture the square in the middle."""
-        cut = (to_tensor(centre_crop(picture.convert("RGB"), self.side)).float() / 255 for picture in pictures)
-        pixels = torch.stack([(image - self.mean) / self.std for image in cut])  # (n, 3, side, side)
+        pixels = self.lens(pictures)
         made = [_vectors(self.model.get_image_features(pixel_values=part)) for part in pixels.split(CHUNK)]
         return F.normalize(torch.cat(made), dim=1)
 
@@ -124,27 +117,110 @@ class ClipJudge:
         return None
 
 
+class DinoJudge:
+    """A DINO or DINOv2 model in a folder, as transformers saves it. Its class tokens tell things apart better than CLIP
+    (Ruiz et al., "DreamBooth", CVPR 2023, section 4.2); it cannot read."""
+
+    def __init__(self, folder: Path):
+        import transformers
+
+        with _reading(folder, "DINO"):
+            kind = read_json(folder / "config.json").get("model_type")
+            if kind not in DINO:
+                raise InputError(f"{folder}: a model of type {str(kind)[:40]}: give one of {', '.join(DINO)}")
+            options = {"add_pooling_layer": False} if kind == "vit" else {}
+            network: Any = getattr(transformers, DINO[kind])
+            self.model = network.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).eval()
+            self.lens = Lens(folder, self.model.config.image_size, IMAGENET_MEAN, IMAGENET_STD)
+        self.name = f"DINO {folder.name}"
+
+    @torch.no_grad()
+    def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """See ``Judge``; of an oblong picture the square in the middle."""
+        made = [self.model(pixel_values=part).last_hidden_state[:, 0] for part in self.lens(pictures).split(CHUNK)]
+        return F.normalize(torch.cat(made), dim=1)
+
+    def texts(self, texts: Sequence[str]) -> Tensor | None:
+        """It cannot read."""
+        return None
+
+    def recognised(self, pictures: Sequence[Image.Image], word: str) -> float | None:
+        """It does not say."""
+        return None
+
+
+class Lens:
+    """How the network in a folder takes pictures: of each the square in the middle.
+
+    Its size, mean and standard deviation of pixels are those of ``preprocessor_config.json``, or else as given.
+    """
+
+    def __init__(self, folder: Path, side: int, mean: Sequence[float], std: Sequence[float]):
+        settings = folder / "preprocessor_config.json"
+        told = read_json(settings) if settings.is_file() else {}
+        crop = told.get("crop_size", side)
+        self.side = int(crop["height"] if isinstance(crop, dict) else crop)
+        if not 1 <= self.side <= MOST_SIDE:
+            raise InputError(f"{folder}: a model of pictures of {self.side} pixels; at most {MOST_SIDE} are read")
+        self.mean = torch.tensor(told.get("image_mean") or mean).view(3, 1, 1)
+        self.std = torch.tensor(told.get("image_std") or std).view(3, 1, 1)
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Return the pixels (n, 3, side, side) of pictures of any size."""
+        cut = (to_tensor(centre_crop(picture.convert("RGB"), self.side)).float() / 255 for picture in pictures)
+        return torch.stack([(image - self.mean) / self.std for image in cut])
+
+
+@contextmanager
+def _reading(folder: Path, kind: str) -> Iterator[None]:
+    """Raise ``InputError`` for a folder without a model, or with one that the block cannot read."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no {kind} model in {folder}: give a folder with config.json and its weights")
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # readers of configs raise anything
+        raise InputError(f"{folder}: not a {kind} model ({one_line(error)}); get it again") from error
+
+
 def open_judge(name: str) -> Judge:
     """Return the judge of a name: that of the embedded classifier, or else a folder with a CLIP model."""
     return ToyJudge() if name == ToyJudge.name else ClipJudge(Path(name))
 
 
-def figures_of(
-    judge: Judge, made: Sequence[Image.Image], truth: Tensor, apart: Tensor | None, read: Tensor | None, word: str
-) -> dict[str, float | None]:
-    """Return ``FIGURES`` of pictures ``made``, None where nothing can be said.
+class Comparison:
+    """What pictures are compared with, as one judge sees it: photographs learned from, others held out, and prompts."""
 
-    ``truth`` and ``apart``: directions of the photographs learned from and of those held out; ``read``: of prompts,
-    picture i having prompt i modulo their number; ``word``: what is to be recognised.
-    """
-    seen = judge.pictures(made)  # (n, d)
-    own = None if read is None else read[[i % len(read) for i in range(len(seen))]]
-    return {
-        "image_similarity": (seen @ truth.T).mean().item(),
-        "held_out_similarity": None if apart is None else (seen @ apart.T).mean().item(),
-        "text_similarity": None if own is None else (seen * own).sum(1).mean().item(),
-        "recognised": judge.recognised(made, word),
-    }
+    def __init__(
+        self, judge: Judge, learned: Sequence[Image.Image], held_out: Sequence[Image.Image], prompts: Sequence[str]
+    ):
+        self.judge = judge
+        self.learned = judge.pictures(learned)
+        self.held_out = judge.pictures(held_out) if held_out else None
+        self.prompts = judge.texts(prompts)
+
+    def figures(self, made: Sequence[Image.Image], word: str) -> dict[str, float | None]:
+        """Return ``FIGURES`` of pictures, None where nothing can be said; ``word``: what is to be recognised.
+
+        Similarities are means over all pairs; picture i has prompt i modulo their number.
+        """
+        seen, read = self.judge.pictures(made), self.prompts  # (n, d)
+        own = None if read is None else read[[i % len(read) for i in range(len(seen))]]
+        return {
+            "image_similarity": (seen @ self.learned.T).mean().item(),
+            "held_out_similarity": None if self.held_out is None else (seen @ self.held_out.T).mean().item(),
+            "text_similarity": None if own is None else (seen * own).sum(1).mean().item(),
+            "recognised": self.judge.recognised(made, word),
+        }
+
+    def among(self) -> dict[str, float | None]:
+        """Return the similarity of different photographs, None of one alone, and that of those held out to them."""
+        count, alike = len(self.learned), self.learned @ self.learned.T
+        found = {"image_similarity": (alike.sum() - count).item() / (count * (count - 1)) if count > 1 else None}
+        if self.held_out is not None:
+            found["held_out_similarity"] = (self.held_out @ self.learned.T).mean().item()
+        return found
 
 
 def _vectors(made: Any) -> Tensor:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from belvedere.apps import output, work
-from belvedere.apps.concept_judges import FIGURES, ToyJudge, figures_of, open_judge
+from belvedere.apps.concept_judges import FIGURES, Comparison, DinoJudge, ToyJudge, open_judge
 from belvedere.apps.requests import GenerateRequest
 from belvedere.checkpoints.concepts import load_concept
 from belvedere.data.concept_photos import photo_files, read_templates
@@ -45,6 +44,10 @@ PROMPTS = (
 """Scenes and styles of Textual Inversion's evaluation."""
 ACROSS = 6
 """Pictures of a row of the sheet."""
+DINO = "dino_"
+"""What the names of DINO's figures begin with."""
+COLUMNS = (*FIGURES, f"{DINO}image_similarity", f"{DINO}held_out_similarity")
+"""What is told of the pictures of a row."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Protocol:
     held_out: Path | None = None
     model: str | None = None
     clip: Path | None = None
+    dino: Path | None = None
     prompts: tuple[str, ...] = PROMPTS
     count: int = 2
     editability: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -72,39 +76,36 @@ Sheet = list[tuple[Image.Image, str]]
 def evaluate_concept(plan: Protocol, progress: work.Progress | None = None) -> tuple[dict[str, Any], Sheet]:
     """Return the figures, plain JSON, and the pictures of a sheet with captions, ``ACROSS`` a row.
 
-    ``curve`` has a row for each editability: its truncation and ``FIGURES``, None where nothing can be said. ``word``
+    ``curve`` has a row for each editability: its truncation and ``COLUMNS``, None where nothing can be said. ``word``
     has those of the super-category's word, ``photographs`` what the photographs have among each other. Raises
     ``InputError`` for photographs that are held out and learned from, and as ``work.prepare`` does.
     """
     concept = load_concept(plan.concept)
     learned, held_out = _photographs(plan)
     job = work.prepare(_request(plan, concept), download=plan.model is not None)
-    judge = open_judge(ToyJudge.name if plan.clip is None else str(plan.clip))
     side = min(job.size(0))
-    shown = [centre_crop(open_image(file), side) for file in learned]
-    truth = judge.pictures(shown)
-    apart = judge.pictures([centre_crop(open_image(file), side) for file in held_out]) if held_out else None
+    shown, others = ([centre_crop(open_image(file), side) for file in files] for files in (learned, held_out))
     spelled = [prompt.replace("{}", concept.super_category) for prompt in plan.prompts]
-    read, total = judge.texts(spelled), job.request.count * (1 + len(plan.editability))
+    comparisons = _comparisons(plan, shown, others, spelled)
+    total = job.request.count * (1 + len(plan.editability))
     sheet: Sheet = _row(shown, "photograph")
     jobs = [(f"editability {value:g}", _at(job, value)) for value in plan.editability]
     rows = []
     for number, (name, part) in enumerate([("the word alone", _plain(job, spelled)), *jobs]):
         made = _pictures(part, number, total, progress)
-        facts = figures_of(judge, made, truth, apart, read, concept.super_category)
-        rows.append({"name": name, **facts})
+        figures = {key: by.figures(made, concept.super_category) for key, by in comparisons.items()}
+        rows.append({"name": name, **_named(figures)})
         sheet += _row(made, name)
     curve = [
         {"editability": value, "truncation": concept.truncation(value), **row}
         for value, row in zip(plan.editability, rows[1:], strict=True)
     ]
-    among: dict[str, Any] = {"photographs": len(truth), "image_similarity": _among(truth)}
-    if apart is not None:
-        among |= {"held_out": len(apart), "held_out_similarity": (apart @ truth.T).mean().item()}
+    among: dict[str, Any] = {"photographs": len(shown), **({"held_out": len(others)} if others else {})}
+    among |= _named({key: by.among() for key, by in comparisons.items()})
     told = {"concept": str(plan.concept), "token": concept.token, "like": concept.super_category}
     used = {key: getattr(job.request, key) for key in ("model", "steps", "guidance", "seed", "dtype", "count")}
     digests = {"weights": job.weights, "concepts": job.concepts}
-    asked = {"judge": judge.name, "prompts": list(plan.prompts)}
+    asked = {"judge": ", ".join(by.judge.name for by in comparisons.values()), "prompts": list(plan.prompts)}
     return {**told, **used, **digests, **asked, "among": among, "word": rows[0], "curve": curve}, sheet
 
 
@@ -163,10 +164,17 @@ def _pictures(job: work.Job, number: int, total: int, progress: work.Progress | 
     return [picture.image for picture in work.run(job, range(count), progress=report)]
 
 
-def _among(truth: Tensor) -> float | None:
-    """Return the mean similarity of different photographs; None of one alone."""
-    count = len(truth)
-    return ((truth @ truth.T).sum() - count).item() / (count * (count - 1)) if count > 1 else None
+def _comparisons(plan: Protocol, *given: Any) -> dict[str, Comparison]:
+    """Return the plan's comparisons with what is ``given``, by what their figures' names begin with."""
+    judge = open_judge(ToyJudge.name if plan.clip is None else str(plan.clip))
+    dino = {} if plan.dino is None else {DINO: Comparison(DinoJudge(plan.dino), *given)}
+    return {"": Comparison(judge, *given), **dino}
+
+
+def _named(found: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Return the figures of all comparisons under their whole names, without those that DINO cannot tell."""
+    every = {f"{prefix}{name}": value for prefix, figures in found.items() for name, value in figures.items()}
+    return {name: value for name, value in every.items() if name in COLUMNS}
 
 
 def _row(pictures: Sequence[Image.Image], name: str) -> Sheet:
@@ -178,7 +186,7 @@ def _row(pictures: Sequence[Image.Image], name: str) -> Sheet:
 
 def table(found: Mapping[str, Any]) -> str:
     """Return the figures as text."""
-    names = [name for name in FIGURES if any(row[name] is not None for row in (found["word"], *found["curve"]))]
+    names = [name for name in COLUMNS if any(row.get(name) is not None for row in (found["word"], *found["curve"]))]
     head = f"{found['token']}, like {found['like']}: {found['count']} pictures a row, measured by {found['judge']}"
     lines = [head, f"{'':22}" + "".join(f"{name.replace('_', ' '):>22}" for name in names)]
     rows = [{"name": "photographs", **found["among"]}, found["word"], *found["curve"]]

@@ -1,7 +1,7 @@
 """The task of a concept: a mapper learns from a few photographs, before a base model that stays as it is."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from belvedere.apps.concept_judges import Comparison, open_judge
 from belvedere.apps.config import ExportConfig, TrainConfig
 from belvedere.apps.task import Task, make_dataset, save_grid
 from belvedere.apps.training_state import atomic_directory, digest
@@ -30,10 +31,6 @@ LOOKED = 64
 """At least so many draws of noise and time are looked at, shared by the held-out photographs."""
 SEEDS = (42, 420, 501, 5456)
 """And its columns, as published."""
-
-
-Comparison = Callable[[Tensor], dict[str, float]]
-"""Pictures (n, 3, h, w) in [0, 1] to figures by name."""
 
 
 class Latents:
@@ -79,7 +76,7 @@ def neti_task(config: TrainConfig) -> Task:
     concept = base.concept(fields.pop("token"), fields.pop("like"), name, **fields)
     lesson = Lesson(base, concept, templates)
     Lesson(base, concept, shown)
-    compare = None if judge is None else _comparison(judge, photos, shown, concept.super_category)
+    comparison = None if judge is None else _comparison(judge, photos, shown, concept.super_category)
     return Task(
         model=concept.mapper,
         dataset=Latents(_moments(base, photos)),
@@ -89,7 +86,7 @@ def neti_task(config: TrainConfig) -> Task:
         loss=lesson.loss,
         groups=parameter_groups,
         export=lambda mapper, folder, facts: _export(concept, mapper, folder, facts),
-        sheet=lambda mapper, path: _sheet(base, concept, mapper, shown, config.export, path, compare),
+        sheet=lambda mapper, path: _sheet(base, concept, mapper, shown, config.export, path, comparison),
     )
 
 
@@ -154,19 +151,10 @@ def _export(concept: Concept, mapper: Any, folder: Path, facts: dict[str, Any]) 
 
 def _comparison(name: Any, photos: ConceptPhotos, shown: Sequence[str], like: str) -> Comparison:
     """Return what compares pictures with the photographs and with their prompts, the ones of ``shown`` in turn."""
-    from belvedere.apps.concept_judges import figures_of, open_judge
-
     if not isinstance(name, str) or not name:
         raise InputError(f"config data.judge {name!r}: give a folder with a CLIP model, or toybox-classifier")
-    judge = open_judge(name)
-    truth = judge.pictures([to_image(pixels / 127.5 - 1) for pixels in photos.pixels])
-    read = judge.texts([template.replace("{}", like) for template in shown])
-
-    def compare(pictures: Tensor) -> dict[str, float]:
-        found = figures_of(judge, [to_image(picture * 2 - 1) for picture in pictures], truth, None, read, like)
-        return {name: value for name, value in found.items() if value is not None}
-
-    return compare
+    seen = [to_image(pixels / 127.5 - 1) for pixels in photos.pixels]
+    return Comparison(open_judge(name), seen, (), [template.replace("{}", like) for template in shown])
 
 
 @torch.no_grad()
@@ -177,7 +165,7 @@ def _sheet(
     shown: Sequence[str],
     export: ExportConfig,
     path: Path,
-    compare: Comparison | None,
+    comparison: Comparison | None,
 ) -> dict[str, float]:
     """Write a sheet: a row a prompt, a column a seed, always the same; return the figures of its pictures."""
     from belvedere.generation.neti_training import sampler
@@ -194,4 +182,8 @@ def _sheet(
         )
         rows.append(made.images.float().cpu())
     save_grid(torch.cat(rows), len(SEEDS), path)
-    return {} if compare is None else compare(torch.stack(rows, 1).flatten(0, 1))
+    if comparison is None:
+        return {}
+    made = [to_image(picture * 2 - 1) for picture in torch.stack(rows, 1).flatten(0, 1)]  # the prompts in turn
+    figures = comparison.figures(made, concept.super_category)
+    return {name: value for name, value in figures.items() if value is not None}

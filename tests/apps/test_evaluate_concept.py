@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from belvedere.apps.concept_judges import ClipJudge, ToyJudge
+from belvedere.apps.concept_judges import ClipJudge, DinoJudge, ToyJudge
 from belvedere.apps.evaluate_concept import PROMPTS, parse_values
 from belvedere.checkpoints.concepts import save_concept
 from belvedere.checkpoints.text_to_image import load_text_to_image
@@ -16,7 +16,7 @@ from belvedere.data.toybox import Toybox
 from belvedere.errors import InputError
 from belvedere.generation.neti_training import FrozenBase
 from tests.apps.conftest import Done, assert_refused
-from tests.generation.neti_models import save_clip, save_photographs, save_tiny_base
+from tests.generation.neti_models import save_clip, save_dino, save_photographs, save_tiny_base
 
 Command = Callable[..., Done]
 
@@ -34,6 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_photographs(folder / "others", 2, "webp")
     (folder / "prompts.txt").write_text("a photo of {}\na red {}\n")
     save_clip(folder / "clip")
+    save_dino(folder / "dino")
     return folder
 
 
@@ -61,6 +62,30 @@ def test_clip_reads_prompts(world: Path, command: Command) -> None:
     assert "text similarity" in done.out and "editability 0" in done.out and "the word alone" in done.out
     found = json.loads(measure(command, world, "--clip", world / "clip", "--editability", "0", "--json").out)
     assert -1 <= found["curve"][0]["text_similarity"] <= 1 and found["judge"] == "CLIP clip"
+
+
+def test_dino_looks_too(world: Path, command: Command) -> None:
+    options = ("--clip", world / "clip", "--dino", world / "dino", "--held-out", world / "others", "--editability", "0")
+    found = json.loads(measure(command, world, *options, "--json").out)
+    for row in (found["curve"][0], found["word"], found["among"]):
+        assert -1 <= row["dino_image_similarity"] <= 1 and -1 <= row["dino_held_out_similarity"] <= 1
+    assert found["judge"] == "CLIP clip, DINO dino" and "dino_text_similarity" not in found["curve"][0]
+    assert found["curve"][0]["dino_image_similarity"] != found["curve"][0]["image_similarity"]
+    assert "dino held out similarity" in measure(command, world, *options).out
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_dino_sees_class_tokens_of_normalised_pixels(tmp_path: Path, kind: str) -> None:
+    save_dino(tmp_path / "dino", kind)
+    judge = DinoJudge(tmp_path / "dino")
+    picture = Image.effect_noise((32, 32), 90).convert("RGB")
+    seen = judge.pictures([picture])
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1) / 255
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    with torch.no_grad():
+        hidden = judge.model(((pixels - mean[:, None, None]) / std[:, None, None])[None]).last_hidden_state
+    torch.testing.assert_close(seen, torch.nn.functional.normalize(hidden[:, 0], dim=1))
+    assert judge.texts(["a cat"]) is None and judge.recognised([picture], "car") is None
 
 
 def test_photographs_like_each_other_are_told_from_others() -> None:
@@ -96,6 +121,8 @@ def test_clip_sees_the_middle_square(world: Path) -> None:
         (["--photos", "base"], ["no PNG, JPEG or WebP files"]),
         (["--clip", "photos"], ["no CLIP model in"]),
         (["--clip", "base/vae"], ["not a CLIP model"]),
+        (["--dino", "photos"], ["no DINO model in"]),
+        (["--dino", "clip"], ["a model of type clip: give one of vit, dinov2"]),
         (["--editability", "0,x"], ["editability '0,x'"]),
         (["--editability", "2"], ["editability 2.0: must be from 0"]),
         (["-n", "0"], ["nothing to measure"]),

@@ -23,6 +23,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
 )
 
 WORDS = ("a", "photo", "of", "painting", "cat", "dog", "red")
@@ -183,3 +187,15 @@ def save_clip(folder: Path) -> None:
     vision = sizes | {"image_size": 32, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_dino(folder: Path, kind: str = "vit", side: int = 32) -> None:
+    """Write a DINO ("vit") or DINOv2 ("dinov2") model of random weights for pictures of ``side`` pixels."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"image_size": side if kind == "vit" else 48, "patch_size": 16}
+    torch.manual_seed(0)
+    if kind == "vit":
+        ViTModel(ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
+    else:
+        Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"crop_size": {"height": side, "width": side}}))
