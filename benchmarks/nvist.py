@@ -2,8 +2,9 @@
 
 In one process and one run, rounds interleaved; median, fastest and slowest seconds:
 
-- the published network with random weights, one picture of 160x90: the field, in plain float32 (attention that keeps
-  its weights, norms and modulation one after another), in float32, and in bfloat16;
+- the published network with random weights, read from a folder, and one picture of 160x90: the field, in plain float32
+  (attention that keeps its weights, norms and modulation one after another), in float32, and in bfloat16;
+- a product of two matrices of 2048 x 2048 in either format, the machine's ceiling; the field's operations are counted;
 - the model that is named (by default the embedded one), a toy: the field, one 128x128 view, exact and quick, and an
   orbit of 60 frames of 128x128; with the PSNR between the quick views of the orbit and exact ones.
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -22,11 +24,12 @@ from unittest import mock
 
 import torch
 from timing import Runs, measure, peak
-from torch import Tensor, nn
+from torch import Tensor
 
 from belvedere import kernels
 from belvedere.apps.record import processor
-from belvedere.checkpoints.views import open_scene_model
+from belvedere.apps.training_log import flop_counter
+from belvedere.checkpoints.views import load_scene_model, open_scene_model, save_scene_model
 from belvedere.data.toybox.views import ToyboxViews
 from belvedere.kernels import reference
 from belvedere.synthesis.camera_paths import orbit
@@ -38,6 +41,7 @@ from belvedere.synthesis.render import occupancy_for_views, render_view
 FRAMES, SIDE = 60, 128
 RAY: dict[str, Any] = {"near": 0.4, "far": 2.4, "samples": 48}
 PUBLISHED = ("published, plain", "published, float32", "published, bfloat16")
+MATRIX = 2048
 
 
 @contextmanager
@@ -56,12 +60,16 @@ def plain() -> Iterator[None]:
         yield
 
 
-def published_run(name: str) -> Callable[[], Field]:
-    """Return one of the ways ``PUBLISHED`` to make a field with a network of the published size."""
+def save_published(folder: Path) -> None:
+    """Write a network of the published size, of random weights."""
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
-    network = nn.Module.to(NViST().eval(), dtype)  # past the warning of diffusers
-    image, camera = torch.rand(1, 3, 160, 90, dtype=dtype), torch.tensor([[1.4, 1.2]], dtype=dtype)
+    save_scene_model(NViST(), "float32", folder, {})
+
+
+def published_run(name: str, folder: Path) -> Callable[[], Field]:
+    """Return one of the ways ``PUBLISHED`` to make a field with the network in a folder."""
+    network = load_scene_model(folder, "cpu", "bfloat16" if "bfloat16" in name else "float32")
+    image, camera = torch.rand(1, 3, 160, 90), torch.tensor([[1.4, 1.2]])
 
     @torch.no_grad()
     def run() -> Field:
@@ -69,6 +77,19 @@ def published_run(name: str) -> Callable[[], Field]:
             return network(image, camera)
 
     return run
+
+
+def products() -> Runs:
+    """Return products of two matrices in float32 and in bfloat16."""
+    square = torch.randn(MATRIX, MATRIX)
+    low = square.bfloat16()
+    return {"product, float32": lambda: square @ square, "product, bfloat16": lambda: low @ low}
+
+
+def speeds(gflop: float, seconds: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the fastest GFLOP/s of the published network, whose field takes ``gflop``, and of the products."""
+    work = dict.fromkeys(PUBLISHED, gflop) | dict.fromkeys(products(), 2 * MATRIX**3 / 1e9)
+    return {name: amount / seconds[name]["fastest"] for name, amount in work.items()}
 
 
 def model_runs(name: str) -> tuple[Runs, Callable[[], float]]:
@@ -100,15 +121,15 @@ def model_runs(name: str) -> tuple[Runs, Callable[[], float]]:
     return runs, lambda: -10 * (turn() - turn(exact=True)).square().mean().log10().item()
 
 
-def peak_memory(name: str) -> float:
+def peak_memory(name: str, folder: Path) -> float:
     """Return the most MB that a process holds which runs one of ``PUBLISHED`` and sees the field."""
-    command = [sys.executable, __file__, "--memory", name]
+    command = [sys.executable, __file__, "--memory", name, "--model", str(folder)]
     return float(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-def print_peak(name: str) -> None:
+def print_peak(name: str, folder: Path) -> None:
     """Make a field of the published size, see it, and print the most MB that this process has held."""
-    field = published_run(name)()
+    field = published_run(name, folder)()
     view = input_camera((160, 90), distance=1.4, fov=45.0)
     render_view(field, view, **RAY, exact="plain" in name)
     print(peak())
@@ -123,22 +144,31 @@ def main() -> None:
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print_peak(options.memory)
+        print_peak(options.memory, Path(options.model))
         return
     seen, quality = model_runs(options.model)
-    published: Runs = {name: published_run(name) for name in PUBLISHED}
-    seconds = measure(published | seen, options.repeats)
-    peaks = {name: peak_memory(name) for name in published}
+    with tempfile.TemporaryDirectory() as folder:
+        save_published(Path(folder) / "published")
+        published: Runs = {name: published_run(name, Path(folder) / "published") for name in PUBLISHED}
+        with flop_counter() as counter:
+            published["published, plain"]()
+        gflop = counter.get_total_flops() / 1e9
+        seconds = measure(published | products() | seen, options.repeats)
+        peaks = {name: peak_memory(name, Path(folder) / "published") for name in published}
+    rates = speeds(gflop, seconds)
     result = {
         "machine": {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
         "model": options.model,
         "repeats": options.repeats,
         "seconds": seconds,
         "peak_mb": peaks,
+        "gflop": gflop,
+        "gflop_a_second": rates,
         "psnr_quick_and_exact": quality(),
     }
     for name, row in seconds.items():
         memory = f"{peaks[name]:6.0f} MB" if name in peaks else ""
+        memory += f"{rates[name]:6.0f} GFLOP/s" if name in rates else ""
         print(f"{name:24} {row['median']:8.3f} s  ({row['fastest']:.3f} to {row['slowest']:.3f}) {memory}")
     print(f"PSNR between quick and exact views of the orbit: {result['psnr_quick_and_exact']:.1f} dB")
     options.out.write_text(json.dumps(result, indent=2) + "\n")

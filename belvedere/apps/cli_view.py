@@ -11,6 +11,7 @@ from belvedere.apps.requests import DEFAULT_SCENES, ViewRequest, parse_sizes
 from belvedere.errors import InputError
 
 Scenes = Annotated[str, typer.Option("--model", help="Embedded name, folder, or hub id of the network.")]
+Dtype = Annotated[str, typer.Option(help="Of the network: auto, float32, bfloat16, or float16 (GPU).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -54,6 +55,7 @@ def view(
         float | None, typer.Option(help="Of a mesh's surface. Default: where four texels are half opaque.")
     ] = None,
     model: Scenes = DEFAULT_SCENES,
+    dtype: Dtype = "auto",
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Json = False,
@@ -91,6 +93,7 @@ def view(
         near=near,
         far=far,
         density=density,
+        dtype=dtype,
         device=device,
     )
     with progress_bar(f"opening {source.name}", "frames") as progress:
@@ -122,6 +125,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="Twice, for LPIPS: vgg16-397923af.pth of torchvision, and LPIPS's vgg.pth."),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")] = False,
+    dtype: Dtype = "auto",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -145,7 +149,7 @@ def evaluate(
     if out:
         output.check_folder(out)
     with progress_bar(f"loading {model}", "scenes") as progress:
-        loaded = open_scene_model(model, device)
+        loaded = open_scene_model(model, device, dtype)
         sets = view_cases.case_sets(data, loaded, count)
         distance = evaluation.load_lpips(lpips or ())
         sheet: list[Any] | None = [] if out else None

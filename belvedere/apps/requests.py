@@ -74,8 +74,7 @@ class GenerateRequest:
         if self.extrapolation is not None:
             _text("extrapolation", self.extrapolation)
         self._check_text()
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        _check_dtype(self.dtype)
         _check_device(self.device)
         if len(self.to_json()) > MAX_JSON:
             many = f"{len(self.classes)} classes, {len(self.prompts)} prompts and {len(self.sizes)} sizes"
@@ -184,7 +183,8 @@ class ViewRequest:
     its vertical field of view in degrees: None = what the picture tells, else the model's own. ``pitch``: how far that
     camera looks down, -89 to 89 degrees, None = as in the model's pictures; orbits go around the scene's vertical.
     ``near``, ``far``: where rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where
-    four texels are half opaque. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
+    four texels are half opaque. ``dtype`` of the network: auto, float32, bfloat16 or float16 (GPU only); fields are
+    float32. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
     """
 
     model: str = DEFAULT_SCENES
@@ -202,6 +202,7 @@ class ViewRequest:
     near: float | None = None
     far: float | None = None
     density: float | None = None
+    dtype: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -226,6 +227,7 @@ class ViewRequest:
                 _number(name, getattr(self, name), low, high)
         if self.near is not None and self.far is not None and self.near >= self.far:
             raise InputError(f"near {self.near:g} and far {self.far:g}: near must be below far")
+        _check_dtype(self.dtype)
         _check_device(self.device)
 
 
@@ -267,6 +269,11 @@ def _check_sizes(sizes: object) -> None:
     for size in sizes:
         for side in size:
             _whole(f"sizes: a side of {'x'.join(repr(part)[:20] for part in size)}", side, 1, MAX_SIDE)
+
+
+def _check_dtype(dtype: object) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
 
 
 def _check_device(device: object) -> None:

@@ -88,7 +88,7 @@ def build_scene(source: Path, request: ViewRequest) -> Scene:
     width, height = photograph.image.size
     if min(width, height) < SMALLEST:
         raise InputError(f"{source} has {width} x {height} pixels: give a picture of {SMALLEST} a side or more")
-    model = open_scene_model(request.model, request.device)
+    model = open_scene_model(request.model, request.device, request.dtype)
     config: Any = model.network.config
     fov = request.fov or exif_fov(photograph.exif, (width, height))
     distance = request.distance or model.distance

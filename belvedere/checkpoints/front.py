@@ -37,8 +37,8 @@ def load(
     A folder or hub id gives a pipeline (DiMR, FiTv2, Stable Diffusion), a ``Codec`` (SegPIC) or an ``NViST``; a concept
     file (.safetensors) or a mapper of the official NeTI (``mapper-steps-N.pt``) a ``Concept``; an official file of
     another system its network, in float32 unless ``dtype`` says otherwise. ``config`` goes with official files: see
-    ``load_official``. ``dtype``, ``device``, ``fast``: see ``store.load``; codecs and NViST are float32. Raises
-    ``InputError`` for anything unknown, damaged or inconsistent; no code of the model runs.
+    ``load_official``. ``dtype``, ``device``, ``fast``: see ``store.load``; codecs are float32, and NViST unless told.
+    Raises ``InputError`` for anything unknown, damaged or inconsistent; no code of the model runs.
     """
     path = Path(name_or_path)
     if path.name.endswith((".safetensors", *TORCH_SUFFIXES)) and path.is_file():
@@ -54,7 +54,7 @@ def load(
     if kind == SCENES:
         from belvedere.checkpoints.views import load_scene_model
 
-        return load_scene_model(folder, device)
+        return load_scene_model(folder, device, dtype or "float32")
     return store.load(folder, dtype, device, fast=fast)
 
 

@@ -34,23 +34,29 @@ class SceneModel(NamedTuple):
     """How far its camera looks down, in degrees; 0 where nothing is known."""
 
 
-def load_scene_model(name_or_path: str | Path, device: "torch.device | str | None" = None) -> NViST:
-    """Return the network of an embedded name, a folder or a hub id, in float32; ``device`` as for ``store.load``.
+def load_scene_model(
+    name_or_path: str | Path, device: "torch.device | str | None" = None, dtype: "torch.dtype | str" = torch.float32
+) -> NViST:
+    """Return the network of an embedded name, a folder or a hub id; ``device`` and ``dtype`` as for ``store.load``.
 
-    Raises ``InputError`` for anything unknown, damaged or inconsistent.
+    In any ``dtype`` the field it makes of a picture is in float32, and decoded so. Raises ``InputError`` for anything
+    unknown, damaged or inconsistent.
     """
-    return open_scene_model(name_or_path, device).network
+    return open_scene_model(name_or_path, device, dtype).network
 
 
-def open_scene_model(name_or_path: str | Path, device: "torch.device | str | None" = None) -> SceneModel:
+def open_scene_model(
+    name_or_path: str | Path, device: "torch.device | str | None" = None, dtype: "torch.dtype | str" = torch.float32
+) -> SceneModel:
     """Return the network with its digest and defaults; see ``load_scene_model``."""
     target = store.choose_device(device)
+    number = store.choose_dtype(dtype, target)
     folder = store.resolve(name_or_path)
     digest = store.verify(folder)
     index = store.read_json(folder / "model_index.json")
     if index.get("_class_name") != SCENES:
         raise InputError(f"model {name_or_path} makes no scenes of pictures: choose one, such as nvist-toybox")
-    network: NViST = load_network(folder / "network", NViST, torch.float32)
+    network: NViST = load_network(folder / "network", NViST, number)
     config: Any = network.config
     middle = (config.near + config.far) / 2
     distance, fov = index.get("default_distance", middle), index.get("default_fov", FOV)

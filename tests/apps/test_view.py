@@ -75,6 +75,16 @@ def test_one_view_carries_its_record(command: Command, model: Path, photo: Path,
     assert_refused(command("regenerate", out), "view of a scene", "belvedere view")
 
 
+def test_a_network_in_bfloat16_sees_nearly_the_same(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
+    asked = ("view", photo, "--model", model, *SMALL, "--angle", 10)
+    for dtype in ("float32", "bfloat16"):
+        assert command(*asked, "--dtype", dtype, "--out", tmp_path / f"{dtype}.png").code == 0
+    images = [Image.open(tmp_path / f"{dtype}.png") for dtype in ("float32", "bfloat16")]
+    assert json.loads(images[1].info["belvedere"])["view"]["request"]["dtype"] == "bfloat16"
+    difference = np.abs(np.subtract(*(np.asarray(image, dtype=float) for image in images)))
+    assert 0 < difference.mean() < 4
+
+
 def test_a_scene_stands_for_its_picture(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     scene = tmp_path / "scene.safetensors"
     assert command("view", photo, "--model", model, "--out", scene).code == 0
@@ -173,6 +183,8 @@ def test_a_path_from_a_file(tmp_path: Path) -> None:
         (("--elevation", "90"), ("elevation must be",)),
         (("--arc", "0"), ("arc must be",)),
         (("--fps", "100"), ("100 frames a second", ".gif")),
+        (("--dtype", "float8"), ("dtype must be one of auto, float32, bfloat16, float16",)),
+        (("--dtype", "float16", "--device", "cpu"), ("float16 is unusably slow on a CPU",)),
         (("--device", "tpu"), ("device",)),
         (("--out", "new/orbit.avi"), ("orbit.avi", ".mp4")),
         (("--out", "new/view.png", "--path", "spiral"), ("--angle",)),

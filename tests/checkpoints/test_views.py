@@ -51,6 +51,17 @@ def test_the_field_is_decoded_in_float32(folder: Path) -> None:
     assert all((weights[f"field_decoder.{name}"] == weight).all() for name, weight in trained.items())
 
 
+def test_a_network_in_bfloat16_makes_fields_in_float32(folder: Path) -> None:
+    half = load_scene_model(folder, "cpu", "bfloat16")
+    assert {p.dtype for name, p in half.named_parameters() if not name.startswith("field_decoder.")} == {torch.bfloat16}
+    assert {p.dtype for p in half.field_decoder.parameters()} == {torch.float32}
+    arguments = photographs(), conditions()
+    made, exact = volumes(half, *arguments), volumes(load_scene_model(folder, "cpu"), *arguments)
+    assert made.dtype == torch.float32 and 0 < (made - exact).norm() / exact.norm() < 0.03
+    with pytest.raises(InputError, match="float16 is unusably slow on a CPU"):
+        load_scene_model(folder, "cpu", "float16")
+
+
 def test_a_card_has_the_digest(folder: Path) -> None:
     assert store.card(folder) == {"steps": 7, "digest": store.digest(folder)}
     assert open_scene_model(folder).digest == store.digest(folder)
