@@ -7,15 +7,16 @@
 - SegPIC: files of 768x512, written and read;
 - the U-Net of Stable Diffusion 1.5, on which concepts are learned: one guided step at 512x512.
 
-FLOPs are counted by PyTorch, two a multiply-add. ``--device cpu`` only tries the script, with small networks: it stores
-nothing.
+FLOPs are counted by PyTorch, two a multiply-add. A row that fails is stored with its error, the others go on:
+the JSON is written after each. ``--device cpu`` only tries the script, with small networks: it stores nothing.
 """
 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,12 +57,12 @@ def randomised(network: nn.Module, device: str, dtype: torch.dtype = torch.bfloa
     return nn.Module.to(network, device, dtype)
 
 
-def training_step(network: nn.Module, call: Callable[..., Tensor]) -> Callable[[], None]:
+def training_step(network: nn.Module, call: Callable[[], Tensor]) -> Callable[[], None]:
     """Return forward, backward and an optimizer's step."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
-        call(network).square().mean().backward()
+        call().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -75,35 +76,40 @@ def denoisers(device: str) -> Iterator[Run]:
     dimr: Any = randomised(belvedere.DiMR.from_variant("XL/2R-256" if large else "toybox"), device)
     side, channels = dimr.sizes[-1].height * dimr.sizes[-1].ratio, dimr.config.channels
 
-    def call_dimr(count: int, network: Any) -> Tensor:
+    def call_dimr(count: int, run: Any) -> Tensor:
         x = torch.ones(count, channels, side, side, device=device, dtype=torch.bfloat16)
-        return network(x, torch.zeros(1, device=device), torch.zeros(count, dtype=torch.long, device=device))[-1]
+        return run(x, torch.zeros(1, device=device), torch.zeros(count, dtype=torch.long, device=device))[-1]
 
     fitv2: Any = randomised(belvedere.FiTv2.from_variant("XL/2" if large else "toybox"), device)
-    rows, columns = (16, 16) if large else (8, 8)
+    grid = (16, 16) if large else (8, 8)
+    layout = cache(lambda count: fitv2.layout([grid] * count, "none", device))
 
-    def call_fitv2(count: int, network: Any) -> Tensor:
-        x = torch.ones(count * rows * columns, fitv2.embed.in_features, device=device, dtype=torch.bfloat16)
+    def call_fitv2(count: int, run: Any) -> Tensor:
+        x = torch.ones(count * grid[0] * grid[1], fitv2.embed.in_features, device=device, dtype=torch.bfloat16)
         t, y = torch.full((count,), 0.5, device=device), torch.zeros(count, dtype=torch.long, device=device)
-        return network(x, t, y, sizes=[(rows, columns)] * count)
+        return run(x, fitv2.modulate(t, y), layout(count))
 
-    for name, network, call in (("DiMR-XL/2R", dimr, call_dimr), ("FiTv2-XL/2", fitv2, call_fitv2)):
-        compiled = torch.compile(network, fullgraph=True)
-        graphs = torch.compile(network, fullgraph=True, mode="reduce-overhead")
+    for name, network, run, call in (
+        ("DiMR-XL/2R", dimr, dimr, call_dimr),
+        ("FiTv2-XL/2", fitv2, fitv2.run, call_fitv2),
+    ):
+        compiled = torch.compile(run, fullgraph=True)
+        graphs = torch.compile(run, fullgraph=True, mode="reduce-overhead")
         for way, how, count in (
-            ("eager", network, many),
+            ("eager", run, many),
             ("compiled", compiled, many),
-            ("eager", network, 1),
+            ("eager", run, 1),
             ("graphs", graphs, 1),
         ):
-            timed, plain = (torch.no_grad()(partial(call, count, form)) for form in (how, network))
+            timed, plain = (torch.no_grad()(partial(call, count, form)) for form in (how, run))
             yield Run(f"{name}, {count} pictures, {way}", timed, count, "pictures", plain)
-        yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few)), few, "pictures")
-    yield from sampler_steps(dimr, fitv2, device)
+        yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few, run)), few, "pictures")
 
 
-def sampler_steps(dimr: Any, fitv2: Any, device: str) -> Iterator[Run]:
+def sampler_steps(device: str) -> Iterator[Run]:
     """Yield a step of one picture, eager and recorded: what a pipeline calls, all that depends on time given."""
+    dimr: Any = randomised(belvedere.DiMR.from_variant("XL/2R-256" if device == "cuda" else "toybox"), device)
+    fitv2: Any = randomised(belvedere.FiTv2.from_variant("XL/2" if device == "cuda" else "toybox"), device)
     label, height = torch.zeros(1, dtype=torch.long, device=device), dimr.sizes[-1].height * dimr.sizes[-1].ratio
     moment = torch.zeros(1, device=device)
     sizes, *places = fitv2.layout([(16, 16) if device == "cuda" else (8, 8)], "none", device)
@@ -133,9 +139,10 @@ def sampler_steps(dimr: Any, fitv2: Any, device: str) -> Iterator[Run]:
 def scenes(device: str) -> Iterator[Run]:
     """Yield the field of a picture and the views of one."""
     network: Any = randomised(NViST() if device == "cuda" else NViST.from_variant("toybox"), device)
+    network.field_decoder.float()  # as models are loaded
     height, width = network.config.image
     camera: Camera = input_camera((height, width), distance=1.4, fov=40.0)
-    image, told = (x.to(device, torch.bfloat16) for x in (torch.rand(1, 3, height, width), conditions([camera])))
+    image, told = (x.to(device) for x in (torch.rand(1, 3, height, width), conditions([camera])))
     build = torch.no_grad()(partial(network, image, told))
     yield Run("NViST, field", build, 1, "fields", build)
     field = build()
@@ -185,26 +192,52 @@ def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
     return row
 
 
+PARTS = {part.__name__: part for part in (denoisers, sampler_steps, scenes, files, guided_step)}
+
+
+def rows_of(
+    part: Callable[[str], Iterator[Run]], device: str, repeats: int, ceiling: float
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a part; of a run that fails its error, and where the part itself fails that one."""
+    try:
+        for run in part(device):
+            try:
+                yield measured(run, repeats, ceiling)
+            except Exception as error:  # whatever a GPU and its compilers raise must not cost the other rows
+                yield {"name": run.name, "error": f"{type(error).__name__}: {error}"[:500]}
+    except Exception as error:
+        yield {"name": part.__name__, "error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def told(row: dict[str, Any]) -> str:
+    """Return a row as text."""
+    if "error" in row:
+        return f"{row['name']:44} failed: {row['error'].splitlines()[0]}"
+    share = f"  {row['share of gemm']:.1%} of the matrix product" if "flops" in row else ""
+    return f"{row['name']:44} {row['seconds']['median'] * 1e3:10.2f} ms {row['rate']:10.1f} {row['unit']}/s{share}"
+
+
 def main() -> None:
     """Measure, store, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of the default: %(default)s")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "models.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
     os.environ["BELVEDERE_GRAPHS"] = "1"
-    ceilings, rows = gpu.ceilings(options.device), []
-    for part in (denoisers, scenes, files, guided_step):
-        for run in part(options.device):
-            rows.append(measured(run, options.repeats, ceilings["gemm"]))
-            row = rows[-1]
-            share = f"  {row['share of gemm']:.1%} of the matrix product" if "flops" in row else ""
-            print(f"{row['name']:44} {row['seconds']['median'] * 1e3:10.2f} ms {row['rate']:10.1f} {run.unit}/s{share}")
-    if options.device == "cuda":
-        about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
-        options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    ceilings = gpu.ceilings(options.device)
+    rows: list[dict[str, Any]] = []
+    for name in options.parts.split(","):
+        for row in rows_of(PARTS[name], options.device, options.repeats, ceilings["gemm"]):
+            rows.append(row)
+            print(told(row), flush=True)
+            if options.device == "cuda":
+                about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
+                options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    sys.exit(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Layout(NamedTuple):
     def of(cls, sizes: Sequence[Sequence[int]], turned: Sequence[tuple[Tensor, Tensor]], device: Any) -> "Layout":
         """Return the layout of images with these ``rotations``."""
         lengths = [len(cos) for cos, _ in turned]
-        image = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        image = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths), output_size=sum(lengths))
         cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
         grids = tuple((height, width) for height, width in sizes)
         offsets = offsets_of(lengths)

@@ -297,6 +297,8 @@ def test_compiles_to_one_graph() -> None:
     torch.compiler.reset()
     compiled = torch.compile(model.run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, rows, layout), model.run(x, rows, layout), atol=1e-5, rtol=1e-5)
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(x, t, y, sizes=SIZES), model(x, t, y, sizes=SIZES), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
