@@ -5,12 +5,14 @@ through ``torch.compile``; attention by every backend that can serve the call. E
 float32 before it is timed, inputs are taken in turn so that no cache holds them, and the shares are of this GPU's own
 copy and matrix product in the same run. Bytes are those of inputs and outputs (with backward: and of their gradients).
 
-``--device cpu`` only tries the script, at small sizes: it stores nothing.
+A way that fails, or is too far from the twin, is stored with the reason, and the others are timed: the JSON is written
+after each case. ``--device cpu`` only tries the script, at small sizes: it stores nothing.
 """
 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,17 +141,13 @@ def attentions(device: str, b: int, n: int) -> Iterator[Case]:
             yield Case(title, inputs, partial(reference.attend, **fixed), ways)
 
 
-def check(case: Case) -> dict[str, float]:
-    """Return how far each way is from the twin in float32, relative to the largest number; drop those too far."""
-    with torch.no_grad():
-        want = joined(case.twin(*(x.float() for x in case.inputs)))
-        apart = {}
-        for name, way in list(case.ways.items()):
-            got = joined(way(*case.inputs)).float()
-            apart[name] = float((got - want).abs().max() / want.abs().max())
-            if not apart[name] <= CLOSE:
-                print(f"{case.name}: {name} is {apart[name]:.1e} from the twin, not timed")
-                del case.ways[name]
+@torch.no_grad()
+def distance(case: Case, way: Callable[..., Any]) -> float:
+    """Return how far a way is from the twin in float32, relative to the largest number; ``ValueError``: too far."""
+    want = joined(case.twin(*(x.float() for x in case.inputs)))
+    apart = float((joined(way(*case.inputs)).float() - want).abs().max() / want.abs().max())
+    if not apart <= CLOSE:
+        raise ValueError(f"{apart:.1e} from the twin in float32, at most {CLOSE:g} is taken")
     return apart
 
 
@@ -159,25 +157,50 @@ def backward(way: Callable[..., Any], grad: Tensor, *inputs: Tensor) -> None:
 
 
 def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
-    """Return a row for each way and direction."""
-    apart, inputs = check(case), gpu.copies(case.inputs, device)
+    """Return a row for each way and direction; of a way that fails one with the error."""
+    inputs = gpu.copies(case.inputs, device)
     with torch.no_grad():
         out = joined(case.twin(*case.inputs))
         with FlopCounterMode(display=False) as counter:
             case.twin(*case.inputs)
     moved = sum(x.nbytes for x in case.inputs) + out.nbytes
-    grad, rows = torch.randn_like(out), []
-    for train in (False, True):
-        for name, way in case.ways.items():
-            call = partial(backward, way, grad) if train else way
-            torch.use_deterministic_algorithms(case.deterministic)
-            with torch.set_grad_enabled(train):
-                taken = spread(gpu.timed(call, inputs, repeats))
-            torch.use_deterministic_algorithms(False)
-            passes = 2 if train else 1
-            row = {"case": case.name, "way": name, "backward": train, "seconds": taken, "apart": apart[name]}
-            rows.append(row | {"bytes": passes * moved, "flops": counter.get_total_flops() * (3.5 if train else 1)})
+    grad, rows = torch.randn_like(out), list[dict[str, Any]]()
+    for name, way in case.ways.items():
+        row: dict[str, Any] = {"case": case.name, "way": name}
+        try:
+            apart = distance(case, way)
+            for train in (False, True):
+                row = {"case": case.name, "way": name, "backward": train}
+                taken = seconds(case, partial(backward, way, grad) if train else way, inputs, repeats, train)
+                counted = {
+                    "bytes": (2 if train else 1) * moved,
+                    "flops": counter.get_total_flops() * (3.5 if train else 1),
+                }
+                rows.append(row | {"seconds": taken, "apart": apart} | counted)
+        except Exception as error:  # whatever a GPU and its compilers raise must not cost the other rows
+            rows.append(row | {"error": f"{type(error).__name__}: {error}"[:500]})
     return rows
+
+
+def seconds(
+    case: Case, call: Callable[..., Any], inputs: list[tuple[Tensor, ...]], repeats: int, train: bool
+) -> dict[str, float]:
+    """Return the spread of the seconds of a call, with or without gradients."""
+    torch.use_deterministic_algorithms(case.deterministic)
+    try:
+        with torch.set_grad_enabled(train):
+            return spread(gpu.timed(call, inputs, repeats))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def told(row: dict[str, Any]) -> str:
+    """Return a row as text."""
+    way = row["way"] + (" + backward" if row.get("backward") else "")
+    if "error" in row:
+        return f"{row['case']:36} {way:22} failed: {row['error'].splitlines()[0]}"
+    shares = f"copy {row['share of copy']:6.1%}  gemm {row['share of gemm']:6.1%}"
+    return f"{row['case']:36} {way:22} {row['seconds']['median'] * 1e6:10.1f} us  {shares}  apart {row['apart']:.0e}"
 
 
 def main() -> None:
@@ -190,20 +213,21 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
-    ceilings, rows = gpu.ceilings(options.device), []
+    ceilings = gpu.ceilings(options.device)
+    rows: list[dict[str, Any]] = []
     for case in cases(options.device):
-        if options.only in case.name:
-            rows += measure(case, options.device, options.repeats)
-    for row in rows:
-        seconds = row["seconds"]["median"]
-        row["share of copy"] = row["bytes"] / seconds / ceilings["copy"]
-        row["share of gemm"] = row["flops"] / seconds / ceilings["gemm"]
-        way = row["way"] + (" + backward" if row["backward"] else "")
-        shares = f"copy {row['share of copy']:6.1%}  gemm {row['share of gemm']:6.1%}"
-        print(f"{row['case']:36} {way:22} {seconds * 1e6:10.1f} us  {shares}  apart {row['apart']:.0e}")
-    if options.device == "cuda":
-        about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
-        options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+        if options.only not in case.name:
+            continue
+        for row in measure(case, options.device, options.repeats):
+            if "seconds" in row:
+                row["share of copy"] = row["bytes"] / row["seconds"]["median"] / ceilings["copy"]
+                row["share of gemm"] = row["flops"] / row["seconds"]["median"] / ceilings["gemm"]
+            rows.append(row)
+        if options.device == "cuda":
+            about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
+            options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    print("\n".join(told(row) for row in rows))
+    sys.exit(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":
