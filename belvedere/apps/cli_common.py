@@ -4,10 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from belvedere.errors import InputError
 
 if TYPE_CHECKING:
     from belvedere.apps.work import Progress
@@ -29,6 +32,14 @@ class NameOrCommand(TyperGroup):
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+
+def check_readable(path: Path) -> None:
+    """Raise ``InputError`` for a file that cannot be opened: to be told before networks are imported."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 @contextmanager

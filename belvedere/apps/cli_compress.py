@@ -57,12 +57,10 @@ def compress(
     if regions is not None and len(images) > 1:
         raise InputError("--regions belongs to one picture: give one")
     with progress_bar(f"loading {model}", "tiles") as progress:
-        from belvedere.checkpoints.codecs import load_codec
-
-        codec = load_codec(model, device)
+        load = _once(model, device)
         _each(
             images,
-            lambda i: verbs.compress_file(images[i], targets[i], codec, request, regions, progress),
+            lambda i: verbs.compress_file(images[i], targets[i], load, request, regions, progress),
             lambda facts: (
                 f"{facts['file']}: {facts['bytes']} bytes, {facts['bpp']:.3f} bits a pixel, "
                 f"quality {facts['quality']:g}, {facts['seconds']} s"

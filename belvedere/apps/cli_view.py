@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belvedere.apps.cli_common import Json, progress_bar
+from belvedere.apps.cli_common import Json, check_readable, progress_bar
 from belvedere.apps.requests import DEFAULT_SCENES, ViewRequest, parse_sizes
 from belvedere.errors import InputError
 
@@ -96,6 +96,7 @@ def view(
         dtype=dtype,
         device=device,
     )
+    check_readable(source)
     with progress_bar(f"opening {source.name}", "frames") as progress:
         from belvedere.apps.view import view as run
 

@@ -70,17 +70,20 @@ def compress(
 def compress_file(
     path: Path,
     target: Path,
-    codec: "Codec",
+    load: "Callable[[], Codec]",
     request: CompressRequest,
     regions: Path | None = None,
     progress: "Progress | None" = None,
 ) -> dict[str, Any]:
-    """Compress a picture's file to ``target``, whole or not at all; return what was done, as plain JSON."""
+    """Compress a picture's file to ``target``, whole or not at all; return what was done, as plain JSON.
+
+    ``load`` is called for the codec once the picture is read.
+    """
     from belvedere.data.images import open_photograph
 
     photograph = open_photograph(path, background=request.background)
     importance = None if regions is None else read_importance(regions, photograph.image.size)
-    done = compress(photograph, codec, request, importance, progress)
+    done = compress(photograph, load(), request, importance, progress)
     _write(target, lambda file: file.write(done.data))
     facts = {"bytes": len(done.data), "bpp": round(done.bpp, 4), "quality": done.quality}
     return {"file": str(target), **facts, "seconds": round(done.seconds, 2)}

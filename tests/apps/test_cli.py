@@ -72,6 +72,15 @@ def test_help_imports_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert float(seconds) < 0.5
 
 
+@pytest.mark.parametrize("verb", ["view", "compress", "decompress"])
+def test_a_missing_file_is_told_before_networks_are_imported(verb: str, tmp_path: Path) -> None:
+    program = "import sys; from belvedere.apps.cli import main\ntry: main()\nfinally: print('diffusers' in sys.modules)"
+    call = [sys.executable, "-c", program, verb, "none.png"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr == "belvedere: error: cannot read none.png: No such file or directory\n"
+
+
 @pytest.mark.parametrize("verb", [[], ["generate"], ["regenerate"], ["train"], ["evaluate", "generation"], ["models"]])
 def test_help_has_examples(command: Callable[..., Done], verb: list[str]) -> None:
     done = command(*verb, "--help")
