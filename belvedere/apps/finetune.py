@@ -25,10 +25,11 @@ class FinetuneConfig:
     """A model of NViST's whose volume has other texels or tokens is resampled (``nvist_resize``)."""
 
 
-def begin(system: str, model: nn.Module, config: FinetuneConfig) -> None:
+def begin(system: str, model: nn.Module, config: FinetuneConfig) -> str:
     """Fill ``model`` with the weights, but for the parts that begin anew, and freeze what does not learn.
 
-    Raises ``InputError`` for a ``system`` without published weights, unknown parts, and weights that do not fit.
+    Returns the SHA-256 of the weights' file, or the digest of the model they are of. Raises ``InputError`` for a
+    ``system`` without published weights, unknown parts, and weights that do not fit.
     """
     from belvedere.checkpoints.official import IMPORTERS
 
@@ -42,6 +43,14 @@ def begin(system: str, model: nn.Module, config: FinetuneConfig) -> None:
     if config.train:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_part(name, config.train))
+    return _digest(config.weights)
+
+
+def _digest(name: str) -> str:
+    from belvedere.checkpoints import manifest, store
+
+    path = Path(name)
+    return manifest.Entry.of(path).sha256 if path.is_file() else store.digest(store.resolve(name))
 
 
 def is_part(name: str, parts: Sequence[str]) -> bool:

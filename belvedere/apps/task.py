@@ -36,6 +36,8 @@ class Task:
     """``sheet(model, path)`` writes a picture of what the model can do; returns figures of it, if it has any."""
     held_out: Dataset | None = None
     """Samples that training does not see, of the same form; None: no evaluation in the run."""
+    began_with: str | None = None
+    """The digest of the weights that the model has at first, where they are given; the card tells it."""
 
 
 DATASETS = {

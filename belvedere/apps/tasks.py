@@ -25,7 +25,7 @@ def make_task(config: TrainConfig) -> Task:
         raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
     task = TASKS[config.task](config)
     if config.finetune is not None:
-        begin(config.task, task.model, config.finetune)
+        task = replace(task, began_with=begin(config.task, task.model, config.finetune))
     if config.evaluate_every and task.held_out is None:
         task = replace(task, held_out=_held_out(config, task.dataset))
     if config.checkpointing:

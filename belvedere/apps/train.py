@@ -287,6 +287,7 @@ class Trainer:
         progress = self.state.progress
         return {
             "config": dataclasses.asdict(self.config),
+            **({"began_with": self.task.began_with} if self.task.began_with else {}),
             "samples": len(self.task.dataset),
             "classes": list(self.task.dataset.classes),
             "steps": progress.step,

@@ -10,6 +10,7 @@ from torch import nn
 from belvedere.apps.config import load_config
 from belvedere.apps.tasks import make_task
 from belvedere.apps.train import train
+from belvedere.checkpoints import store
 from belvedere.checkpoints.tensors import read_state_dict
 from belvedere.errors import InputError
 from tests.apps.training_helpers import assert_same, write_config
@@ -33,6 +34,10 @@ def test_all_of_a_network_goes_on_from_a_model(tmp_path: Path, system: str) -> N
     model = make(config, 1, weights=tmp_path / "run" / "model")
     assert_same(read_state_dict(weights), {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     assert all(parameter.requires_grad for parameter in model.parameters())
+    began = tmp_path / "run" / "model"
+    assert train(config, out=tmp_path / "more", overrides=[f"finetune.weights={began}"]) == 0
+    assert store.card(tmp_path / "more" / "model")["began_with"] == store.digest(began)
+    assert "began_with" not in store.card(began)
 
 
 @pytest.mark.slow
