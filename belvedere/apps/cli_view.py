@@ -126,7 +126,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="Twice, for LPIPS: vgg16-397923af.pth of torchvision, and LPIPS's vgg.pth."),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")] = False,
-    dtype: Dtype = "auto",
+    dtype: Dtype = "float32",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

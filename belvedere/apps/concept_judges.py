@@ -118,8 +118,8 @@ class ClipJudge:
 
 
 class DinoJudge:
-    """A DINO or DINOv2 model in a folder, as transformers saves it. Its class tokens tell things apart better than CLIP
-    (Ruiz et al., "DreamBooth", CVPR 2023, section 4.2); it cannot read."""
+    """A DINO or DINOv2 model in a folder, as transformers saves it: class tokens, which tell a thing from others of its
+    kind (Ruiz et al., "DreamBooth", CVPR 2023, section 4.2). It cannot read."""
 
     def __init__(self, folder: Path):
         import transformers

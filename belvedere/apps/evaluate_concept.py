@@ -44,9 +44,9 @@ PROMPTS = (
 """Scenes and styles of Textual Inversion's evaluation."""
 ACROSS = 6
 """Pictures of a row of the sheet."""
-DINO = "dino_"
+BY_DINO = "dino_"
 """What the names of DINO's figures begin with."""
-COLUMNS = (*FIGURES, f"{DINO}image_similarity", f"{DINO}held_out_similarity")
+COLUMNS = (*FIGURES, f"{BY_DINO}image_similarity", f"{BY_DINO}held_out_similarity")
 """What is told of the pictures of a row."""
 
 
@@ -167,7 +167,7 @@ def _pictures(job: work.Job, number: int, total: int, progress: work.Progress | 
 def _comparisons(plan: Protocol, *given: Any) -> dict[str, Comparison]:
     """Return the plan's comparisons with what is ``given``, by what their figures' names begin with."""
     judge = open_judge(ToyJudge.name if plan.clip is None else str(plan.clip))
-    dino = {} if plan.dino is None else {DINO: Comparison(DinoJudge(plan.dino), *given)}
+    dino = {} if plan.dino is None else {BY_DINO: Comparison(DinoJudge(plan.dino), *given)}
     return {"": Comparison(judge, *given), **dino}
 
 
