@@ -132,6 +132,7 @@ class Classroom:
         rows = read_log(run / "log.jsonl")
         losses = tuple((int(row["step"]), float(row["loss"])) for row in rows if "loss" in row)
         sheets = tuple(sorted((run / "sheets").glob("step-*.png")))
+        likeness = {int(row["step"]): float(row["image_similarity"]) for row in rows if "image_similarity" in row}
         left = next((float(row["seconds_left"]) for row in reversed(rows) if "seconds_left" in row), 0.0)
         step, fault = (losses[-1][0] if losses else 0), ""
         if self._busy(id):
@@ -141,7 +142,7 @@ class Classroom:
         else:
             fault = self._fault(id)
             status = "failed" if fault else "stopped"
-        return Progress(lesson, status, step, losses, sheets, left, fault)
+        return Progress(lesson, status, step, losses, sheets, likeness, left, fault)
 
     def concept(self, id: str) -> Path:
         """Return the file of a learned concept: the last one, or ``InputError`` while there is none."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,15 @@ class Lesson:
 @dataclass(frozen=True)
 class Progress:
     """How far a lesson is. ``status``: learning, stopped, learned or failed; ``losses``: (step, loss); ``sheets``: the
-    newest last; ``fault``: one line when it failed."""
+    newest last; ``likeness``: how alike the pictures of a step's sheet are to the photographs, where somebody judges;
+    ``fault``: one line when it failed."""
 
     lesson: Lesson
     status: str
     step: int
     losses: tuple[tuple[int, float], ...]
     sheets: tuple[Path, ...]
+    likeness: Mapping[int, float]
     seconds_left: float
     fault: str = ""
 

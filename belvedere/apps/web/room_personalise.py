@@ -247,4 +247,6 @@ def _sheet(found: Progress, index: int) -> str:
 
     with Image.open(found.sheets[index], formats=("PNG",)) as image:
         small = reduced(image, 480)
-    return cards.card(data_uri(small), f"Step {int(found.sheets[index].stem.removeprefix('step-'))}", small=True)
+    step = int(found.sheets[index].stem.removeprefix("step-"))
+    note = f"likeness {found.likeness[step]:.2f}" if step in found.likeness else ""
+    return cards.card(data_uri(small), f"Step {step}", note, small=True)

@@ -40,6 +40,10 @@ def photographs(tmp_path: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
+LIKE = {"step": 2, "image_similarity": 0.618, "recognised": 0.75}
+"""What a judge says of a sheet."""
+
+
 def write(classroom: Classroom, *rows: Any, lesson: Lesson = LESSON, id: str = ID) -> Path:
     """Make the folder of a lesson with these rows in its log."""
     run = classroom.folder / id / "thing.run"
@@ -50,7 +54,7 @@ def write(classroom: Classroom, *rows: Any, lesson: Lesson = LESSON, id: str = I
 
 
 def test_a_folder_tells_how_far_its_lesson_is(classroom: Classroom) -> None:
-    run = write(classroom, {"step": 0, "event": "began"}, {"step": 2, "loss": 0.5, "seconds_left": 7.0})
+    run = write(classroom, {"step": 0, "event": "began"}, {"step": 2, "loss": 0.5, "seconds_left": 7.0}, LIKE)
     (run / "sheets").mkdir()
     for step in (1, 2):
         Image.new("RGB", (8, 8)).save(run / "sheets" / f"step-{step:08d}.png")
@@ -58,6 +62,7 @@ def test_a_folder_tells_how_far_its_lesson_is(classroom: Classroom) -> None:
     assert (found.status, found.step, found.losses, found.seconds_left) == ("stopped", 2, ((2, 0.5),), 7.0)
     assert [path.name[-5] for path in found.sheets] == ["1", "2"]
     shown = room_personalise.lesson_shown(found)
+    assert "likeness 0.62" in shown and shown.count("likeness") == 1  # of the second sheet: nobody judged the first
     assert "step 2 of 10" in shown and "Step 2" in shown and "&lt;thing&gt;" in shown and "<thing>" not in shown
 
 
