@@ -31,6 +31,8 @@ SHEET_SCENES, SHEET_VIEWS = 8, 3
 """Of each set on a sheet."""
 Row = dict[str, Any]
 FIGURES = ("psnr", "ssim", "lpips", "depth_rank", "copied_psnr", "copied_ssim", "mean_psnr", "mean_ssim")
+SEEN = ("psnr", "ssim", "lpips", "depth_rank")
+"""What is told of the views that the network saw."""
 OFFICIAL = {"psnr": "psnr", "ssim": "ssim", "official_lpips": "lpips", "depth_rank": "depth_rank"}
 """Figures of a row by the names they have in the official protocol."""
 PROTOCOLS = {
@@ -55,14 +57,15 @@ def render_case(network: NViST, case: Case) -> list[Rendered]:
 def measure_case(case: Case, views: Sequence[Rendered], far: float, lpips: Lpips | None = None) -> list[Row]:
     """Return the figures of each view of a scene: the network's, of the input copied and of the mean picture.
 
-    ``degrees``: the angle at the origin between its camera and the one that the network saw. ``depth_rank``: see
-    ``depth_rank``, where the truth is known. ``far`` of the network's rays.
+    ``seen``: whether it is the view that the network saw. ``degrees``: the angle at the origin between its camera and
+    that view's. ``depth_rank``: see ``depth_rank``, where the truth is known. ``far`` of the network's rays.
     """
     rows = []
     for i, (view, truth) in enumerate(zip(views, case.pictures, strict=True)):
         made = view.colour.permute(2, 0, 1).clamp(0, 1)  # (3, h, w)
         guesses = {"": made, "copied_": case.pictures[case.source], "mean_": case.mean}
         row: Row = {"scene": case.scene, "kind": case.kind, "view": i, "strict": i in case.held_out}
+        row["seen"] = i == case.source
         row["degrees"] = degrees_between(case.cameras[case.source], case.cameras[i])
         for name, guess in guesses.items():
             row |= {f"{name}psnr": psnr(guess, truth), f"{name}ssim": ssim(guess, truth)}
@@ -128,7 +131,8 @@ def evaluate_views(
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the figures of both protocols, and the strict ones of each kind and of each scene.
 
-    Of the input copied and of the mean picture there are strict ones only: the first is the input view.
+    ``seen``: those of the views that the network saw, how much of a picture gets into its scene. Of the input copied
+    and of the mean picture there are strict ones only: the first is the input view.
     """
     strict = [row for row in rows if row["strict"]]
     names = [name for name in FIGURES if name in rows[0]]
@@ -136,6 +140,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "official": {OFFICIAL[name]: value for name, value in official.items()},
         "strict": _means(strict, names),
+        "seen": _means([row for row in rows if row["seen"]], [name for name in SEEN if name in rows[0]]),
         "kinds": {kind: _means(group, names) for kind, group in _grouped(strict, "kind").items()},
         "scenes": {scene: _means(group, names) for scene, group in _grouped(strict, "scene").items()},
     }
@@ -187,7 +192,7 @@ def table(result: Mapping[str, Any]) -> str:
         lines += ["", f"{name}: {len(part['scenes'])} scenes, split {part['digest']}"]
         lines.append(f"{'':24}" + "".join(f"{title:>12}" for title in head))
         strict = part["strict"]
-        table_rows = {"official protocol": part["official"], "strict": strict}
+        table_rows = {"official protocol": part["official"], "strict": strict, "views it saw": part["seen"]}
         for guess, title in (("copied_", "input copied"), ("mean_", "mean picture")):
             table_rows[f"{title} (strict)"] = {key: strict[f"{guess}{key}"] for key in ("psnr", "ssim")}
         lines += [_line(title, row) for title, row in (table_rows | part["kinds"]).items()]
@@ -195,7 +200,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _line(title: str, figures: Mapping[str, float | None]) -> str:
-    values = (figures.get(name) for name in ("psnr", "ssim", "lpips", "depth_rank"))
+    values = (figures.get(name) for name in SEEN)
     return f"{title:24}" + "".join(f"{'-' if v is None else format(v, '.4f'):>12}" for v in values)
 
 
@@ -214,5 +219,5 @@ def card_facts(result: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, part in result["sets"].items():
         facts |= {f"{name} PSNR": part["strict"]["psnr"], f"{name} SSIM": part["strict"]["ssim"]}
-        facts[name] = {**part["strict"], "official": part["official"], "split": part["digest"]}
+        facts[name] = {**part["strict"], "official": part["official"], "seen": part["seen"], "split": part["digest"]}
     return facts

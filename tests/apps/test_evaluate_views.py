@@ -72,6 +72,7 @@ def test_rows() -> None:
     one = case(shade=0.2)
     rows = measure_case(one, seen(one), 3.0)
     assert [row["strict"] for row in rows] == [True, False, True]
+    assert [row["seen"] for row in rows] == [False, True, False]
     assert [row["degrees"] for row in rows] == pytest.approx([20, 0, 10])
     assert [row["psnr"] for row in rows] == pytest.approx([20] * 3, abs=1e-3)
     assert [row["depth_rank"] for row in rows] == pytest.approx([1] * 3, abs=1e-4)
@@ -118,7 +119,7 @@ def test_what_a_ray_does_not_meet_is_far() -> None:
 def test_means_are_of_scenes_not_of_views() -> None:
     def row(scene: str, kind: str, strict: bool, psnr: float, rank: float) -> dict[str, object]:
         same = dict.fromkeys(("psnr", "ssim", "copied_psnr", "copied_ssim", "mean_psnr", "mean_ssim"), psnr)
-        return {"scene": scene, "kind": kind, "strict": strict, **same, "depth_rank": rank}
+        return {"scene": scene, "kind": kind, "strict": strict, "seen": not strict, **same, "depth_rank": rank}
 
     rows = [row("a", "x", False, 50, 1), row("a", "x", True, 10, math.nan), row("a", "x", True, 20, 0.5)]
     rows += [row("b", "x", True, 30, math.nan), row("c", "y", True, 60, 0.1)]
@@ -129,6 +130,7 @@ def test_means_are_of_scenes_not_of_views() -> None:
     assert found["scenes"]["a"]["psnr"] == 15 and found["scenes"]["b"]["depth_rank"] is None
     assert found["strict"]["depth_rank"] == pytest.approx(0.3)
     assert set(found["official"]) == {"psnr", "ssim", "depth_rank"}
+    assert found["seen"] == {"psnr": 50, "ssim": 50, "depth_rank": 1}
 
 
 @pytest.fixture
@@ -153,11 +155,19 @@ def test_the_result_is_plain_and_written_whole(sets: list[CaseSet], tmp_path: Pa
     assert len(part["rows"]) == 6 and part["rows"][1]["copied_psnr"] is None
     assert set(part["kinds"]) == {"ball", "other"} and set(part["scenes"]) == {"one", "two"}
     text = table(found)
-    for word in (part["digest"], "official protocol", "input copied", "mean picture", "other", "2 scenes"):
+    for word in (
+        part["digest"],
+        "official protocol",
+        "views it saw",
+        "input copied",
+        "mean picture",
+        "other",
+        "2 scenes",
+    ):
         assert word in text
     facts = card_facts(found)
     assert facts["balls PSNR"] == part["strict"]["psnr"] == facts["balls"]["psnr"]
-    assert facts["more"]["split"] == sets[1].digest
+    assert facts["more"]["split"] == sets[1].digest and facts["more"]["seen"] == found["sets"]["more"]["seen"]
     save(found, sheet, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == found
     with Image.open(tmp_path / "out" / "sheet.png") as image:
