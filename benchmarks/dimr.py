@@ -10,13 +10,13 @@ import json
 import platform
 import resource
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import gemm_peak, seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -65,23 +65,6 @@ def plain_ops() -> Iterator[None]:
             setattr(kernels, name, op)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Return the wall time of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def gemm_peak(dtype: torch.dtype, repeats: int) -> float:
-    """Return the best FLOP/s of a matrix product over ``GEMM_SHAPES``."""
-    best = 0.0
-    for m, k, n in GEMM_SHAPES:
-        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
-        torch.mm(a, b.T)
-        best = max(best, *(2 * m * k * n / seconds(lambda a=a, b=b: torch.mm(a, b.T)) for _ in range(repeats)))
-    return best
-
-
 def peak_memory() -> int:
     """Return the largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -126,8 +109,8 @@ def measure(variant: str, batch: int, repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         for name, run in (("bfloat16", run_fast), ("float32", run_float), ("plain float32", run_plain)):
             times[name].append(seconds(run))
-        peaks["bfloat16"].append(gemm_peak(torch.bfloat16, 3))
-        peaks["float32"].append(gemm_peak(torch.float32, 1))
+        peaks["bfloat16"].append(gemm_peak(torch.bfloat16, GEMM_SHAPES, 3))
+        peaks["float32"].append(gemm_peak(torch.float32, GEMM_SHAPES, 1))
     flops = counter.get_total_flops()
     return {
         "variant": variant,

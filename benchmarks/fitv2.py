@@ -14,7 +14,6 @@ FLOPs are counted by PyTorch, two a multiply-add.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timing import gemm_peak, seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,23 +34,6 @@ from belvedere.generation.packed_sampling import Guidance, PackedCall
 GEMM_SHAPES = ((512, 1152, 3456), (512, 1152, 6144), (2048, 2048, 2048), (4096, 4096, 4096))
 MIXED = [(16, 16), (10, 20), (8, 8)]
 CAPACITY = 256
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Return the wall time of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def gemm_peak(dtype: torch.dtype, repeats: int = 2) -> float:
-    """Return the best FLOP/s of a matrix product over ``GEMM_SHAPES``."""
-    best = 0.0
-    for m, k, n in GEMM_SHAPES:
-        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
-        torch.mm(a, b.T)
-        best = max(best, *(2 * m * k * n / seconds(lambda a=a, b=b: torch.mm(a, b.T)) for _ in range(repeats)))
-    return best
 
 
 def make(variant: str, dtype: torch.dtype) -> FiTv2:
@@ -96,7 +79,7 @@ def network_speed(variant: str, repeats: int) -> dict[str, Any]:
         times = rounds(
             {
                 "run": lambda n=network, x=x, t=t, y=y: n(x, t, y, sizes=sizes),
-                "peak": lambda p=peaks, d=dtype: p.append(gemm_peak(d)),
+                "peak": lambda p=peaks, d=dtype: p.append(gemm_peak(d, GEMM_SHAPES)),
             },
             repeats,
         )["run"]

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from belvedere.apps.record import processor
+from belvedere.apps.training_log import flop_counter
 from belvedere.generation.concept import Concept, Conditioning, prompt_ids, token_id
 from belvedere.generation.neti import Vectors
 from belvedere.generation.neti_attention import install, with_negative
@@ -98,7 +99,8 @@ def conditioning(prompt: str, steps: int) -> dict[str, Any]:
     """Time every way at every step; compare with one by one."""
     runs, kept = ways(prompt)
     assert kept.kept is not None
-    want = runs["one by one"](0)
+    with flop_counter() as counter:
+        want = runs["one by one"](0)
     runs["first seed"](0)
     kept.kept.clear()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -124,7 +126,8 @@ def conditioning(prompt: str, steps: int) -> dict[str, Any]:
         name: statistics.median(seconds["one by one"]) / statistics.median(values) for name, values in seconds.items()
     }
     errors = {"largest_difference": largest, "relative_error": relative}
-    return {"prompt": prompt, "steps": steps, "seconds": seconds, "gain": gain, "bytes": memory, **errors}
+    counted = {"gflop": counter.get_total_flops() / 1e9}
+    return {"prompt": prompt, "steps": steps, "seconds": seconds, "gain": gain, "bytes": memory, **counted, **errors}
 
 
 @torch.no_grad()

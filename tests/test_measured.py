@@ -116,6 +116,13 @@ def test_the_seconds_of_conditioning() -> None:
         assert row in page("personalization.md"), f"docs/personalization.md lacks the row {row}"
 
 
+def test_the_operations_of_conditioning() -> None:
+    found = results("neti.json")["conditioning"]
+    rate = found["gflop"] / min(found["seconds"]["one batch"])
+    told = f"{found['gflop']:.0f} GFLOP, {rate:.0f} GFLOP/s at its fastest in one batch"
+    assert told in page("personalization.md"), f"docs/personalization.md lacks: {told}"
+
+
 def test_the_aims_of_scenes() -> None:
     card = json.loads((ROOT / "belvedere/checkpoints/embedded/nvist-toybox/card.json").read_text())
     known, unseen = (card["quality"][name] for name in ("toys", "toys of unseen kinds"))
@@ -126,6 +133,8 @@ def test_the_aims_of_scenes() -> None:
     assert f"are {gain:.1f} dB above the copy and at {depth:.3f} in depth: only that aim is reached" in page("nvist.md")
     seen = [part["seen"]["psnr"] for part in (known, unseen)]
     assert f"shown again at {seen[0]:.1f} and {seen[1]:.1f} dB" in page("nvist.md")
+    shares = [10 ** ((part["psnr"] - part["seen"]["psnr"]) / 10) for part in (known, unseen)]
+    assert f"{shares[0]:.0%} and {shares[1]:.0%} are there already".replace("%", " %") in page("nvist.md")
 
 
 def test_the_figures_of_scenes() -> None:

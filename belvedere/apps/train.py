@@ -12,13 +12,11 @@ import dataclasses
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -34,36 +32,13 @@ from belvedere.apps.config import TrainConfig, load_config
 from belvedere.apps.objective import Objective, held_out_loss, learning_rate, make_optimizer, run_check, uses_bf16
 from belvedere.apps.order import Order, make_loader
 from belvedere.apps.sharding import WHOLE, Part, shard, total_norm
+from belvedere.apps.stop import StopRequest
 from belvedere.apps.task import Task
 from belvedere.apps.tasks import make_task
 from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name, find_tracker
 from belvedere.apps.training_state import Progress, RunState
 from belvedere.errors import InputError
 from belvedere.seeds import BatchRng, derive
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class StopRequest:
-    """Remembers that SIGTERM, SIGUSR1 or SIGINT came; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 class Trainer:
@@ -129,7 +104,7 @@ class Trainer:
             if result.bad and self._too_many_bad(result):
                 return 1
             if self._due(self.config.log_every) or result.stop:
-                self._log(window.close(progress.step))
+                self._log(self.log.step, window.close(progress.step))
             if self._due(self.config.evaluate_every):
                 self.evaluate()
             if result.stop:
@@ -192,14 +167,12 @@ class Trainer:
         self.state.optimizer.step()
         self.state.ema.update(step)
 
-    def _log(self, row: dict[str, Any]) -> None:
-        self.log.step(row)
+    def _log(self, tell: Callable[[dict[str, Any]], None], row: dict[str, Any]) -> None:
+        tell(row)
         self.accelerator.log(row, step=row["step"])
 
     def _log_figures(self, figures: Mapping[str, float]) -> None:
-        row = {"step": self.state.progress.step, **figures}
-        self.log.figures(row)
-        self.accelerator.log(row, step=row["step"])
+        self._log(self.log.figures, {"step": self.state.progress.step, **figures})
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.progress.step % every == 0
