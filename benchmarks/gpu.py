@@ -24,7 +24,7 @@ def timed(call: Callable[..., Any], inputs: Sequence[tuple[Tensor, ...]], repeat
     """Return the seconds of each of ``repeats`` calls, the inputs taken in turn, after three that do not count."""
     for i in range(3):
         call(*inputs[i % len(inputs)])
-    if inputs[0][0].device.type != "cuda":
+    if inputs[0] and inputs[0][0].device.type != "cuda":
         taken = []
         for i in range(repeats):
             began = time.perf_counter()
@@ -38,6 +38,21 @@ def timed(call: Callable[..., Any], inputs: Sequence[tuple[Tensor, ...]], repeat
         marks[i + 1].record()
     torch.cuda.synchronize()
     return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(marks)]
+
+
+def replayed(call: Callable[..., Any], inputs: Sequence[tuple[Tensor, ...]], repeats: int) -> list[float]:
+    """Return the seconds of a call in each of ``repeats`` replays of a CUDA graph with one call of all inputs in turn:
+    the GPU's time alone, without that of the launches. Raises ``RuntimeError`` where a call cannot be recorded."""
+    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):
+            call(*inputs[0])
+    torch.cuda.current_stream().wait_stream(aside)
+    with torch.cuda.graph(graph):
+        for each in inputs:
+            call(*each)
+    return [taken / len(inputs) for taken in timed(graph.replay, [()], repeats)]
 
 
 def ceilings(device: str, repeats: int = 20) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """Every op of the backbone on a GPU beside what else there is: ``python benchmarks/kernels.py``.
 
 Each op at training sizes in bfloat16, forward, and forward with backward: ours, the plain twin as it stands (eager) and
-through ``torch.compile``; attention by every backend that can serve the call. Each way is compared with the twin in
-float32 before it is timed, inputs are taken in turn so that no cache holds them, and the shares are of this GPU's own
-copy and matrix product in the same run. Bytes are those of inputs and outputs (with backward: and of their gradients).
+through ``torch.compile``; attention by every backend that can serve the call. Values and gradients of each way are
+compared with those of the twin in float32 before it is timed, inputs are taken in turn so that no cache holds them, and
+the shares are of this GPU's own copy and matrix product in the same run. Seconds are the GPU's (a CUDA graph is played
+again; where a call cannot be recorded, those of the call), beside those of a call as it is made, launches and all.
+Bytes are those of inputs and outputs (with backward: and of their gradients).
 
 A way that fails, or is too far from the twin, is stored with the reason, and the others are timed: the JSON is written
 after each case. ``--device cpu`` only tries the script, at small sizes: it stores nothing.
@@ -55,6 +57,10 @@ def cases(device: str) -> Iterator[Case]:
     """Yield every op at the sizes of the published networks, or small ones for a CPU."""
     b, n = (64, 256) if device == "cuda" else (2, 16)
 
+    for images in (b, 1):
+        yield from attentions(device, images, n)
+    yield from rays(device)
+
     def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device=device).to(dtype).requires_grad_()
 
@@ -92,15 +98,12 @@ def cases(device: str) -> Iterator[Case]:
     maps = random(b // 2, c, side, side), random(b // 2, c, side, side)
     weights = random(9 * c, 1, 3, 3), random(9 * c)
     yield case("region_filter SegPIC", kernels.region_filter, reference.region_filter, *maps, *weights)
-    for images in (b, 1):
-        yield from attentions(device, images, n)
-    yield from rays(device)
 
 
 def rays(device: str) -> Iterator[Case]:
     """Yield rays through the planes and lines of NViST, those of whole views; features alone would be 1 GB.
 
-    With deterministic algorithms the backward of ours is in plain PyTorch.
+    With deterministic algorithms the backward of ours is in plain PyTorch. To compile the twin takes minutes: left out.
     """
     b, n, s, r = (4, 160 * 90, 48, 48) if device == "cuda" else (1, 32, 4, 8)
     origins = torch.tensor([0.0, 0.0, -1.4], device=device).expand(b, n, 3)
@@ -116,7 +119,7 @@ def rays(device: str) -> Iterator[Case]:
     def twin(planes: Tensor, lines: Tensor, *decoder: Tensor) -> tuple[Tensor, ...]:
         return reference.render_factored(planes, lines, given, decoder)
 
-    yield Case("rays NViST", inputs, twin, {"ours": ours, "eager": twin, "compile": torch.compile(twin)})
+    yield Case("rays NViST", inputs, twin, {"ours": ours, "eager": twin})
     yield Case("rays NViST, deterministic", inputs, twin, {"ours": ours}, deterministic=True)
 
 
@@ -141,19 +144,25 @@ def attentions(device: str, b: int, n: int) -> Iterator[Case]:
             yield Case(title, inputs, partial(reference.attend, **fixed), ways)
 
 
-@torch.no_grad()
-def distance(case: Case, way: Callable[..., Any]) -> float:
-    """Return how far a way is from the twin in float32, relative to the largest number; ``ValueError``: too far."""
-    want = joined(case.twin(*(x.float() for x in case.inputs)))
-    apart = float((joined(way(*case.inputs)).float() - want).abs().max() / want.abs().max())
+def distance(case: Case, way: Callable[..., Any], grad: Tensor | None) -> float:
+    """Return how far a way is from the twin in float32, relative to the largest number; ``ValueError``: too far.
+
+    With ``grad``, that of the result: how far the gradients of the inputs are, that of the farthest.
+    """
+    want = outcome(case.twin, grad if grad is None else grad.float(), *(x.float() for x in case.inputs))
+    got = outcome(way, grad, *case.inputs)
+    apart = max(float((x.float() - y).abs().max() / y.abs().max()) for x, y in zip(got, want, strict=True))
     if not apart <= CLOSE:
-        raise ValueError(f"{apart:.1e} from the twin in float32, at most {CLOSE:g} is taken")
+        what = "values" if grad is None else "gradients"
+        raise ValueError(f"{what} {apart:.1e} from the twin in float32, at most {CLOSE:g} is taken")
     return apart
 
 
-def backward(way: Callable[..., Any], grad: Tensor, *inputs: Tensor) -> None:
-    """Compute the op and all gradients."""
-    torch.autograd.grad(joined(way(*inputs)), [x for x in inputs if x.requires_grad], grad)
+def outcome(way: Callable[..., Any], grad: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return the result, or with its gradient ``grad`` those of the inputs."""
+    with torch.set_grad_enabled(grad is not None):
+        out = joined(way(*inputs))
+        return (out,) if grad is None else torch.autograd.grad(out, inputs, grad)
 
 
 def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
@@ -168,28 +177,33 @@ def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
     for name, way in case.ways.items():
         row: dict[str, Any] = {"case": case.name, "way": name}
         try:
-            apart = distance(case, way)
-            for train in (False, True):
+            for train, pull in ((False, None), (True, grad)):
                 row = {"case": case.name, "way": name, "backward": train}
-                taken = seconds(case, partial(backward, way, grad) if train else way, inputs, repeats, train)
+                apart = distance(case, way, pull)
+                taken = seconds(case, partial(outcome, way, pull), inputs, repeats)
                 counted = {
                     "bytes": (2 if train else 1) * moved,
                     "flops": counter.get_total_flops() * (3.5 if train else 1),
                 }
-                rows.append(row | {"seconds": taken, "apart": apart} | counted)
+                rows.append(row | taken | {"apart": apart} | counted)
         except Exception as error:  # whatever a GPU and its compilers raise must not cost the other rows
             rows.append(row | {"error": f"{type(error).__name__}: {error}"[:500]})
     return rows
 
 
 def seconds(
-    case: Case, call: Callable[..., Any], inputs: list[tuple[Tensor, ...]], repeats: int, train: bool
-) -> dict[str, float]:
-    """Return the spread of the seconds of a call, with or without gradients."""
+    case: Case, call: Callable[..., Any], inputs: list[tuple[Tensor, ...]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Return the spreads of the seconds of a call: as it is made, and where it can be recorded of the GPU alone."""
     torch.use_deterministic_algorithms(case.deterministic)
     try:
-        with torch.set_grad_enabled(train):
-            return spread(gpu.timed(call, inputs, repeats))
+        taken = {"called": spread(gpu.timed(call, inputs, repeats))}
+        if inputs[0][0].is_cuda:
+            try:
+                taken["seconds"] = spread(gpu.replayed(call, inputs, repeats))
+            except RuntimeError:
+                torch.cuda.synchronize()
+        return {"seconds": taken["called"]} | taken
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -199,8 +213,10 @@ def told(row: dict[str, Any]) -> str:
     way = row["way"] + (" + backward" if row.get("backward") else "")
     if "error" in row:
         return f"{row['case']:36} {way:22} failed: {row['error'].splitlines()[0]}"
+    called = f"called {row['called']['median'] * 1e6:9.1f} us"
     shares = f"copy {row['share of copy']:6.1%}  gemm {row['share of gemm']:6.1%}"
-    return f"{row['case']:36} {way:22} {row['seconds']['median'] * 1e6:10.1f} us  {shares}  apart {row['apart']:.0e}"
+    taken = f"{row['seconds']['median'] * 1e6:10.1f} us"
+    return f"{row['case']:36} {way:22} {taken}  {called}  {shares}  apart {row['apart']:.0e}"
 
 
 def main() -> None:
@@ -208,7 +224,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="cases whose name contains one of these: A,B,C")
+    parser.add_argument("--ways", default="", help="only these ways, A,B,C: ours, eager, compile, names of backends")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "kernels.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -216,8 +233,10 @@ def main() -> None:
     ceilings = gpu.ceilings(options.device)
     rows: list[dict[str, Any]] = []
     for case in cases(options.device):
-        if options.only not in case.name:
+        if not any(part in case.name for part in options.only.split(",")):
             continue
+        if options.ways:
+            case.ways = {name: way for name, way in case.ways.items() if name in options.ways.split(",")}
         for row in measure(case, options.device, options.repeats):
             if "seconds" in row:
                 row["share of copy"] = row["bytes"] / row["seconds"]["median"] / ceilings["copy"]

@@ -1,19 +1,18 @@
 """The five systems end to end on a GPU, random weights at their published sizes: ``python benchmarks/models.py``.
 
 - DiMR-XL/2R and FiTv2-XL/2, bfloat16: a call of 64 pictures, eager and compiled, and a training step of 16, with their
-  share of this GPU's own matrix product; a call of one picture, eager and compiled into CUDA graphs
-  (``reduce-overhead``); and a sampler's step of one, eager and recorded (``kernels/graphs.py``);
+  share of this GPU's own matrix product; and a sampler's step of one, eager and recorded (``kernels/graphs.py``);
 - NViST: the field of a picture, and views of 160x90 with 48 samples a ray;
 - SegPIC: files of 768x512, written and read;
 - the U-Net of Stable Diffusion 1.5, on which concepts are learned: one guided step at 512x512.
 
-FLOPs are counted by PyTorch, two a multiply-add. A row that fails is stored with its error, the others go on:
+What is compiled or recorded is compared with what is not before it is timed. FLOPs are counted by PyTorch, two a
+multiply-add. A row that fails is stored with its error, the others go on:
 the JSON is written after each. ``--device cpu`` only tries the script, with small networks: it stores nothing.
 """
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -38,10 +37,13 @@ from belvedere.synthesis.cameras import conditions, input_camera
 from belvedere.synthesis.nvist import NViST
 from belvedere.synthesis.render import occupancy_for_views, render_view
 
+CLOSE = 3e-2
+"""How far results of bfloat16 may be from one another, relative to the largest number."""
+
 
 class Run(NamedTuple):
-    """Something that is timed. ``units``: how many things one call makes. ``plain``: the same work, not compiled, of
-    which FLOPs are counted; None: they are not."""
+    """Something that is timed. ``units``: how many things one call makes. ``plain``: the same work, not compiled, with
+    which it is compared and of which FLOPs are counted; None: neither."""
 
     name: str
     call: Callable[[], Any]
@@ -69,41 +71,43 @@ def training_step(network: nn.Module, call: Callable[[], Tensor]) -> Callable[[]
     return step
 
 
-def denoisers(device: str) -> Iterator[Run]:
-    """Yield the calls of DiMR and FiTv2."""
-    large = device == "cuda"
-    many, few = (64, 16) if large else (2, 2)
-    dimr: Any = randomised(belvedere.DiMR.from_variant("XL/2R-256" if large else "toybox"), device)
-    side, channels = dimr.sizes[-1].height * dimr.sizes[-1].ratio, dimr.config.channels
+def dimr(device: str) -> Iterator[Run]:
+    """Yield the calls of DiMR."""
+    network: Any = randomised(belvedere.DiMR.from_variant("XL/2R-256" if device == "cuda" else "toybox"), device)
+    side, channels = network.sizes[-1].height * network.sizes[-1].ratio, network.config.channels
 
-    def call_dimr(count: int, run: Any) -> Tensor:
+    def call(count: int, run: Any) -> Tensor:
         x = torch.ones(count, channels, side, side, device=device, dtype=torch.bfloat16)
         return run(x, torch.zeros(1, device=device), torch.zeros(count, dtype=torch.long, device=device))[-1]
 
-    fitv2: Any = randomised(belvedere.FiTv2.from_variant("XL/2" if large else "toybox"), device)
-    grid = (16, 16) if large else (8, 8)
-    layout = cache(lambda count: fitv2.layout([grid] * count, "none", device))
+    yield from denoiser("DiMR-XL/2R", network, network, call, device)
 
-    def call_fitv2(count: int, run: Any) -> Tensor:
-        x = torch.ones(count * grid[0] * grid[1], fitv2.embed.in_features, device=device, dtype=torch.bfloat16)
+
+def fitv2(device: str) -> Iterator[Run]:
+    """Yield the calls of FiTv2."""
+    network: Any = randomised(belvedere.FiTv2.from_variant("XL/2" if device == "cuda" else "toybox"), device)
+    grid = (16, 16) if device == "cuda" else (8, 8)
+    layout = cache(lambda count: network.layout([grid] * count, "none", device))
+
+    def call(count: int, run: Any) -> Tensor:
+        x = torch.ones(count * grid[0] * grid[1], network.embed.in_features, device=device, dtype=torch.bfloat16)
         t, y = torch.full((count,), 0.5, device=device), torch.zeros(count, dtype=torch.long, device=device)
-        return run(x, fitv2.modulate(t, y), layout(count))
+        return run(x, network.modulate(t, y), layout(count))
 
-    for name, network, run, call in (
-        ("DiMR-XL/2R", dimr, dimr, call_dimr),
-        ("FiTv2-XL/2", fitv2, fitv2.run, call_fitv2),
-    ):
-        compiled = torch.compile(run, fullgraph=True)
-        graphs = torch.compile(run, fullgraph=True, mode="reduce-overhead")
-        for way, how, count in (
-            ("eager", run, many),
-            ("compiled", compiled, many),
-            ("eager", run, 1),
-            ("graphs", graphs, 1),
-        ):
-            timed, plain = (torch.no_grad()(partial(call, count, form)) for form in (how, run))
-            yield Run(f"{name}, {count} pictures, {way}", timed, count, "pictures", plain)
-        yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few, run)), few, "pictures")
+    yield from denoiser("FiTv2-XL/2", network, network.run, call, device)
+
+
+def denoiser(name: str, network: nn.Module, run: Any, call: Callable[[int, Any], Tensor], device: str) -> Iterator[Run]:
+    """Yield a network's calls; ``call(count, form)``: of so many pictures, by ``run`` or a compiled form of it."""
+    many, few = (64, 16) if device == "cuda" else (2, 2)
+
+    def pictures(way: str, how: Any) -> Run:
+        timed, plain = (torch.no_grad()(partial(call, many, form)) for form in (how, run))
+        return Run(f"{name}, {many} pictures, {way}", timed, many, "pictures", plain)
+
+    yield pictures("eager", run)
+    yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few, run)), few, "pictures")
+    yield pictures("compiled", torch.compile(run, fullgraph=True))
 
 
 def sampler_steps(device: str) -> Iterator[Run]:
@@ -179,11 +183,22 @@ def guided_step(device: str) -> Iterator[Run]:
     yield Run("Stable Diffusion 1.5, guided step", call, 1, "steps", call)
 
 
+def distance(got: Any, want: Any) -> float:
+    """Return how far a result is from the plain call's, relative to the largest number; ``ValueError``: too far."""
+    if not isinstance(got, Tensor):
+        return 0.0
+    apart = float((got.float() - want.float()).abs().max() / want.float().abs().max())
+    if not apart <= CLOSE:
+        raise ValueError(f"{apart:.1e} from the plain call, at most {CLOSE:g} is taken")
+    return apart
+
+
 def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
     """Return the row of a run."""
     inputs = [(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"),)]
+    apart = {} if run.plain is None else {"apart": distance(run.call(), run.plain())}
     taken = spread(gpu.timed(lambda _: run.call(), inputs, repeats))
-    row: dict[str, Any] = {"name": run.name, "seconds": taken, "unit": run.unit, "rate": run.units / taken["median"]}
+    row = {"name": run.name, "seconds": taken, "unit": run.unit, "rate": run.units / taken["median"]} | apart
     if run.plain is not None:
         with FlopCounterMode(display=False) as counter:
             run.plain()
@@ -192,7 +207,7 @@ def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
     return row
 
 
-PARTS = {part.__name__: part for part in (denoisers, sampler_steps, scenes, files, guided_step)}
+PARTS = {part.__name__: part for part in (sampler_steps, scenes, files, guided_step, dimr, fitv2)}
 
 
 def rows_of(
@@ -227,7 +242,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
-    os.environ["BELVEDERE_GRAPHS"] = "1"
     ceilings = gpu.ceilings(options.device)
     rows: list[dict[str, Any]] = []
     for name in options.parts.split(","):

@@ -1,5 +1,6 @@
 """Attention: one entry for dense and packed batches, softmax and sigmoid; the backend is found in ``backends``."""
 
+import torch
 from torch import Tensor
 
 from belvedere.kernels.backends import Request, choose
@@ -27,7 +28,7 @@ def attend(
     logits, 1/sqrt(d) by default. ``activation="sigmoid"`` replaces softmax over keys by an elementwise sigmoid
     of logit - log(m), m the number of keys (Ramapuram et al., arXiv 2409.04431).
     ``backend`` forces an implementation by name, as does the environment variable BELVEDERE_ATTENTION. The one named
-    "triton" (packed softmax and sigmoid on NVIDIA GPUs) is deterministic, its gradients too, and batch-invariant:
+    "triton" (on NVIDIA GPUs, but for most dense softmax) is deterministic, its gradients too, and batch-invariant:
     a sequence has the same bits alone and among others. The one named "split" is the same with the keys of few queries
     divided among the multiprocessors: deterministic but not batch-invariant, so it runs only where it is named.
     Raises ``ValueError`` for shapes that do not fit or an unknown backend or activation.
@@ -46,5 +47,7 @@ def attend(
         dtype=q.dtype,
         keys=k.shape[-3],
         head=q.shape[-1],
+        rows=len(q),
+        gradients=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
     )
     return choose(request, backend).run(q, k, v, offsets, bias, scale, activation)

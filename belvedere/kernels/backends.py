@@ -35,6 +35,10 @@ class Request:
     keys: int = 0
     head: int = 64
     """Channels of a head."""
+    rows: int = 2
+    """Of a dense batch."""
+    gradients: bool = False
+    """Whether they are asked for."""
 
 
 def _never(request: Request) -> None:
@@ -105,8 +109,12 @@ def _refuse_triton(request: Request) -> str | None:
 
 
 def _defer_triton(request: Request) -> str | None:
-    if request.activation == "softmax" and not request.packed:
-        return "dense softmax stays with sdpa until a measurement says otherwise"
+    if request.packed or request.activation != "softmax":
+        return None
+    if request.dtype == torch.float32:
+        return "dense softmax in float32 stays with sdpa until a measurement says otherwise"
+    if request.head % 8 == 0 and not (request.rows == 1 and request.gradients):
+        return "sdpa is faster for dense softmax with heads of a multiple of 8 channels"
     return None
 
 
@@ -114,7 +122,7 @@ def _triton(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, bias: None, scale: float | None, activation: str
 ) -> Tensor:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return torch.ops.belvedere.attention(q, k, v, offsets, scale, activation == "sigmoid")[0]
+    return OPERATIONS["attention"](q, k, v, offsets, scale, activation == "sigmoid")[0]
 
 
 def _defer_split(request: Request) -> str | None:
@@ -125,7 +133,7 @@ def _split(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None, bias: None, scale: float | None, activation: str
 ) -> Tensor:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return torch.ops.belvedere.attention_split(q, k, v, offsets, scale, activation == "sigmoid")[0]
+    return OPERATIONS["attention_split"](q, k, v, offsets, scale, activation == "sigmoid")[0]
 
 
 def _autocast(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -167,8 +175,10 @@ def _missing(package: str) -> str | None:
     return None if find_spec(package) else f"{package} is not installed: pip install 'belvedere[gpu]'"
 
 
-# On a GPU sdpa stands last for packed sequences: it reads offsets on the host, so each call waits for the device. No
-# order between GPU backends has been measured yet; dense softmax is left to sdpa, which finds flash or cuDNN.
+# On a GPU (benchmarks/results/kernels.json, an H200) packed sequences are fastest in our kernel: flex takes ten times
+# as long, and sdpa, which reads offsets on the host, more. Dense softmax is faster in sdpa, by cuDNN, where the
+# channels of a head are a multiple of 8, and takes twice as long where they are not. The gradients that sdpa gave for
+# a batch of one row were wrong there (PyTorch 2.11): those are ours.
 BACKENDS = (
     Backend("matmul", _refuse_matmul, matmul.attend),
     Backend("triton", _refuse_triton, _autocast(_triton), _defer_triton),
@@ -209,11 +219,13 @@ def explain(request: Request) -> list[tuple[str, bool, str]]:
     return rows
 
 
+OPERATIONS: dict[str, Callable[..., Any]] = {}
+"""The Triton kernels by name, once ``why_not_fused`` found that they can run."""
 FUSED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def fused(x: Tensor) -> bool:
-    """Return whether the Triton kernel of an op serves ``x``; then it is ``torch.ops.belvedere.NAME``."""
+    """Return whether the Triton kernel of an op serves ``x``; then it is ``OPERATIONS[NAME]``."""
     return x.device.type == "cuda" and why_not_fused(x.device.type, x.dtype) is None
 
 

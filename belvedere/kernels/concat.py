@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from belvedere.kernels.backends import fused
+from belvedere.kernels.backends import OPERATIONS, fused
 from belvedere.kernels.norms import WIDEST
 
 
@@ -64,7 +64,7 @@ class _Fold(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(x, gain, weight, mean)
         rows = None if len(gain) == 1 else gain
-        scaled, mean, square = torch.ops.belvedere.concat_scale(x, rows, mean, square, before)
+        scaled, mean, square = OPERATIONS["concat_scale"](x, rows, mean, square, before)
         product = F.linear(x, weight * gain) if rows is None else F.linear(scaled, weight)
         ctx.before, ctx.dtype = before, product.dtype
         return product, mean, square
@@ -75,7 +75,7 @@ class _Fold(torch.autograd.Function):
         x, gain, weight, mean = ctx.saved_tensors
         rows, narrow = None if len(gain) == 1 else gain, weight.to(ctx.dtype)  # autocast chose it in forward
         inner = grad @ (narrow if rows is not None else narrow * gain.to(ctx.dtype))  # (b, n, c)
-        pulled = torch.ops.belvedere.concat_scale_backward(inner, x, rows, mean, dmean, dsquare, ctx.before)
+        pulled = OPERATIONS["concat_scale_backward"](inner, x, rows, mean, dmean, dsquare, ctx.before)
         dx, scaled, dgain, dmean = pulled
         outer = grad.flatten(0, -2).T @ (x if rows is None else scaled).flatten(0, -2).to(ctx.dtype)  # (o, c)
         if rows is None:

@@ -1,10 +1,9 @@
 """Gated activations on a fused projection."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from belvedere.kernels.backends import fused
+from belvedere.kernels.backends import OPERATIONS, fused
 
 
 def gated_mlp(x: Tensor, activation: str = "gelu") -> Tensor:
@@ -16,6 +15,6 @@ def gated_mlp(x: Tensor, activation: str = "gelu") -> Tensor:
     if activation not in ("gelu", "silu"):
         raise ValueError(f"activation {activation!r}: choose gelu or silu")
     if fused(x):
-        return torch.ops.belvedere.gated_mlp(x, activation)
+        return OPERATIONS["gated_mlp"](x, activation)
     gate, value = x.chunk(2, dim=-1)
     return (F.gelu(gate) if activation == "gelu" else F.silu(gate)) * value

@@ -1,7 +1,7 @@
 """Calls of a network recorded once and played again (CUDA graphs), for small batches, whose launches take longer than
 their work.
 
-They are off unless the environment has BELVEDERE_GRAPHS=1, for nothing was measured on a GPU yet.
+They are on wherever our kernels run, unless the environment has BELVEDERE_GRAPHS=0.
 """
 
 import os
@@ -27,8 +27,8 @@ def why_not(device: str, dtype: torch.dtype = torch.float32) -> str | None:
     Where our own kernels do not run, those that do may read lengths of sequences on the host, which is no part of a
     graph.
     """
-    if os.environ.get("BELVEDERE_GRAPHS") != "1":
-        return "off unless BELVEDERE_GRAPHS=1"
+    if os.environ.get("BELVEDERE_GRAPHS") == "0":
+        return "switched off by BELVEDERE_GRAPHS=0"
     return why_not_fused(device, dtype)
 
 
@@ -96,7 +96,7 @@ class Graphs:
                     output = function(*still)
             except RuntimeError as error:
                 why = str(error).partition("\n")[0]
-                raise ValueError(f"calls cannot be recorded here, leave BELVEDERE_GRAPHS out: {why}") from error
+                raise ValueError(f"calls cannot be recorded here, set BELVEDERE_GRAPHS=0: {why}") from error
         return Recording(graph, still, output)
 
 

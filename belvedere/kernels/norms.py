@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from belvedere.kernels.backends import fused
+from belvedere.kernels.backends import OPERATIONS, fused
 
 WIDEST = 4096
 """Most channels of a row that the kernels take: a row stays in a program's registers."""
@@ -34,7 +34,7 @@ def time_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if _fuses(x):
         norm, eps = ("td-rms", 1e-8) if bias is None else ("layer", 1e-5)
-        return torch.ops.belvedere.scaled_norm(x, bias, weight, None, None, norm, eps, 0.0)[0]
+        return OPERATIONS["scaled_norm"](x, bias, weight, None, None, norm, eps, 0.0)[0]
     return _rms(x, weight) if bias is None else _layer(x, weight, bias)
 
 
@@ -57,7 +57,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     ``weight`` broadcasts against ``x`` (..., d). Statistics in float32, result in the dtype of ``x``.
     """
     if _fuses(x) and (rows := _rows(weight, x)) is not None:
-        return torch.ops.belvedere.scaled_norm(x, None, rows, None, None, "rms", eps, 0.0)[0]
+        return OPERATIONS["scaled_norm"](x, None, rows, None, None, "rms", eps, 0.0)[0]
     inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
     return x * (weight * inverse).to(x.dtype)
 
@@ -102,7 +102,7 @@ def modulate_norm(
     ``index``. ``norm``, ``weight`` (d,) and ``eps`` as in ``normalise``. Differentiable in all of them.
     """
     if norm in get_args(Norm) and _fuses(x, weight):
-        return torch.ops.belvedere.scaled_norm(x, shift, scale, index, weight, norm, eps, 1.0)[0]
+        return OPERATIONS["scaled_norm"](x, shift, scale, index, weight, norm, eps, 1.0)[0]
     normal = normalise(x, norm, weight, eps)
     return torch.addcmul(_spread(shift, index).to(x.dtype), normal, _spread(1 + scale, index).to(x.dtype))
 
@@ -110,7 +110,7 @@ def modulate_norm(
 def gated_residual(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None = None) -> Tensor:
     """Return ``x + gate * y``; shapes as in ``modulate_norm``."""
     if _fuses(x) and fused(y):
-        return torch.ops.belvedere.gated_residual(x, y, gate, index)
+        return OPERATIONS["gated_residual"](x, y, gate, index)
     return torch.addcmul(x, _spread(gate, index).to(x.dtype), y.to(x.dtype))
 
 
@@ -128,7 +128,7 @@ def gated_residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return ``x = gated_residual(x, y, gate, index)`` and ``modulate_norm(x, shift, scale, index, ...)`` of it."""
     if norm in get_args(Norm) and _fuses(x, weight) and fused(y):
-        made = torch.ops.belvedere.gated_residual_norm(x, y, gate, shift, scale, index, weight, norm, eps)
+        made = OPERATIONS["gated_residual_norm"](x, y, gate, shift, scale, index, weight, norm, eps)
         return made[0], made[1]
     x = gated_residual(x, y, gate, index)
     return x, modulate_norm(x, shift, scale, index, norm=norm, weight=weight, eps=eps)

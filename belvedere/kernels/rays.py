@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from belvedere.kernels import reference
-from belvedere.kernels.backends import fused
+from belvedere.kernels.backends import OPERATIONS, fused
 from belvedere.kernels.volume import Composited
 
 INPUTS, HIDDEN = 96, 64
@@ -94,7 +94,7 @@ def render_factored(
     weights = [weight.to(dtype) for weight in decoder if weight is not None]
     options: dict[str, Any] = {"half_side": half_side, "padding": padding, "opaque": opaque, "ends": ends}
     if renders_in_one_pass(planes, lines, decoder):
-        return Composited(*torch.ops.belvedere.render_factored(planes, lines, *fixed, weights, *options.values()))
+        return Composited(*OPERATIONS["render_factored"](planes, lines, *fixed, weights, *options.values()))
     return Composited(*reference.render_factored(planes, lines, fixed, weights, **options))
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from belvedere.kernels.backends import fused
+from belvedere.kernels.backends import OPERATIONS, fused
 
 TAPS = 9
 CACHED = 2**19
@@ -108,4 +108,4 @@ def region_filter(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> 
     """
     taps = weight.to(x.dtype).unflatten(0, (-1, TAPS))  # (c, 9, 1, 3, 3)
     given = x, features.to(x.dtype), taps, bias.to(x.dtype).unflatten(0, (-1, TAPS))
-    return torch.ops.belvedere.region_filter(*given) if fused(x) else _RegionFilter.apply(*given)
+    return OPERATIONS["region_filter"](*given) if fused(x) else _RegionFilter.apply(*given)

@@ -5,7 +5,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from belvedere.kernels.backends import fused
+from belvedere.kernels.backends import OPERATIONS, fused
 from belvedere.kernels.norms import WIDEST, Norm, normalise
 
 
@@ -38,7 +38,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     in all.
     """
     if _fuses(x, cos, sin):
-        return torch.ops.belvedere.rotate_pairs(x, cos, sin, 1.0)
+        return OPERATIONS["rotate_pairs"](x, cos, sin, 1.0)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (..., n, h, d/2)
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)  # (..., n, h, d)
 
@@ -61,6 +61,6 @@ def qk_norm_rope(
     against (h, d). Differentiable in all.
     """
     if {q_norm, k_norm} <= set(get_args(Norm)) and _fuses(q, cos, sin) and k.shape == q.shape and k.dtype == q.dtype:
-        return torch.ops.belvedere.qk_norm_rope(q, k, cos, sin, q_weight, k_weight, q_norm, k_norm, eps)
+        return OPERATIONS["qk_norm_rope"](q, k, cos, sin, q_weight, k_weight, q_norm, k_norm, eps)
     q, k = normalise(q, q_norm, q_weight, eps), normalise(k, k_norm, k_weight, eps)
     return rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)

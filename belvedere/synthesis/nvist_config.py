@@ -45,9 +45,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"encoder_depth": 12, "encoder_heads": 12, "decoder_depth": 12, "decoder_heads": 12},
     "NViST/2": {"image": [160, 90], "patch": 5, "dim": 384, "resolution": 48, "volume_patch": 3}
     | {"encoder_depth": 12, "encoder_heads": 6, "decoder_depth": 12, "decoder_heads": 6},
-    "toybox": {"image": [64, 64], "patch": 8, "dim": 128, "resolution": 60, "volume_patch": 5, "focal": False}
-    | {"encoder_depth": 3, "encoder_heads": 4, "encoder_mlp_ratio": 3.0, "positions": "learned", "padding": "border"}
-    | {"decoder_depth": 4, "decoder_heads": 4, "decoder_mlp_ratio": 3.0, "half_side": 0.85, "samples": 32}
+    "toybox": {"image": [64, 64], "patch": 4, "dim": 192, "resolution": 60, "volume_patch": 4, "focal": False}
+    | {"encoder_depth": 4, "encoder_heads": 6, "encoder_mlp_ratio": 3.0, "positions": "learned", "padding": "border"}
+    | {"decoder_depth": 6, "decoder_heads": 6, "decoder_mlp_ratio": 3.0, "half_side": 0.85, "samples": 48}
     | {"density": 6, "colour": 18, "hidden": 32, "background": "learned"},
 }
 """The published network, the same at half its width, and ours."""
@@ -57,7 +57,7 @@ MAE_VARIANTS: dict[str, dict[str, Any]] = {
     | {"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16},
     "NViST/2": {"patch": 5, "dim": 384, "encoder_depth": 12, "encoder_heads": 6}
     | {"decoder_dim": 256, "decoder_depth": 8, "decoder_heads": 8},
-    "toybox": {"patch": 8, "dim": 128, "encoder_depth": 3, "encoder_heads": 4, "encoder_mlp_ratio": 3.0}
+    "toybox": {"patch": 4, "dim": 192, "encoder_depth": 4, "encoder_heads": 6, "encoder_mlp_ratio": 3.0}
     | {"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3},
 }
 """The networks that pre-train the encoders of ``VARIANTS``, by the same names."""

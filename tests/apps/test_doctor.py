@@ -44,9 +44,9 @@ def test_kernels_that_do_not_run_say_why(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("BELVEDERE_GRAPHS", raising=False)
     kernels = doctor.report()["kernels"]
     assert kernels["fused"] in ("no: there is no NVIDIA GPU here", "no: switched off by BELVEDERE_KERNELS=plain")
-    assert kernels["graphs"] == "no: off unless BELVEDERE_GRAPHS=1"
-    monkeypatch.setenv("BELVEDERE_GRAPHS", "1")
-    assert doctor.report()["kernels"]["graphs"] == kernels["fused"]
+    assert kernels["graphs"] == kernels["fused"]
+    monkeypatch.setenv("BELVEDERE_GRAPHS", "0")
+    assert doctor.report()["kernels"]["graphs"] == "no: switched off by BELVEDERE_GRAPHS=0"
 
 
 def test_a_missing_optional_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,9 +139,9 @@ def test_steps_and_requests_of_dimr_are_of_one_kind() -> None:
     assert list(noted.kinds.values()) == [9]
 
 
-def test_asking_for_graphs_changes_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switching_graphs_off_changes_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = pixels(pipeline(), [0, 1]), fitv2_pixels()
-    monkeypatch.setenv("BELVEDERE_GRAPHS", "1")
+    monkeypatch.setenv("BELVEDERE_GRAPHS", "0")
     assert torch.equal(pixels(pipeline(), [0, 1]), plain[0]) and torch.equal(fitv2_pixels(), plain[1])
 
 

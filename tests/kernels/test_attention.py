@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from belvedere.kernels import Packed, attend, backends, flex, gated_mlp, reference
+from belvedere.kernels import Packed, attend, attention, backends, flex, gated_mlp, reference
 from belvedere.kernels.backends import BACKENDS, Request, choose, explain
 from tests.kernels.test_ops import DTYPES, EPS, agree, random
 
@@ -133,14 +133,19 @@ def test_on_a_gpu_packed_attention_does_not_wait_for_the_device(monkeypatch: pyt
     assert chain(monkeypatch, replace(wide, activation="sigmoid")) == "reference"
 
 
-def test_on_a_gpu_dense_softmax_is_left_to_sdpa_and_sigmoid_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_dense_softmax_is_left_to_sdpa_where_that_is_faster_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = replace(PACKED, packed=False)
-    assert chain(monkeypatch, dense) == "sdpa"
+    for channels, name in ((64, "sdpa"), (72, "sdpa"), (60, "triton")):
+        assert chain(monkeypatch, replace(dense, head=channels)) == name
+        assert chain(monkeypatch, replace(dense, head=channels, dtype=torch.float32)) == "sdpa"
+    alone = replace(dense, rows=1)
+    assert chain(monkeypatch, alone) == "sdpa" and chain(monkeypatch, replace(alone, gradients=True)) == "triton"
+    assert chain(monkeypatch, replace(dense, head=60), "triton") == "sdpa"
     assert chain(monkeypatch, replace(dense, activation="sigmoid")) == "triton"
     assert chain(monkeypatch, replace(dense, activation="sigmoid", bias=True)) == "reference"
     assert choose(dense, "triton").name == "triton"
     reasons = {name: reason for name, _, reason in explain(dense)}
-    assert "until a measurement" in reasons["triton"] and reasons["xformers"] == "only for packed softmax"
+    assert "sdpa is faster" in reasons["triton"] and reasons["xformers"] == "only for packed softmax"
 
 
 def test_without_any_package_sdpa_serves_packed_attention_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +154,18 @@ def test_without_any_package_sdpa_serves_packed_attention_on_a_gpu(monkeypatch: 
     assert choose(PACKED).name == "sdpa"
     with pytest.raises(ValueError, match="xformers is not installed"):
         choose(PACKED, "xformers")
+
+
+def test_a_request_tells_rows_and_whether_gradients_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+    whole = attention.choose
+    monkeypatch.setattr(attention, "choose", lambda request, name: asked.append(request) or whole(request, name))
+    x = torch.randn(1, 3, 2, 8)
+    attend(x, x, x)
+    attend(x, x, x.clone().requires_grad_())
+    with torch.no_grad():
+        attend(x.expand(2, -1, -1, -1), *[x.expand(2, -1, -1, -1).clone().requires_grad_()] * 2)
+    assert [(request.rows, request.gradients) for request in asked] == [(1, False), (1, True), (2, False)]
 
 
 def test_what_needs_a_gpu_says_so_on_a_cpu() -> None:
@@ -260,3 +277,21 @@ def test_packed_round_trip() -> None:
     packed = Packed.pack(sequences)
     assert all(torch.equal(a, b) for a, b in zip(packed.unpack(), sequences, strict=True))
     assert packed.sequence_ids().tolist() == [0, 0, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs an NVIDIA GPU")
+@pytest.mark.parametrize("channels", [60, 72, 96, 128])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_on_a_gpu_every_length_and_head_is_right(channels: int, activation: str) -> None:
+    """Triton 3.6 compiled a loop's rest wrongly for heads in two parts, which no interpreter shows."""
+    lengths = [256, 128, 249, 67, 1, 130]
+    offsets = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
+    inputs = [torch.randn(sum(lengths), 4, channels, device="cuda").bfloat16().requires_grad_() for _ in range(3)]
+    want = reference.attend(*(x.float() for x in inputs), offsets=offsets, activation=activation)
+    got = attend(*inputs, offsets=offsets, activation=activation, backend="triton")
+    grad = torch.randn_like(want)
+    pulled = zip(
+        torch.autograd.grad(got, inputs, grad.bfloat16()), torch.autograd.grad(want, inputs, grad), strict=True
+    )
+    for ours, theirs in ((got, want), *pulled):
+        assert float((ours - theirs).abs().max() / theirs.abs().max()) < 3e-2

@@ -45,7 +45,7 @@ def volumes(model: NViST, image: Tensor, camera: Tensor) -> Tensor:
 # Sizes
 
 
-@pytest.mark.parametrize(("name", "count"), [("NViST", 214_620_291), ("NViST/2", 54_084_483), ("toybox", 1_947_062)])
+@pytest.mark.parametrize(("name", "count"), [("NViST", 214_620_291), ("NViST/2", 54_084_483), ("toybox", 5_560_358)])
 def test_parameter_counts(name: str, count: int) -> None:
     with torch.device("meta"):
         model = NViST.from_variant(name)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from belvedere.data.toybox.kinds import TOYS
+from belvedere.data.toybox.kinds import ALL, TOYS
 from belvedere.data.toybox.palette import Dice
 from belvedere.data.toybox.render import geometry, image, intrinsics
 from belvedere.data.toybox.scene import Scenes, build, cameras
@@ -161,9 +161,9 @@ def _checked_device(device: torch.device | str) -> torch.device:
 
 def _checked_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     names = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    unknown = [name for name in names if name not in TOYS]
+    unknown = [name for name in names if name not in ALL]
     if unknown:
-        raise InputError(f"unknown toybox kind {unknown[0]!r}: choose from {', '.join(TOYS)}")
+        raise InputError(f"unknown toybox kind {unknown[0]!r}: choose from {', '.join(ALL)}")
     if not names:
         raise InputError("toybox kinds is empty: name at least one")
     if len(set(names)) != len(names):

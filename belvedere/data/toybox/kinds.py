@@ -1,4 +1,5 @@
-"""The fourteen toys: how each is made, its colours and where it is best seen from.
+"""The fourteen toys, and three ways to put their parts together at random: how each is made, its colours and where it
+is best seen from.
 
 A toy is a composition of 4 to 21 primitives about two world units in size, standing on the ground y = 0.
 """
@@ -6,9 +7,10 @@ A toy is a composition of 4 to 21 primitives about two world units in size, stan
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from belvedere.data.toybox.assemblies import cluster, row, stack
 from belvedere.data.toybox.indoors import chair, lamp, mug, robot, table
 from belvedere.data.toybox.outdoors import castle, house, mushroom, tree
-from belvedere.data.toybox.palette import Dice, Parts
+from belvedere.data.toybox.palette import COLORS, Dice, Parts
 from belvedere.data.toybox.shapes import Vector
 from belvedere.data.toybox.vehicles import boat, car, plane, rocket, train
 
@@ -40,3 +42,11 @@ TOYS: dict[str, Kind] = {
     "castle": Kind(castle, ("red", "orange", "green", "blue", "purple"), 30, 35),
     "train": Kind(train, ("red", "orange", "green", "blue", "purple"), 35, 30),
 }
+
+ASSEMBLIES: dict[str, Kind] = {
+    make.__name__: Kind(make, tuple(COLORS), 0, 180, (12, 38)) for make in (stack, row, cluster)
+}
+"""What is no toy, which has no name in captions and which no pictures are asked for by."""
+
+ALL = TOYS | ASSEMBLIES
+"""Every kind by its name."""

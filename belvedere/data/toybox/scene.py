@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from belvedere.data.toybox.bounds import screen_bounds
-from belvedere.data.toybox.kinds import TOYS
+from belvedere.data.toybox.kinds import ALL
 from belvedere.data.toybox.palette import COLORS, Dice
 from belvedere.data.toybox.shapes import CHECKS, FIELDS, PLAIN, STRIPES, Vector
 from belvedere.seeds import derive
@@ -112,7 +112,7 @@ def _article(word: str) -> str:
 def _draw(seed: int, index: int, kind: str, look: Look | None) -> tuple[list, tuple, str]:
     """Return the primitives, the row of numbers and the caption of one scene; its shapes do not depend on ``look``."""
     dice = Dice(derive(seed, "toybox", index))
-    toy = TOYS[kind]
+    toy = ALL[kind]
     name = dice.pick(*toy.colors)
     azimuth = math.radians(toy.azimuth + dice.between(-toy.spread, toy.spread))
     elevation = math.radians(dice.between(*toy.elevation))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, Toybox, _side_by_side, _whole
-from belvedere.data.toybox.kinds import TOYS
+from belvedere.data.toybox.kinds import ALL
 from belvedere.data.toybox.palette import Dice
 from belvedere.data.toybox.render import geometry, image, intrinsics
 from belvedere.data.toybox.scene import Array, Scenes, build, cameras
@@ -67,7 +67,7 @@ class ToyboxViews:
     @property
     def pitch(self) -> float:
         """Degrees by which cameras look down, on average."""
-        usual = [sum(TOYS[kind].elevation) / 2 for kind in self.classes]
+        usual = [sum(ALL[kind].elevation) / 2 for kind in self.classes]
         return sum(usual) / len(usual) + sum(RISE) / 2
 
     def __len__(self) -> int:

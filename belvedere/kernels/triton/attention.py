@@ -43,28 +43,24 @@ from belvedere.kernels.triton.launch import INTERPRETED, helper, launch, meta, r
 def _fold(
     q0, q1, q_ptr, k_ptr, v_ptr, q_n, k_n, v_n, own, left, scale, shift, sums0, sums1, peak, mass,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, CHUNK: tl.constexpr, OWN: tl.constexpr,
-    OTHER: tl.constexpr, SIGMOID: tl.constexpr, FLIP: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
+    OTHER: tl.constexpr, SIGMOID: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Return the sums, maximum and mass of a tile of queries with ``OTHER`` more keys, ``left`` of them real."""
+    """Return sums, maximum and mass of a tile of queries with ``OTHER`` more keys, at most ``left`` of them real."""
     if CHUNK:
         logits = product(q_ptr, q_n, own, k_ptr, k_n, left, D, OWN, OTHER, CHUNK)
     else:
         logits = tl.full((OWN, OTHER), 0, tl.float32)
-        logits = dot(q0, tl.trans(load(k_ptr, k_n, left, 0, D0, D, OTHER, MASKED)), logits, WIDE)
+        logits = dot(q0, tl.trans(load(k_ptr, k_n, left, 0, D0, D, OTHER, True)), logits, WIDE)
         if D1:
-            logits = dot(q1, tl.trans(load(k_ptr, k_n, left, D0, D1, D, OTHER, MASKED)), logits, WIDE)
+            logits = dot(q1, tl.trans(load(k_ptr, k_n, left, D0, D1, D, OTHER, True)), logits, WIDE)
     if FLIP:
         logits = -logits
     if SIGMOID:
         weights = 1.0 / (1.0 + tl.exp2(shift - logits * scale))
     else:
-        if MASKED:
-            logits = tl.where(tl.arange(0, OTHER)[None, :] < left, logits * scale, float("-inf"))
-            higher = tl.maximum(peak, tl.max(logits, 1))
-            weights = tl.exp2(logits - higher[:, None])
-        else:
-            higher = tl.maximum(peak, tl.max(logits, 1) * scale)
-            weights = tl.exp2(logits * scale - higher[:, None])
+        logits = tl.where(tl.arange(0, OTHER)[None, :] < left, logits * scale, float("-inf"))
+        higher = tl.maximum(peak, tl.max(logits, 1))
+        weights = tl.exp2(logits - higher[:, None])
         fade = tl.exp2(peak - higher)
         mass = mass * fade + tl.sum(weights, 1)
         peak = higher
@@ -72,9 +68,9 @@ def _fold(
         if D1:
             sums1 = sums1 * fade[:, None]
     weights = weights.to(v_ptr.dtype.element_ty)
-    sums0 = dot(weights, load(v_ptr, v_n, left, 0, D0, D, OTHER, MASKED), sums0, WIDE)
+    sums0 = dot(weights, load(v_ptr, v_n, left, 0, D0, D, OTHER, True), sums0, WIDE)
     if D1:
-        sums1 = dot(weights, load(v_ptr, v_n, left, D0, D1, D, OTHER, MASKED), sums1, WIDE)
+        sums1 = dot(weights, load(v_ptr, v_n, left, D0, D1, D, OTHER, True), sums1, WIDE)
     return sums0, sums1, peak, mass
 
 
@@ -108,18 +104,13 @@ def _forward_kernel(
         v_ptr += skipped * v_n * UNIT
         o_ptr += part * total * heads * D
         lse_ptr += part * total * heads
-    for _ in range(m // OTHER):
+    for begin in range(0, m, OTHER):  # last tiles too: Triton 3.6 makes wrong code of products in two parts behind it
         sums0, sums1, peak, mass = _fold(
-            q0, q1, q_ptr, k_ptr, v_ptr, q_n * UNIT, k_n * UNIT, v_n * UNIT, n - start, OTHER, scale, shift,
-            sums0, sums1, peak, mass, D, D0, D1, CHUNK, OWN, OTHER, SIGMOID, FLIP, False, WIDE,
+            q0, q1, q_ptr, k_ptr, v_ptr, q_n * UNIT, k_n * UNIT, v_n * UNIT, n - start, m - begin, scale, shift,
+            sums0, sums1, peak, mass, D, D0, D1, CHUNK, OWN, OTHER, SIGMOID, FLIP, WIDE,
         )  # fmt: skip
         k_ptr += OTHER * UNIT * k_n
         v_ptr += OTHER * UNIT * v_n
-    if m % OTHER:
-        sums0, sums1, peak, mass = _fold(
-            q0, q1, q_ptr, k_ptr, v_ptr, q_n * UNIT, k_n * UNIT, v_n * UNIT, n - start, m % OTHER, scale, shift,
-            sums0, sums1, peak, mass, D, D0, D1, CHUNK, OWN, OTHER, SIGMOID, FLIP, True, WIDE,
-        )  # fmt: skip
     token = batch * n + first + start
     if not SIGMOID:
         mass = tl.where(mass > 0, mass, 1.0)  # no keys: zeros

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, nn
+
+from belvedere.kernels.backends import OPERATIONS
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on any device (TRITON_INTERPRET=1). It multiplies bfloat16 matrices
@@ -78,18 +80,56 @@ def noting(capability: int = 80) -> Iterator[list[Launch]]:
         _noted, _noted_capability = None, 80
 
 
+class Operation:
+    """A kernel as the operation ``belvedere::name`` to who looks at operations (compilers, tensors without memory),
+    which costs more than many kernels take; to all others the functions that it is made of."""
+
+    def __init__(self, name: str, forward: Callable[..., Any], keep: Any, pull: Any):
+        self.name, self.forward = name, forward
+        self.function = None if pull is None else _function(forward, keep, pull)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the results; differentiable once, where there are gradients at all, else an error tells who asks."""
+        if torch.compiler.is_compiling() or not all(map(_plain, inputs)):
+            return getattr(torch.ops.belvedere, self.name)(*inputs)
+        if not torch.is_grad_enabled():
+            return self.forward(*inputs)
+        return (self.function.apply if self.function else getattr(torch.ops.belvedere, self.name))(*inputs)
+
+
+def _plain(x: Any) -> bool:
+    """Return whether an input is no stand-in for a tensor, and no list, which may have some."""
+    if isinstance(x, Tensor):
+        return type(x) in (Tensor, nn.Parameter) and not x.is_meta
+    return not isinstance(x, list)
+
+
+def _function(forward: Callable[..., Any], keep: Callable[..., None], pull: Callable[..., Any]) -> Any:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = forward(*inputs)
+            keep(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(pull)
+
+    return Function
+
+
 def register(
     name: str,
     forward: Callable[..., Any],
     fake: Callable[..., Any],
     keep: Callable[..., None] | None,
     pull: Callable[..., Any] | None,
-) -> Any:
+) -> Operation:
     """Return ``forward`` as the operation ``belvedere::name``; ``fake`` gives empty results, ``pull`` the gradients."""
-    operation = torch.library.custom_op(f"belvedere::{name}", forward, mutates_args=())
-    operation.register_fake(fake)
+    custom = torch.library.custom_op(f"belvedere::{name}", forward, mutates_args=())
+    custom.register_fake(fake)
     if pull is not None:
-        operation.register_autograd(pull, setup_context=keep)
+        custom.register_autograd(pull, setup_context=keep)
+    operation = OPERATIONS[name] = Operation(name, forward, keep, pull)
     return operation
 
 

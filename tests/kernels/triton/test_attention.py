@@ -122,7 +122,7 @@ def routed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
     monkeypatch.setattr(backends, "why_not_fused", lambda device, dtype: None)
     real = attention.attention
-    monkeypatch.setattr(torch.ops.belvedere, "attention", lambda *x: ran.append(str(x[0].dtype)) or real(*x))
+    monkeypatch.setitem(backends.OPERATIONS, "attention", lambda *x: ran.append(str(x[0].dtype)) or real(*x))
     return ran
 
 
