@@ -386,6 +386,10 @@ def main() -> None:
             _fail(f"{error.strerror or error}{where}{room}", 2)
         if _out_of_memory(error):
             _fail("out of memory: use a smaller model, --dtype bfloat16 or --device cpu", 2)
+        from belvedere.kernels.backends import BackendError
+
+        if isinstance(error, BackendError):
+            _fail(f"{error} (BELVEDERE_ATTENTION asks for it)", 2)
         _fail(f"unexpected {type(error).__name__}: {error} (BELVEDERE_DEBUG=1 shows where; please report it)", 1)
     finally:
         gc.freeze()  # nothing is left to collect: without this, leaving takes a second

@@ -23,6 +23,10 @@ TRITON_HEAD = 128
 FLEX_HEAD = 16
 
 
+class BackendError(ValueError):
+    """A backend of attention that is asked for by name and does not exist or cannot serve the call."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a caller of ``attend`` asks for, as far as the choice of a backend depends on it."""
@@ -193,16 +197,16 @@ BACKENDS = (
 def choose(request: Request, name: str | None = None) -> Backend:
     """Return the first backend that fits ``request``, or the one named by ``name`` or ``BELVEDERE_ATTENTION``.
 
-    Raises ``ValueError`` when the named backend does not exist or refuses the request.
+    Raises ``BackendError`` when the named backend does not exist or refuses the request.
     """
     name = name or os.environ.get("BELVEDERE_ATTENTION") or None
     if name is None:
         return next(b for b in BACKENDS if b.refuse(request) is None and b.defer(request) is None)
     backend = {backend.name: backend for backend in BACKENDS}.get(name)
     if backend is None:
-        raise ValueError(f"no attention backend {name!r}: choose from {', '.join(b.name for b in BACKENDS)}")
+        raise BackendError(f"no attention backend {name!r}: choose from {', '.join(b.name for b in BACKENDS)}")
     if reason := backend.refuse(request):
-        raise ValueError(f"attention backend {name!r} cannot serve this call: {reason}")
+        raise BackendError(f"attention backend {name!r} cannot serve this call: {reason}")
     return backend
 
 

@@ -244,6 +244,22 @@ def test_training_and_evaluation_refuse_bad_input(command: Callable[..., Done], 
     assert_refused(command("evaluate"), "Missing command")
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("flux", "no attention backend 'flux'"), ("flex", "only for packed softmax")]
+)
+def test_an_attention_backend_that_cannot_serve_is_refused(
+    command: Callable[..., Done],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv("BELVEDERE_ATTENTION", name)
+    done = command("generate", "--model", str(tiny_model), "-n", "1", "--out", str(tmp_path / "out"))
+    assert_refused(done, told, "BELVEDERE_ATTENTION")
+
+
 def test_an_unexpected_failure_is_one_line(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_name: str) -> None:
         raise ZeroDivisionError("a fault\nof ours")
