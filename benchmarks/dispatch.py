@@ -6,13 +6,12 @@ called outside of them (``kernels/triton/launch.py``), without gradients and wit
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import spread
+from timing import measure
 
 from belvedere.apps.record import processor
 from belvedere.kernels.triton.launch import noting
@@ -21,12 +20,15 @@ from belvedere.kernels.triton.norms import scaled_norm
 CALLS, ROUNDS = 500, 7
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Return the mean of ``CALLS`` calls."""
-    began = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - began) / CALLS
+def many(call: Callable[[], Any]) -> Callable[[], None]:
+    """Return ``CALLS`` calls, whose launches are only noted down."""
+
+    def run() -> None:
+        with noting():
+            for _ in range(CALLS):
+                call()
+
+    return run
 
 
 def calls() -> dict[str, Callable[[], Any]]:
@@ -56,15 +58,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "dispatch.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    taken: dict[str, list[float]] = {name: [] for name in calls()}
-    for turn in range(ROUNDS + 1):
-        for name, call in calls().items():
-            with noting() as noted:
-                taken[name].append(seconds(call))
-                noted.clear()
-            if not turn:
-                taken[name].clear()
-    found = {name: spread(each) for name, each in taken.items()}
+    taken = measure({name: many(call) for name, call in calls().items()}, ROUNDS)
+    found = {name: {key: value / CALLS for key, value in each.items()} for name, each in taken.items()}
     options.out.write_text(json.dumps({"machine": processor(), "torch": torch.__version__} | found, indent=1) + "\n")
     for name, each in found.items():
         print(f"{name:28} {each['median'] * 1e6:7.1f} us  ({each['fastest'] * 1e6:.1f} to {each['slowest'] * 1e6:.1f})")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CLOSE = 3e-2
+"""How far results in bfloat16 may be from others, relative to the largest number."""
 COLD = 256 * 2**20
 """Bytes of inputs to go through before one is used again, so that no cache holds it."""
 
@@ -18,6 +20,14 @@ def copies(inputs: Sequence[Tensor], device: str) -> list[tuple[Tensor, ...]]:
     size = sum(x.nbytes for x in inputs) or 1
     count = min(32, COLD // size + 2) if device == "cuda" else 1
     return [tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs) for _ in range(count)]
+
+
+def apart(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
+    """Return how far tensors are from others, relative to the largest number of each; ``ValueError``: too far."""
+    farthest = max(float((x.float() - y).abs().max() / y.abs().max()) for x, y in zip(got, want, strict=True))
+    if not farthest <= CLOSE:
+        raise ValueError(f"{farthest:.1e} from what it should be, at most {CLOSE:g} is taken")
+    return farthest
 
 
 def timed(call: Callable[..., Any], inputs: Sequence[tuple[Tensor, ...]], repeats: int) -> list[float]:

@@ -137,6 +137,19 @@ def test_the_aims_of_scenes() -> None:
     assert f"{shares[0]:.0%} and {shares[1]:.0%} are there already".replace("%", " %") in page("nvist.md")
 
 
+def test_the_runs_of_the_embedded_scenes() -> None:
+    runs = results("nvist_runs.json")["runs"]
+    card = json.loads((ROOT / "belvedere/checkpoints/embedded/nvist-toybox/card.json").read_text())
+    assert [run["began_with"] for run in runs] == [None, *(run["digest"] for run in runs[:-1])]
+    assert card["began_with"] == runs[-1]["began_with"] and card["seconds"] == runs[-1]["seconds"]
+    scenes = sum(run["steps"] * run["batch"] for run in runs)
+    lent, last = sum(run["seconds"] for run in runs[:-1]), runs[-1]["seconds"] / 60
+    told = f"{round(scenes, -3):,} scenes, in {lent:.0f} s of a GPU and {last:.0f} min of two CPU cores"
+    assert told in page("nvist.md"), f"docs/nvist.md lacks: {told}"
+    for run in runs[:-1]:
+        assert f"({run['seconds']:.0f} s of an {run['device'].split()[1]})" in page("nvist.md")
+
+
 def test_the_figures_of_scenes() -> None:
     card = json.loads((ROOT / "belvedere/checkpoints/embedded/nvist-toybox/card.json").read_text())
     for name in ("toys", "toys of unseen kinds"):

@@ -15,6 +15,8 @@ ATTENTION = [
     for name in ("DiMR-XL", "FiTv2-XL", "FiTv2-3B")
 ]
 
+WAYS = ("triton", "sdpa", "flex")
+
 
 def microseconds(case: str, way: str) -> str:
     """Return the GPU's time of a way to compute attention, and with its gradients; nothing where it has none."""
@@ -24,9 +26,6 @@ def microseconds(case: str, way: str) -> str:
 
 def attention_row(kind: str, name: str) -> str:
     return f"| {kind}, {name} | " + " | ".join(microseconds(f"{kind} {name}", way) for way in WAYS) + " |"
-
-
-WAYS = ("triton", "sdpa", "flex")
 
 
 def call_row(case: str) -> str:
@@ -72,6 +71,45 @@ def test_packed_sequences_are_fastest_in_what_is_chosen_for_them() -> None:
     times = {(row["case"], row["way"], row["backward"]): row["seconds"]["median"] for row in rows}
     others = [(taken, times[case, "triton", pulled]) for (case, way, pulled), taken in times.items() if way in WAYS[1:]]
     assert len(others) == 24 and all(theirs > 3 * ours for theirs, ours in others)
+
+
+def test_keys_in_parts_gain_nothing() -> None:
+    shares = [split / whole for split, whole in alone("split")]
+    assert len(shares) == 18
+    assert f"({min(shares):.2f} to {max(shares):.2f} times the time)" in page("kernels.md")
+
+
+def test_one_dense_row_takes_as_long_in_ours() -> None:
+    pairs = alone("sdpa", "dense")
+    assert len(pairs) == 4 and all(ours < 1.05 * theirs for theirs, ours in pairs)
+
+
+def alone(way: str, kind: str = "") -> list[tuple[float, float]]:
+    """Return the seconds of a way for one picture, beside those of our kernel."""
+    rows = [row for row in KERNELS["rows"] if row["case"].endswith("batch 1") and "error" not in row]
+    times = {
+        (row["case"], row["way"], row["backward"]): row["seconds"]["median"] for row in rows if kind in row["case"]
+    }
+    return [(taken, times[case, "triton", pulled]) for (case, name, pulled), taken in times.items() if name == way]
+
+
+def test_the_least_of_calls() -> None:
+    ours = [row for row in CALLS["rows"] if row["way"] == "ours"]
+    least = [
+        min(row["called"]["median"] * 1e6 for row in ours if row["backward"] is pulled) for pulled in (False, True)
+    ]
+    assert f"A call took at least {least[0]:.0f} microseconds here, one with gradients at least {least[1]:.0f}" in page(
+        "kernels.md"
+    )
+    assert sum(row["share of copy"] >= 0.8 for row in ours if not row["backward"]) == 2
+
+
+def test_what_a_call_costs_the_processor() -> None:
+    found = results("dispatch.json")
+    costs = {name: each["median"] * 1e6 for name, each in found.items() if isinstance(each, dict)}
+    first = f"{costs['direct, forward']:.0f} microseconds instead of {costs['custom op, forward']:.0f}"
+    second = f"{costs['direct, with gradients']:.0f} instead of {costs['custom op, with gradients']:.0f}"
+    assert f"{first}, with gradients {second}" in page("kernels.md")
 
 
 def test_what_failed_is_told() -> None:

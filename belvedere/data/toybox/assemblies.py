@@ -21,6 +21,7 @@ from belvedere.data.toybox.palette import (
 from belvedere.data.toybox.shapes import (
     ALONG_X,
     ALONG_Z,
+    CENTER,
     STRIPES,
     Primitive,
     Vector,
@@ -62,19 +63,19 @@ def row(dice: Dice, paint: Vector) -> Parts:
 
 
 def cluster(dice: Dice, paint: Vector) -> Parts:
-    """Return one thing in the middle and up to three others at its sides, each of them twice, left and right of it."""
+    """Return one thing in the middle and up to three others at its sides, each of them twice, opposite each other."""
     half = (dice.between(0.35, 0.8), dice.between(0.25, 0.8), dice.between(0.35, 0.8))
     parts = [_piece(dice, (0, half[1], 0), half, _color(dice, paint))]
     parts += _trimmings(dice, (0, half[1], 0), half, paint)
     for _ in range(1 + int(dice.between(0, 3))):
         size = (dice.between(0.08, 0.4), dice.between(0.08, 0.6), dice.between(0.08, 0.4))
-        x, z = (
-            (half[0], dice.between(-1, 1) * half[2]) if dice.chance(0.5) else (dice.between(-1, 1) * half[0], half[2])
-        )
-        at, color = (x, max(size[1], dice.between(0, 2) * half[1]), z), _color(dice, paint)
-        one = _piece(dice, at, size, color)
-        flip = -1 if abs(x) == half[0] else 1
-        parts += [one, (one[0], flip * x, at[1], -flip * z, *one[4:])]
+        aside = dice.chance(0.5)  # else in front and behind
+        along = dice.between(-1, 1) * half[2 if aside else 0]
+        x, z = (half[0], along) if aside else (along, half[2])
+        up, color = max(size[1], dice.between(0, 2) * half[1]), _color(dice, paint)
+        one = _piece(dice, (x, up, z), size, color)
+        opposite = (-x, up, z) if aside else (x, up, -z)
+        parts += [one, (*one[: CENTER.start], *opposite, *one[CENTER.stop :])]
     return parts
 
 

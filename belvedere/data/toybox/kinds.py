@@ -46,7 +46,7 @@ TOYS: dict[str, Kind] = {
 ASSEMBLIES: dict[str, Kind] = {
     make.__name__: Kind(make, tuple(COLORS), 0, 180, (12, 38)) for make in (stack, row, cluster)
 }
-"""What is no toy, which has no name in captions and which no pictures are asked for by."""
+"""What is no toy: neither trained on nor tested with unless it is named."""
 
 ALL = TOYS | ASSEMBLIES
 """Every kind by its name."""
