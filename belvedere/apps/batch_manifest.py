@@ -14,6 +14,7 @@ written after the files are in place, so a kill in between costs the work of a p
 import json
 import re
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ APPLICATION = 0x42564442
 FORMAT = 1
 WAIT = 120.0
 """Seconds that a transaction waits for those of other processes."""
+LOOK = 0.01
+"""Seconds between two looks at whether a new file is free."""
 
 _MARKS = (f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {FORMAT}")
 _SCHEMA = """
@@ -113,13 +116,26 @@ class Manifest:
         self.path = path
         with self._told():
             self._sql = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
-            self._sql.execute("PRAGMA journal_mode = wal")
-            self._sql.execute("PRAGMA synchronous = normal")
         try:
+            self._write_ahead()
             self._found()
         except BaseException:
             self._sql.close()
             raise
+
+    def _write_ahead(self) -> None:
+        """Set write-ahead mode, which SQLite refuses at once, with no wait, while another process opens a new file."""
+        end = time.monotonic() + WAIT
+        with self._told():
+            while True:
+                try:
+                    self._sql.execute("PRAGMA journal_mode = wal")
+                    break
+                except sqlite3.OperationalError as error:
+                    if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > end:
+                        raise
+                time.sleep(LOOK)
+            self._sql.execute("PRAGMA synchronous = normal")
 
     def _found(self) -> None:
         with self._transaction():

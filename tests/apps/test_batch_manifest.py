@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,13 +146,18 @@ def test_many_threads_claim_each_piece_once(tmp_path: Path) -> None:
     assert sorted(taken) == list(range(120))
 
 
-def test_many_threads_begin_one(tmp_path: Path) -> None:
-    threads = [threading.Thread(target=lambda: Manifest(tmp_path / "m.sqlite").close()) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert Manifest(tmp_path / "m.sqlite").settings() == {}
+def test_many_begin_one_at_once(tmp_path: Path) -> None:
+    at_once = threading.Barrier(4)
+
+    def begin(path: Path) -> None:
+        at_once.wait()
+        Manifest(path).close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for i in range(100):
+            path = tmp_path / f"{i}.sqlite"
+            list(pool.map(begin, [path] * 4))  # raises what any of them raises
+    assert Manifest(path).settings() == {}
 
 
 def test_it_can_be_read_by_anybody(manifest: Manifest, tmp_path: Path) -> None:
