@@ -87,6 +87,13 @@ def test_what_is_painted_stays_sharper(studio: Studio, cat: Path) -> None:
     assert "where painted" in room_compress.figures(studio, part)
 
 
+def test_what_is_painted_is_as_sharp_as_bits_allow(studio: Studio, cat: Path) -> None:
+    whole = compressing.compress(studio, str(cat), 8.0, [], nothing, bpp=0.5)
+    part = compressing.compress(studio, str(cat), 8.0, SHARP, nothing, bpp=0.5)
+    assert part.facts["bpp"] <= 0.5 and part.facts["quality"] > whole.facts["quality"]
+    assert part.facts["painted_psnr"] > whole.facts["psnr"] > part.facts["psnr"]
+
+
 def test_a_file_opens_again_as_the_same_picture(studio: Studio, cat: Path) -> None:
     done = compressing.compress(studio, str(cat), 2.0, [], nothing)
     opened = compressing.open_file(studio, studio.shelf.file(done.id, FILE).read_bytes(), nothing)
