@@ -141,7 +141,11 @@ def test_the_runs_of_the_embedded_scenes() -> None:
     runs = results("nvist_runs.json")["runs"]
     card = json.loads((ROOT / "belvedere/checkpoints/embedded/nvist-toybox/card.json").read_text())
     assert [run["began_with"] for run in runs] == [None, *(run["digest"] for run in runs[:-1])]
-    assert card["began_with"] == runs[-1]["began_with"] and card["seconds"] == runs[-1]["seconds"]
+    for key in ("began_with", "digest", "steps", "seconds", "device"):
+        assert card[key] == runs[-1][key], key
+    config = card["config"]
+    told = f"`seed={config['seed']} batch={config['batch']} steps={config['steps']} loss.rays={config['loss']['rays']}"
+    assert told in page("nvist.md"), f"docs/nvist.md lacks: {told}"
     scenes = sum(run["steps"] * run["batch"] for run in runs)
     lent = [run for run in runs if run["device"].startswith("NVIDIA")]
     minutes = [run["seconds"] / 60 for run in runs if run not in lent]
