@@ -26,7 +26,7 @@ from belvedere.errors import InputError
 
 POLL = 0.3
 """Seconds between looks at what other processes still have in hand."""
-LOOK = 0.5
+REPORT_EVERY = 0.5
 """Seconds between reports of progress, at least."""
 FAILURES_IN_A_ROW = 3
 """Pieces after which the fault is not theirs: the batch stops."""
@@ -181,7 +181,7 @@ class _Run:
 
     def _show(self) -> None:
         now = time.perf_counter()
-        if now - self.shown >= LOOK:
+        if now - self.shown >= REPORT_EVERY:
             counts, self.shown = self.manifest.counts(), now
             self.watch.progress(State(counts, (counts.done - self.done_before) / (now - self.began)))
 

@@ -74,7 +74,7 @@ def stop_after(pieces: int) -> Watch:
 @pytest.fixture
 def every_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is told at every chance."""
-    monkeypatch.setattr(batch_module, "LOOK", 0.0)
+    monkeypatch.setattr(batch_module, "REPORT_EVERY", 0.0)
 
 
 def test_pictures_are_those_of_single_requests(made: dict[str, bytes], tiny_model: Path, tiny_fitv2: Path) -> None:

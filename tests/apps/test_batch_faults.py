@@ -44,7 +44,7 @@ def forks() -> Iterator[ForkServerContext]:
 
 def work(jobs: Path, out: Path, pack: str) -> None:
     """Be one process of a batch; exit code 0 when all is made."""
-    batch.LOOK = 0.0
+    batch.REPORT_EVERY = 0.0
     done = run_batch(Batch(jobs, out, OPTIONS, pack=pack, pack_size=PACK), Watch())
     sys.exit(0 if done.counts.done == done.counts.total else 1)
 

@@ -23,8 +23,9 @@ NEAR, FAR = 0.58, 1.42
 
 
 class ToyboxViews:
-    """Toys from unknown sides: item i is the toy of ``Toybox(...)[i]``, an input view and some target views of it.
+    """Toys from unknown sides: item i is toy i of a ``Toybox``, an input view and some target views of it.
 
+    ``kinds``: item i shows ``kinds[i % len(kinds)]``; one that is named more than once is shown as often.
     ``turn``: the input is taken from up to so many degrees to either side of where the toy is best seen from; 180 is
     from anywhere. ``spread``: target k is taken from up to ``spread[k]`` degrees to either side of the input. Each view
     depends on (seed, i, its number) alone, a target on the input's besides. The origin of a scene is the point that its
@@ -47,7 +48,9 @@ class ToyboxViews:
         samples: int = 4,
         device: torch.device | str = "cpu",
     ):
-        self.toys = Toybox(size, seed=seed, length=length, kinds=kinds, samples=samples, device=device)
+        self.shown = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        once = tuple(dict.fromkeys(self.shown))
+        self.toys = Toybox(size, seed=seed, length=length, kinds=once, samples=samples, device=device)
         self.size, self.classes = self.toys.size, self.toys.classes
         if not isinstance(spread, list | tuple) or not 1 <= len(spread) <= MAX_VIEWS:
             raise InputError(f"toybox spread must be a list of 1 to {MAX_VIEWS} angles, one a target, not {spread!r}")
@@ -104,7 +107,7 @@ class ToyboxViews:
             "views": pictures[:, 1:],
             "poses": torch.from_numpy(poses).float(),  # (b, 1 + v, 4, 4)
             "intrinsics": lens.repeat(*poses.shape[:2], 1),  # (b, 1 + v, 4)
-            "label": torch.tensor([int(index) % len(self.classes) for index in indices], dtype=torch.int64),
+            "label": torch.tensor([self._label(index) for index in indices], dtype=torch.int64),
         }
         if self.distances:
             depths = torch.cat([self._empty(), *_side_by_side(self._depths, chunks, threads)])
@@ -112,6 +115,9 @@ class ToyboxViews:
                 depths * self._along(lens) * torch.from_numpy(scale).float().view(-1, 1, 1, 1).to(depths)
             )
         return {name: tensor.to(self.toys.device) for name, tensor in batch.items()}
+
+    def _label(self, index: int) -> int:
+        return self.classes.index(self.shown[index % len(self.shown)])
 
     def _empty(self, *channels: int) -> Tensor:
         return torch.zeros(0, 1 + len(self.spread), *channels, *self.size, device=self.toys.device)
@@ -143,7 +149,7 @@ class ToyboxViews:
         return (x**2 + y[:, None] ** 2 + 1).sqrt().to(self.toys.device)
 
     def _scenes(self, indices: Sequence[int]) -> Scenes:
-        return build(self.toys.seed, indices, self.classes)
+        return build(self.toys.seed, indices, self.shown)
 
     def _cameras(self, scenes: Scenes, indices: Sequence[int]) -> Array:
         """Return the cameras (b, 1 + v, 4, 4) of scenes in the world of ``Toybox``."""

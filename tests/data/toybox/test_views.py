@@ -23,6 +23,15 @@ def test_an_item_is_the_same_whenever_it_is_asked_for() -> None:
     assert torch.equal(wider["views"][0, :2], batch["views"][0])
 
 
+def test_a_kind_named_twice_is_shown_twice_as_often() -> None:
+    toys = ToyboxViews(16, samples=1, kinds=("car", "stack", "stack"))
+    assert toys.classes == ("car", "stack")
+    assert toys.batch(range(6))["label"].tolist() == [0, 1, 1, 0, 1, 1]
+    kinds = {"car": ToyboxViews(16, samples=1, kinds="car"), "stack": ToyboxViews(16, samples=1, kinds=("stack",))}
+    for index, kind in enumerate(("car", "stack", "stack")):
+        assert torch.equal(toys[index]["image"], kinds[kind][index]["image"])
+
+
 def test_without_turning_the_input_is_the_toyboxs_picture_but_for_its_height() -> None:
     toys, plain = ToyboxViews(16, samples=1, turn=0.0), Toybox(16, samples=1)
     pose = toys[4]["poses"][0].numpy()
