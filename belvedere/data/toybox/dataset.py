@@ -48,7 +48,7 @@ class Toybox:
         self.seed = _whole("seed", seed, -(2**63), 2**63 - 1)
         self.length = _whole("length", length, 1, 2**62)
         self.samples = _whole("samples", samples, 1, MAX_SAMPLES)
-        self.classes = _checked_kinds(kinds)
+        self.classes = _each_once(named_kinds(kinds))
         self.device = _checked_device(device)
 
     def __len__(self) -> int:
@@ -159,13 +159,20 @@ def _checked_device(device: torch.device | str) -> torch.device:
         raise InputError(f"toybox device {device!r} is none: say cpu, or cuda where there is one") from None
 
 
-def _checked_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    names = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+def named_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds that one name or a list of them says. Raises ``InputError`` for none, and for others."""
+    names = (kinds,) if isinstance(kinds, str) else kinds
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"toybox kinds {kinds!r}: must be a list of names")
     unknown = [name for name in names if name not in ALL]
     if unknown:
         raise InputError(f"unknown toybox kind {unknown[0]!r}: choose from {', '.join(ALL)}")
     if not names:
         raise InputError("toybox kinds is empty: name at least one")
-    if len(set(names)) != len(names):
+    return tuple(names)
+
+
+def _each_once(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(kinds)) != len(kinds):
         raise InputError("toybox kinds names a kind twice: name each once")
-    return names
+    return kinds

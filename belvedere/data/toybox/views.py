@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, Toybox, _side_by_side, _whole
+from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, Toybox, _side_by_side, _whole, named_kinds
 from belvedere.data.toybox.kinds import ALL
 from belvedere.data.toybox.palette import Dice
 from belvedere.data.toybox.render import geometry, image, intrinsics
@@ -48,7 +48,7 @@ class ToyboxViews:
         samples: int = 4,
         device: torch.device | str = "cpu",
     ):
-        self.shown = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        self.shown = named_kinds(kinds)
         once = tuple(dict.fromkeys(self.shown))
         self.toys = Toybox(size, seed=seed, length=length, kinds=once, samples=samples, device=device)
         self.size, self.classes = self.toys.size, self.toys.classes

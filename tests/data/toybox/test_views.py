@@ -78,6 +78,9 @@ def _orthonormal(pose: torch.Tensor) -> torch.Tensor:
         ({"turn": -1.0}, "turn"),
         ({"distance": 0.0}, "distance"),
         ({"size": 4}, "size"),
+        ({"kinds": [["car"]]}, "list of names"),
+        ({"kinds": 3}, "list of names"),
+        ({"kinds": ["car", "zebra", "car"]}, "zebra"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], words: str) -> None:
