@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -153,13 +153,18 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def call(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
-    """Call ``function`` with the config section ``where``; a key that is not one of its parameters is an error."""
-    parameters = inspect.signature(function).parameters
+    """Call ``function`` with the config section ``where``.
+
+    A key that is not one of its parameters is an error, and so is a value of another type than its annotation.
+    """
+    parameters = inspect.signature(function, eval_str=True).parameters
     check_keys(values, parameters, f"{where}.")
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     if missing := [name for name in required if name not in values]:
         raise InputError(f"config needs the key {f'{where}.{missing[0]}'!r}")
-    return function(**values)
+    hints = {name: parameters[name].annotation for name in values}
+    fitting = {name: _convert(value, hints[name], f"{where}.{name}") for name, value in values.items()}
+    return function(**fitting)
 
 
 def _folder() -> Any:
@@ -195,7 +200,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return parse(hint, value, f"{where}.")
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return None if value is None else _convert(value, arguments[0], where)
+        return _convert_to_one(value, arguments, hint, where)
     if origin is Literal:
         value = {False: "no"}.get(value, value) if isinstance(value, bool) else value  # YAML reads a bare no as false
         if value in arguments:
@@ -205,9 +210,24 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(v, arguments[0], where) for v in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         return tuple(_convert(v, a, where) for v, a in zip(value, arguments, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return value
+    if origin in (Sequence, list) and isinstance(value, list | tuple):
+        return type(value)(_convert(v, arguments[0], where) for v in value)
     return _convert_plain(value, origin or hint, where)
+
+
+def _convert_to_one(value: Any, choices: tuple[Any, ...], hint: Any, where: str) -> Any:
+    """Return ``value`` as the first type it fits; with one to choose from, what is wrong is told as for that."""
+    if value is None and types.NoneType in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not types.NoneType)
+    if len(choices) == 1:
+        return _convert(value, choices[0], where)
+    for choice in choices:
+        try:
+            return _convert(value, choice, where)
+        except InputError:
+            continue
+    raise InputError(f"config {where}: {repr(value)[:80]} is not of type {hint}")
 
 
 def _convert_plain(value: Any, kind: Any, where: str) -> Any:
@@ -216,6 +236,8 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:
             return float(value)  # YAML 1.1 reads 1e-3 as text
         except ValueError:
             pass
+    if kind in (Any, inspect.Parameter.empty):
+        return value
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     name = kind.__name__ if isinstance(kind, type) else str(kind)

@@ -61,7 +61,7 @@ DATASETS = {
 def make_dataset(data: Mapping[str, Any]) -> Dataset:
     """Return the dataset of a config's ``data`` section: ``kind`` and the keywords of that kind."""
     kind = data.get("kind")
-    if kind not in DATASETS:
+    if not isinstance(kind, str) or kind not in DATASETS:
         raise InputError(f"config data.kind {kind!r}: choose from {', '.join(DATASETS)}")
     module, name = DATASETS[kind]
     return call(getattr(import_module(module), name), {k: v for k, v in data.items() if k != "kind"}, "data")
@@ -69,10 +69,12 @@ def make_dataset(data: Mapping[str, Any]) -> Dataset:
 
 def make_network(cls: Any, variants: Mapping[str, dict[str, Any]], values: Mapping[str, Any]) -> Any:
     fields = dict(values)
-    variant = fields.pop("variant", None)
-    if variant is not None and variant not in variants:
+    if "variant" not in fields:
+        return call(cls, fields, "model")
+    variant = fields.pop("variant")
+    if not isinstance(variant, str) or variant not in variants:
         raise InputError(f"config model.variant {variant!r}: choose from {', '.join(variants)}")
-    return call(cls, variants.get(variant, {}) | fields, "model")
+    return call(cls, {**variants[variant], **fields}, "model")
 
 
 def check_numbers(values: Mapping[str, Any], names: tuple[str, ...]) -> None:

@@ -66,7 +66,7 @@ def neti_task(config: TrainConfig) -> Task:
     fields, data = _fields(config.model, NeTIMapper), dict(config.data)
     templates, shown = _sentences(data, "templates", TEMPLATES["objects"]), _sentences(data, "shown", SHOWN)
     judge = data.pop("judge", None)
-    if "path" in data:
+    if isinstance(data.get("path"), str | Path):
         photo_files(data["path"])  # before a large model is loaded
     base = open_base(fields.pop("base"))
     photos = cast(ConceptPhotos, make_dataset({"size": base.size, **data}))

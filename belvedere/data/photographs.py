@@ -110,7 +110,7 @@ class Photographs(_Crops):
     ):
         super().__init__(size, crops, scale, seed, regions)
         if isinstance(paths, str) or not paths:
-            raise InputError("paths must be a list of parquet files")
+            raise InputError(f"paths {paths!r}: must be a list of parquet files")
         self._rows = [(table, row, f"{path}, row {row}") for path in paths for table, row in _rows(Path(path))]
         self.count = len(self._rows)
 

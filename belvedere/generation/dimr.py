@@ -255,7 +255,7 @@ class DiMR(ModelMixin, ConfigMixin):
         schedule: str = "scaled_linear",
     ):
         super().__init__()
-        self.sizes = [StageConfig.parse(dict(stage)) for stage in stage_configs]
+        self.sizes = [StageConfig.parse(stage) for stage in stage_configs]
         check_config(self.config, self.sizes)
         lows = [None, *self.sizes[:-1]]
         self.stages = nn.ModuleList(Stage(s, low, self.config) for s, low in zip(self.sizes, lows, strict=True))

@@ -1,6 +1,7 @@
 """The sizes of DiMR: one stage, the published variants and ours, and what makes a config valid."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -50,8 +51,10 @@ class StageConfig:
             raise InputError(f"stage dim {self.dim} is not a multiple of its {self.heads} heads")
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> "StageConfig":
+    def parse(cls, values: Mapping[str, Any]) -> "StageConfig":
         """Return a config from a mapping; an unknown key is an error."""
+        if not isinstance(values, Mapping):
+            raise InputError(f"stage config {repr(values)[:80]}: must be a mapping of keys")
         known = {field.name for field in fields(cls)}
         if unknown := set(values) - known:
             raise InputError(f"unknown stage key {sorted(unknown)[0]!r}: known are {', '.join(sorted(known))}")
@@ -119,7 +122,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def check_config(config: Any, stages: list[StageConfig]) -> None:
-    """Raise ``InputError`` unless the norm, the position and the stages of a DiMR's config fit together."""
+    """Raise ``InputError`` unless the numbers, the norm, the position and the stages of a DiMR's config fit."""
+    if config.channels < 1 or (config.num_classes is not None and config.num_classes < 1):
+        raise InputError(f"{config.channels} channels, {config.num_classes} classes: a DiMR has 1 or more")
     if config.norm not in NORMS:
         raise InputError(f"norm {config.norm!r}: choose from {', '.join(NORMS)}")
     if config.position not in POSITIONS:

@@ -26,9 +26,11 @@ def make_autoencoder(size: int, channels: Sequence[int], latent_channels: int, l
     """Return an autoencoder of pictures (b, 3, size, size), each level of ``channels`` after the first half as large.
 
     Its convolutions begin orthogonal and its residual branches at nothing, so that it is nearly linear and learns from
-    the first steps; channels are multiples of 8.
+    the first steps; channels are multiples of 8. Raises ``InputError`` for others, and for no latent channel or layer.
     """
     _check_channels(channels)
+    if latent_channels < 1 or layers < 1:
+        raise InputError(f"{latent_channels} latent channels, {layers} layers a level: give 1 or more of each")
     levels = len(channels)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,

@@ -1,8 +1,10 @@
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from belvedere.apps.config import config_names, load_config
+from belvedere.apps.config import call, config_names, load_config
 from belvedere.errors import InputError
 
 SMALL = """
@@ -51,6 +53,33 @@ def test_yaml_becomes_dataclasses(tmp_path: Path) -> None:
 def test_bad_overrides_name_the_mend(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_config(write(tmp_path, SMALL), overrides)
+
+
+def sized(size: int | tuple[int, int], names: Sequence[str] = (), share: float = 1.0, seed: int | None = None) -> Any:
+    return size, names, share, seed
+
+
+def test_a_section_is_converted_to_what_a_function_takes() -> None:
+    assert call(sized, {"size": [3, 4], "names": ["a"], "share": "5e-1"}, "data") == ((3, 4), ["a"], 0.5, None)
+    assert call(sized, {"size": 3, "names": "a", "share": 1, "seed": None}, "data") == (3, "a", 1.0, None)
+    assert call(lambda anything: anything, {"anything": [[None]]}, "data") == [[None]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": "x"}, r"config data.size: 'x' is not of type int \| tuple\[int, int\]"),
+        ({"size": [1, 2, 3]}, r"data.size: \[1, 2, 3\] is not"),
+        ({"size": True}, "data.size: True is not"),
+        ({"size": 1, "names": [["x"]]}, r"config data.names: \['x'\] is not of type str"),
+        ({"size": 1, "names": 7}, "config data.names: 7 is not of type Sequence"),
+        ({"size": 1, "seed": 0.5}, "config data.seed: 0.5 is not of type int"),
+        ({"size": 1, "share": None}, "config data.share: None is not of type float"),
+    ],
+)
+def test_a_section_of_other_types_is_told(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(sized, values, "data")
 
 
 @pytest.mark.parametrize(

@@ -119,3 +119,9 @@ def test_captions_reach_the_loss_unless_they_are_dropped(autoencoder: Path) -> N
 def test_bad_configs(autoencoder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_task(parse(TrainConfig, DIFFUSION | {"vae": str(autoencoder)} | changes))
+
+
+@pytest.mark.parametrize("model", [{"latent_channels": 0}, {"layers": 0}, {"channels": [8, 12]}])
+def test_bad_autoencoders(model: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"1 or more|multiples of 8"):
+        make_task(parse(TrainConfig, AUTOENCODER | {"model": AUTOENCODER["model"] | model}))

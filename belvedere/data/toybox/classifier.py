@@ -13,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from belvedere.data.toybox.damage import damage, recolour
+from belvedere.errors import InputError
 from belvedere.seeds import BatchRng
 
 DAMAGED = 0.3
@@ -31,12 +32,14 @@ class ToyClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Toybox kinds, and one more class, the last, for pictures of none of them (``reject``).
 
     0.3 million parameters. ``classes`` are the kinds' names; ``size`` is the side of the square it looks at;
-    ``width`` is a multiple of 8.
+    ``width`` is a multiple of 8. Raises ``InputError`` for other numbers.
     """
 
     @register_to_config
     def __init__(self, classes: Sequence[str], width: int = 32, size: int = 64):
         super().__init__()
+        if width < 8 or width % 8 or size < 1:
+            raise InputError(f"a classifier of width {width} and size {size}: a multiple of 8, and 1 or more")
         c1, c2, c3, c4 = width, 2 * width, 3 * width, 4 * width
         self.body = nn.Sequential(
             Block(3, c1, 2), Block(c1, c2, 2), Block(c2, c2, 1), Block(c2, c3, 2), Block(c3, c3, 1), Block(c3, c4, 2)

@@ -5,6 +5,7 @@ import torch
 
 from belvedere.data.toybox import KINDS, Toybox
 from belvedere.data.toybox.classifier import DAMAGED, ToyClassifier, loss, parameter_groups
+from belvedere.errors import InputError
 from belvedere.seeds import BatchRng
 
 
@@ -34,6 +35,12 @@ def test_of_an_oblong_picture_it_looks_at_the_square_in_the_middle(classifier: T
     shown, middle, left = (y.mT if tall else y for y in (x, x[..., 16:56], x[..., :40]))
     assert torch.equal(classifier.features(shown), classifier.features(middle))
     assert not torch.allclose(classifier.features(shown), classifier.features(left))
+
+
+@pytest.mark.parametrize("sizes", [{"width": 12}, {"width": 0}, {"width": -8}, {"size": 0}])
+def test_other_widths_and_sizes_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="multiple of 8"):
+        ToyClassifier(KINDS, **sizes)
 
 
 def test_saved_and_loaded_again(classifier: ToyClassifier, tmp_path: Path) -> None:
