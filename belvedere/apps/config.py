@@ -216,7 +216,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _convert_to_one(value: Any, choices: tuple[Any, ...], hint: Any, where: str) -> Any:
-    """Return ``value`` as the first type it fits; with one to choose from, what is wrong is told as for that."""
+    """Return ``value`` as the first of the types ``choices`` that it fits; ``hint`` is all of them."""
     if value is None and types.NoneType in choices:
         return None
     choices = tuple(choice for choice in choices if choice is not types.NoneType)

@@ -69,9 +69,9 @@ def make_dataset(data: Mapping[str, Any]) -> Dataset:
 
 def make_network(cls: Any, variants: Mapping[str, dict[str, Any]], values: Mapping[str, Any]) -> Any:
     fields = dict(values)
-    if "variant" not in fields:
+    variant = fields.pop("variant", None)
+    if variant is None:
         return call(cls, fields, "model")
-    variant = fields.pop("variant")
     if not isinstance(variant, str) or variant not in variants:
         raise InputError(f"config model.variant {variant!r}: choose from {', '.join(variants)}")
     return call(cls, {**variants[variant], **fields}, "model")

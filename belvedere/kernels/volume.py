@@ -158,8 +158,8 @@ def distortion(weights: Tensor, edges: Tensor) -> Tensor:
 
     ``weights`` (..., s), ``edges`` (..., s + 1) ascending, broadcast against them; m are the middles of samples
     (Barron et al., "Mip-NeRF 360", arXiv 2111.12077, equation (15)). Float32 at least; differentiable in the weights.
-    Products with the distances of middles from one another, as sums over the samples in front, which are fewer
-    operations, have no deterministic form on GPUs.
+    By products with the distances between middles: sums over the samples in front would be fewer operations, but
+    PyTorch has no deterministic form of them on GPUs.
     """
     weights, middles = _wide(weights), _middles(edges)
     apart = (middles.unsqueeze(-1) - middles.unsqueeze(-2)).abs().to(weights.dtype)  # (..., s, s)
