@@ -47,7 +47,7 @@ def view(
         float | None, typer.Option(help="From the camera to the middle of the scene. Default: the model's.")
     ] = None,
     pitch: Annotated[
-        float | None, typer.Option(help="Degrees that the camera of IMAGE looked down. Default: the model's.")
+        float | None, typer.Option(help="Degrees that the camera of IMAGE looked down. Default: found by the ground.")
     ] = None,
     near: Annotated[float | None, typer.Option(help="Where rays begin. Default: the model's.")] = None,
     far: Annotated[float | None, typer.Option(help="Where rays end. Default: the model's.")] = None,
@@ -104,7 +104,8 @@ def view(
     if as_json:
         print(json.dumps(done))
     else:
-        camera = f"camera {done['distance']:.3g} away, field of view {done['fov']:.3g} degrees"
+        angles = f"looking down by {done['pitch']:.3g} degrees, field of view {done['fov']:.3g}"
+        camera = f"camera {done['distance']:.3g} away, {angles}"
         print(f"{done['file']}: {done['kind']} of {source}, {done['seconds']} s ({camera})")
 
 

@@ -181,7 +181,8 @@ class ViewRequest:
 
     ``distance`` from the camera of the picture to the middle of the scene, in the scene's unit of length, and ``fov``,
     its vertical field of view in degrees: None = what the picture tells, else the model's own. ``pitch``: how far that
-    camera looks down, -89 to 89 degrees, None = as in the model's pictures; orbits go around the scene's vertical.
+    camera looks down, -89 to 89 degrees, None = found by the scene's ground, without one as in the model's pictures;
+    orbits go around the scene's vertical.
     ``near``, ``far``: where rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where
     four texels are half opaque. ``dtype`` of the network: auto, float32, bfloat16 or float16 (GPU only); fields are
     float32. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.

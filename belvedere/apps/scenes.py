@@ -20,6 +20,7 @@ from belvedere.data.images import open_photograph, to_tensor
 from belvedere.errors import InputError
 from belvedere.synthesis.cameras import Camera, conditions, input_camera
 from belvedere.synthesis.field import Field
+from belvedere.synthesis.ground import find_pitch
 
 SUFFIX = ".safetensors"
 SMALLEST = 16
@@ -72,17 +73,15 @@ def open_scene(source: Path, request: ViewRequest) -> Scene:
 
     Raises ``InputError`` for a file that is neither, and whatever the model does not take.
     """
-    scene = read_scene(source, request) if source.suffix.lower() == SUFFIX else build_scene(source, request)
-    if not scene.near < scene.far:
-        raise InputError(f"near {scene.near:g} and far {scene.far:g}: near must be below far; give --near and --far")
-    return scene
+    return read_scene(source, request) if source.suffix.lower() == SUFFIX else build_scene(source, request)
 
 
 def build_scene(source: Path, request: ViewRequest) -> Scene:
     """Return the scene that the request's model makes of a PNG, JPEG or WebP picture, in one pass.
 
     The picture is turned upright, laid over white where it is transparent; its middle is cut to the aspect of the
-    model's pictures and resized.
+    model's pictures and resized. How far the camera looked down is found by the ground of the scene; without a ground
+    it is as in the model's pictures.
     """
     photograph = open_photograph(source, background="white")
     width, height = photograph.image.size
@@ -95,12 +94,16 @@ def build_scene(source: Path, request: ViewRequest) -> Scene:
     image, camera = fit_picture(photograph.image.convert("RGB"), tuple(config.image), distance, fov, model.fov)
     near = config.near if request.near is None else request.near
     far = config.far if request.far is None else request.far
-    pitch = model.pitch if request.pitch is None else request.pitch
+    _check_range(near, far)
     origin = {"picture": pixel_digest(image), "weights": model.digest}
     device = model.network.device
     with torch.no_grad():
         pixels = to_tensor(image)[None].to(device).float() / 255  # (1, 3, h, w)
         field = model.network(pixels, conditions([camera]).to(device))
+    pitch = request.pitch
+    if pitch is None:
+        found = find_pitch(field, camera, near=near, far=far, samples=config.samples)
+        pitch = model.pitch if found is None else found
     return Scene(field, camera, near, far, config.samples, pitch, origin)
 
 
@@ -145,6 +148,7 @@ def read_scene(source: Path, request: ViewRequest) -> Scene:
     asked = {name: getattr(request, name) for name in ("distance", "fov", "pitch", "near", "far")}
     told = {**field.facts, **{name: value for name, value in asked.items() if value is not None}}
     facts = {name: _fact(told, name, source) for name in FACTS}
+    _check_range(facts["near"], facts["far"])
     size = int(facts["height"]), int(facts["width"])
     camera = input_camera(size, distance=facts["distance"], fov=facts["fov"])
     with source.open("rb") as file:
@@ -158,6 +162,11 @@ def read_scene(source: Path, request: ViewRequest) -> Scene:
         facts["pitch"],
         origin,
     )
+
+
+def _check_range(near: float, far: float) -> None:
+    if not near < far:
+        raise InputError(f"near {near:g} and far {far:g}: near must be below far; give --near and --far")
 
 
 def _fact(facts: Mapping[str, Any], name: str, source: Path) -> float:
