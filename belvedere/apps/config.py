@@ -162,9 +162,9 @@ def call(function: Callable[..., Any], values: Mapping[str, Any], where: str) ->
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     if missing := [name for name in required if name not in values]:
         raise InputError(f"config needs the key {f'{where}.{missing[0]}'!r}")
-    hints = {name: parameters[name].annotation for name in values}
-    fitting = {name: _convert(value, hints[name], f"{where}.{name}") for name, value in values.items()}
-    return function(**fitting)
+    return function(
+        **{name: _convert(value, parameters[name].annotation, f"{where}.{name}") for name, value in values.items()}
+    )
 
 
 def _folder() -> Any:

@@ -14,7 +14,9 @@ from PIL import Image
 
 from belvedere.apps.requests import ViewRequest
 from belvedere.apps.scenes import Scene, build_scene, exif_fov, fit_picture, open_scene, read_scene
+from belvedere.checkpoints.views import open_scene_model
 from belvedere.data.images import to_tensor
+from belvedere.data.toybox.views import ToyboxViews
 from belvedere.errors import InputError
 from belvedere.synthesis.field import Field
 from belvedere.synthesis.render import render_view
@@ -53,6 +55,18 @@ def test_a_picture_becomes_the_scene_that_the_network_makes_of_it(model: Path, t
     assert (scene.near, scene.far, scene.samples) == (1.0, 3.0, 8)
     assert scene.camera.position.tolist() == [0, 0, -DISTANCE]
     assert scene.camera_facts == pytest.approx({"distance": DISTANCE, "fov": FOV, "pitch": 0, "near": 1, "far": 3})
+
+
+def test_the_pitch_is_that_of_the_ground_unless_it_is_asked_for(tmp_path: Path) -> None:
+    batch = ToyboxViews(64, spread=(0.0,), seed=4321).batch(range(12))
+    pitches = -batch["poses"][:, 0, 1, 2].asin().rad2deg()  # y of the direction of view
+    steepest = int(pitches.argmax())
+    pixels = ((batch["image"][steepest] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "toy.png")
+    found = build_scene(tmp_path / "toy.png", ViewRequest()).pitch
+    assert found == pytest.approx(pitches[steepest].item(), abs=3)
+    assert found > open_scene_model("nvist-toybox").pitch + 4
+    assert build_scene(tmp_path / "toy.png", ViewRequest(pitch=5.0)).pitch == 5
 
 
 def test_what_is_asked_for_comes_before_what_the_model_says(model: Path, tmp_path: Path) -> None:
