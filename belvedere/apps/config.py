@@ -18,10 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its learning rate: a linear warm-up, constant, then an optional decay over the last steps."""
+    """Who changes the weights and its learning rate: a linear warm-up, constant, then an optional decay at the end."""
 
     lr: float
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: for the weights of linear layers inside blocks, and AdamW for all others."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW, as ``eps`` is; Muon's momentum is 0.95."""
     eps: float = 1e-8
     weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -122,6 +125,8 @@ class TrainConfig:
             raise InputError(f"config workers: {self.workers} must be at least 0")
         if self.optimizer.decay != "none" and not 0 < self.optimizer.decay_steps <= self.steps:
             raise InputError(f"config optimizer.decay_steps: must lie in 1..{self.steps} when decay is not none")
+        if self.optimizer.name == "muon" and self.shard:
+            raise InputError("config optimizer.name muon needs whole matrices: choose adamw, or shard: false")
 
 
 def config_names() -> list[str]:

@@ -1,5 +1,5 @@
-"""What a step minimises and by what: a task's loss as a module, AdamW, the learning rate; and what that loss is for
-held-out samples, or for one batch that is fitted."""
+"""What a step minimises: a task's loss as a module, and the learning rate; and what that loss is for held-out samples,
+or for one batch that is fitted."""
 
 import math
 import time
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from belvedere.apps.config import OptimizerConfig, TrainConfig
+from belvedere.apps.optimizers import make_optimizer
 from belvedere.apps.order import Order
 from belvedere.apps.task import Task
 from belvedere.seeds import BatchRng, derive
@@ -50,12 +51,6 @@ def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
         return rate
     left = min(1.0, (steps - step) / config.decay_steps)
     return rate * (left if config.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
-
-
-def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return AdamW over the task's parameter groups, in one fused kernel a tensor."""
-    groups = task.groups(task.model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ import belvedere
 from belvedere.apps import policy, training_state
 from belvedere.apps.average import Ema, ShardedEma
 from belvedere.apps.config import TrainConfig, load_config
-from belvedere.apps.objective import Objective, held_out_loss, learning_rate, make_optimizer, run_check, uses_bf16
+from belvedere.apps.objective import Objective, held_out_loss, learning_rate, run_check, uses_bf16
+from belvedere.apps.optimizers import make_optimizer
 from belvedere.apps.order import Order, make_loader
 from belvedere.apps.sharding import WHOLE, Part, shard, total_norm
 from belvedere.apps.stop import StopRequest

@@ -293,13 +293,17 @@ def _named(path: Path, report: Callable[[str], None]) -> Path:
 
 
 def _check_same_run(start: Path, config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` when a key that fixes the weights or the order of the data differs."""
-    then = read_state(start)["config"]
-    for key in ("task", "model", "seed", "batch"):
-        if then.get(key) != config[key]:
-            raise InputError(
-                f"{start} has {key} {then.get(key)!r}, not {config[key]!r}: change it back or use a new --out"
-            )
+    """Raise ``InputError`` when a key that fixes the weights, their moments or the order of the data differs."""
+    then, now = _fixed(read_state(start)["config"]), _fixed(config)
+    for key, value in now.items():
+        if then[key] != value:
+            raise InputError(f"{start} has {key} {then[key]!r}, not {value!r}: change it back or use a new --out")
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run cannot change; before optimizers had names all were AdamW."""
+    keys = {key: config.get(key) for key in ("task", "model", "seed", "batch")}
+    return keys | {"optimizer.name": config["optimizer"].get("name", "adamw")}
 
 
 def read_state(directory: Path) -> dict[str, Any]:
