@@ -1,6 +1,5 @@
 """Who changes the weights: AdamW; or Muon, which changes the matrices of a network's blocks, and AdamW the rest."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,20 +27,23 @@ class Together(torch.optim.Optimizer):
             optimizer.step()
 
 
+def check_optimizer(task: Task, config: OptimizerConfig) -> None:
+    """Raise ``InputError`` for Muon where a network's blocks have no linear layers."""
+    if config.name == "muon" and not _matrices(task.model):
+        raise InputError("config optimizer.name muon is for the linear layers of blocks, and this network has none")
+
+
 def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the optimizer of a task's parameter groups: AdamW in one fused kernel a tensor, or Muon beside it.
 
     Muon (Jordan et al., "Muon", 2024) makes the singular values of a step equal. Its steps are as long as AdamW's are
     (Liu et al., "Muon is Scalable for LLM Training", arXiv 2502.16982, equation (4)), so they share the learning rate
-    and ``weight_decay``; ``betas`` and ``eps`` are AdamW's alone. Raises ``InputError`` for Muon where a network's
-    blocks have no linear layers.
+    and ``weight_decay``; ``betas`` and ``eps`` are AdamW's alone. ``config`` is one that ``check_optimizer`` takes.
     """
     groups = task.groups(task.model, config.weight_decay)
     if config.name == "adamw":
         return _adamw(groups, config)
     matrices = {id(weight) for weight in _matrices(task.model)}
-    if not matrices:
-        raise InputError("config optimizer.name muon is for the linear layers of blocks, and this network has none")
     hidden, rest = (_choose(groups, matrices, inside) for inside in (True, False))
     muon = torch.optim.Muon(hidden, config.lr, adjust_lr_fn="match_rms_adamw")
     return Together(muon, _adamw(rest, config))
@@ -51,7 +53,7 @@ def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def _matrices(model: nn.Module) -> Iterable[Tensor]:
+def _matrices(model: nn.Module) -> list[Tensor]:
     """Return the weights of the linear layers inside a network's blocks."""
     layers = (layer for block in blocks(model) for layer in block.modules())
     return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]

@@ -30,7 +30,7 @@ from belvedere.apps import policy, training_state
 from belvedere.apps.average import Ema, ShardedEma
 from belvedere.apps.config import TrainConfig, load_config
 from belvedere.apps.objective import Objective, held_out_loss, learning_rate, run_check, uses_bf16
-from belvedere.apps.optimizers import make_optimizer
+from belvedere.apps.optimizers import check_optimizer, make_optimizer
 from belvedere.apps.order import Order, make_loader
 from belvedere.apps.sharding import WHOLE, Part, shard, total_norm
 from belvedere.apps.stop import StopRequest
@@ -331,7 +331,9 @@ def _train(config: TrainConfig, folder: Path, command: str, resume: str | Path, 
 def _begin(config: TrainConfig) -> Task:
     """Return the task of a config with its first weights, always the same."""
     torch.manual_seed(derive(config.seed, "initial weights"))
-    return make_task(config)
+    task = make_task(config)
+    check_optimizer(task, config.optimizer)
+    return task
 
 
 def _find_start(accelerator: Accelerator, folder: Path, resume: str | Path, config: TrainConfig) -> Path | None:

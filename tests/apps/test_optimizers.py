@@ -93,9 +93,8 @@ def test_a_run_does_not_change_its_optimizer(tmp_path: Path) -> None:
 def test_muon_says_what_it_is_not_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"optimizer\.name muon needs whole matrices: choose adamw, or shard: false"):
         train(write_config(tmp_path, optimizer=MUON, shard=True), out=tmp_path / "run")
-    task = make_task(load_config("toybox-classifier"))
     with pytest.raises(InputError, match=r"muon is for the linear layers of blocks, and this network has none"):
-        make_optimizer(task, OptimizerConfig(lr=0.01, name="muon"))
+        train("toybox-classifier", out=tmp_path / "run", overrides=["optimizer.name=muon"])
     with pytest.raises(InputError, match=r"config optimizer\.name: 'sgd' is not one of adamw, muon"):
         train(write_config(tmp_path, optimizer=CONFIG["optimizer"] | {"name": "sgd"}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
