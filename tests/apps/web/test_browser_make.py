@@ -96,11 +96,12 @@ def test_a_model_of_any_size_and_a_model_of_text(open_page: Callable[..., Any]) 
 
     page.get_by_label("Model").click()
     page.get_by_role("option", name="toybox-diffusion").click()
+    page.wait_for_function("document.querySelector('.bv-chips') === null")
     page.get_by_label("Prompt").fill("a red car on grass")
     few = page.get_by_label("number input for Steps")
-    page.wait_for_function("document.querySelector('.bv-chips') === null")
     few.fill("4")
     few.press("Tab")
+    assert page.get_by_label("Prompt").input_value() == "a red car on grass"
     make(page, 1)
     page.locator(".bv-large figcaption", has_text="a red car on grass").wait_for()
 
