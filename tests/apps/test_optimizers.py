@@ -57,6 +57,17 @@ def test_every_parameter_has_one_optimizer_and_keeps_its_decay(tmp_path: Path) -
     assert set(decays.values()) == {0.0, 0.25}
 
 
+def test_how_much_of_a_network_is_muons() -> None:
+    """What docs/training.md says of ``nvist-toybox``."""
+    config = load_config("nvist-toybox", ["optimizer.name=muon"])
+    task = make_task(config)
+    optimizer = make_optimizer(task, config.optimizer)
+    hidden = sum(p.numel() for group in optimizer.param_groups if "ns_steps" in group for p in group["params"])
+    everything = sum(p.numel() for p in task.model.parameters())
+    told = f"{hidden / 1e6:.1f} of {everything / 1e6:.1f} million in `nvist-toybox`"
+    assert told in (Path(__file__).parents[2] / "docs/training.md").read_text()
+
+
 def test_the_learning_rate_of_the_run_is_both_optimizers(tmp_path: Path) -> None:
     task = tiny_task(tmp_path)
     optimizer = make_optimizer(task, OptimizerConfig(lr=0.01, name="muon"))
