@@ -13,7 +13,7 @@ from belvedere.apps.web import cards, making, uploads
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.making import CHIPS, Abilities, Making, Settings
 from belvedere.apps.web.shelf import Entry
-from belvedere.apps.web.studio import BUSY, QUICK, Studio
+from belvedere.apps.web.studio import BUSY, QUICK, WORK, Studio
 from belvedere.checkpoints import store
 
 SHAPES = {"Square": 1.0, "Portrait 3:4": 3 / 4, "Landscape 4:3": 4 / 3, "Tall 1:2": 1 / 2, "Wide 2:1": 2.0}
@@ -61,7 +61,7 @@ def _first(studio: Studio, name: str) -> Abilities:
 
 
 def _settings(names: list[str], able: Abilities, limits: Limits) -> list[Any]:
-    """Return the components in the order of ``Settings``."""
+    """Return the components in the order of ``Settings``, and those that follow the model; the last holds its name."""
     model = gr.Dropdown(names, value=names[0], label="Model", interactive=True)
     kinds = gr.CheckboxGroup(
         list(able.names), value=[], label="Kinds", info="None chosen: all of them in turn.", elem_classes="bv-chips"
@@ -84,7 +84,7 @@ def _settings(names: list[str], able: Abilities, limits: Limits) -> list[Any]:
     other.click(lambda: random.randrange(RANDOM_SEED), None, seed, api_visibility="private", queue=False)
     shape.input(_reshaped, [shape, width, height], [width, height], api_visibility="private", queue=False)
     inputs = [model, kinds, words, negative, width, height, steps, guidance, seed, count]
-    return [*inputs, shape, sides]
+    return [*inputs, shape, sides, gr.State(names[0])]
 
 
 def _reshaped(shape: str, width: float, height: float) -> tuple[int, int]:
@@ -94,14 +94,20 @@ def _reshaped(shape: str, width: float, height: float) -> tuple[int, int]:
     return tuple(max(SHORTEST, round(side / 8) * 8) for side in sides)  # type: ignore[return-value]
 
 
-def _updates(able: Abilities, settings: Settings) -> list[Any]:
-    """Return what the components of ``_settings`` become."""
+def _updates(able: Abilities, settings: Settings, keep_words: bool = False) -> list[Any]:
+    """Return what the components of ``_settings`` become.
+
+    ``keep_words``: whether what is written in the boxes for text by then stays, whatever ``settings`` says.
+    """
     chips = 0 < len(able.names) <= CHIPS
     unit = max(able.unit, 1)
     words: dict[str, Any] = {
         "label": "Prompt" if able.takes_text else "Kinds, separated by commas",
         "visible": not chips,
     }
+    negative: dict[str, Any] = {"visible": able.takes_text}
+    if not keep_words:
+        words["value"], negative["value"] = settings.words, settings.negative
     low = -(-SHORTEST // unit) * unit
     side: dict[str, Any] = {"minimum": low, "step": unit}
     return [
@@ -109,8 +115,8 @@ def _updates(able: Abilities, settings: Settings) -> list[Any]:
         gr.update(
             choices=list(able.names) if chips else [], value=list(settings.kinds) if chips else [], visible=chips
         ),
-        gr.update(value=settings.words, **words),
-        gr.update(value=settings.negative, visible=able.takes_text),
+        gr.update(**words),
+        gr.update(**negative),
         gr.update(value=settings.width, **side),
         gr.update(value=settings.height, **side),
         gr.update(value=settings.steps, maximum=max(100, settings.steps)),
@@ -119,6 +125,7 @@ def _updates(able: Abilities, settings: Settings) -> list[Any]:
         settings.count,
         gr.update(visible=able.unit > 0, value=None),
         gr.update(visible=able.unit > 0),
+        settings.model,
     ]
 
 
@@ -139,10 +146,22 @@ def _events(
         for news in studio.runner.run(making.ROOM, lambda tell: making.make(studio, settings, tell), what=what):
             yield _shown(news), news.made if news else []
 
-    def choose(model: str, seed: float, count: float) -> list[Any]:
-        able = studio.runner.result(making.ROOM, lambda tell: making.abilities(studio, model), what=f"opened {model}")
+    def opened(model: str) -> Abilities:
+        return studio.runner.result(
+            making.ROOM, lambda tell: making.abilities(studio, model), what=f"opened {model[:80]}"
+        )
+
+    def choose(model: str, shown: str, seed: float, count: float) -> list[Any]:
+        if model == shown:  # the list tells of one choice twice: the second answer would undo what was set meanwhile
+            return [gr.skip()] * len(inputs)
+        able = opened(model)
         settings = Settings(model, (), "", "", *able.size, able.steps, able.guidance, int(seed or 0), int(count))
-        return _updates(able, settings)
+        return _updates(able, settings, keep_words=able.takes_text)
+
+    def own(model: str) -> dict[str, Any]:
+        able = opened(str(model))
+        size = {"width": able.size[0], "height": able.size[1]}
+        return {"kinds": able.names, **size, "steps": able.steps, "guidance": able.guidance, "prompt": able.takes_text}
 
     def recalled(read: Callable[[], Record]) -> list[Any]:
         settings, able, words = studio.runner.result(
@@ -163,12 +182,13 @@ def _events(
         ids = {picture["id"] for picture in pictures or []}
         return _finished(studio, ids), _earlier(studio, ids)
 
+    gr.api(own, api_name="choose", **WORK)
     run = go.click(make, asked, [shown, made], api_name="make", scroll_to_output=True, **BUSY)
     run.then(earlier, made, old, api_visibility="private", **QUICK)
     ended = stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", **QUICK)
     # Once more in turn, when the work has ended: its last news may come after the answer to the click.
     ended.then(stopped, made, [shown, old], api_visibility="private", **BUSY)
-    inputs[0].input(choose, [inputs[0], inputs[8], inputs[9]], inputs, api_name="choose", **BUSY)
+    inputs[0].input(choose, [inputs[0], inputs[-1], *inputs[8:10]], inputs, api_visibility="private", **BUSY)
     dropped.upload(recall, dropped, [*inputs, told], api_name="recall", **BUSY)
     for gallery in (shown, old):
         gallery.select(again, None, [*inputs, told], api_visibility="private", **BUSY)

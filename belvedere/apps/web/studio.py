@@ -15,8 +15,10 @@ from belvedere.checkpoints import store
 from belvedere.errors import InputError
 
 T = TypeVar("T")
-BUSY: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1, "show_progress": "hidden"}
-"""What every event that computes is given: one at a time."""
+WORK: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1}
+"""What everything that computes is given: one at a time."""
+BUSY: dict[str, Any] = {**WORK, "show_progress": "hidden"}
+"""What events that compute are given."""
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 """What events are given that need no turn."""
 FILES = "studio/files"

@@ -60,6 +60,13 @@ def test_kinds_may_be_written(client: Client) -> None:
     assert [one["kind"] for one in made] == ["mug", "car"]
 
 
+def test_the_own_settings_of_models(client: Client) -> None:
+    any_size, text = (client.predict(model, api_name="/choose") for model in ("fitv2-toybox", "toybox-diffusion"))
+    assert (any_size["kinds"][0], any_size["prompt"]) == ("car", False)
+    assert text == client.predict("toybox-diffusion", api_name="/choose")
+    assert (text["kinds"], text["width"], text["height"], text["prompt"]) == ([], 64, 64, True)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -78,6 +85,8 @@ def test_refusals_are_told(options: dict[str, Any], word: str, client: Client) -
 def test_no_other_model_is_opened(model: str, client: Client) -> None:
     with pytest.raises(AppError):
         make(client, model=model)
+    with pytest.raises(AppError):
+        client.predict(model, api_name="/choose")
 
 
 def test_settings_come_back_from_a_picture(client: Client, server: Server, tmp_path: Path) -> None:

@@ -106,6 +106,24 @@ def test_a_model_of_any_size_and_a_model_of_text(open_page: Callable[..., Any]) 
     page.locator(".bv-large figcaption", has_text="a red car on grass").wait_for()
 
 
+def test_what_is_set_outlasts_a_choice_that_is_made_again(open_page: Callable[..., Any]) -> None:
+    page = open_page("Make")
+    answers: list[Any] = []
+    for again in (False, True):
+        page.get_by_label("Model").click()
+        page.get_by_role("option", name="toybox-diffusion").click()
+        prompt = page.get_by_label("Prompt")
+        if not again:
+            prompt.wait_for()
+            page.on("response", lambda answer: answers.append(answer) if "queue/join" in answer.url else None)
+            prompt.fill("a red car on grass")
+            few_steps(page)
+    page.wait_for_timeout(1000)
+    assert answers
+    assert prompt.input_value() == "a red car on grass"
+    assert page.get_by_label("number input for Steps").input_value() == "4"
+
+
 def test_stopping_ends_the_work(open_page: Callable[..., Any]) -> None:
     page = open_page("Make")
     slide(page, "How many", 24)
