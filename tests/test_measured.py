@@ -133,6 +133,9 @@ def test_the_aims_of_scenes() -> None:
         told = f"are {gain:.{digits}f} dB above the copy"
         assert told in page("nvist.md"), f"docs/nvist.md lacks: {told}"
         assert f"at {part['depth_rank']:.3f} in depth" in page("nvist.md")
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert f"{known['psnr']:.1f} dB on unseen toys" in changes
+    assert f"{unseen['psnr']:.1f} dB on toys of unseen kinds" in changes
     many = results("nvist_views.json")
     assert many["weights"] == card["digest"], "belvedere evaluate views -n 16 is to be run again"
     toys, others = (many["sets"][name]["strict"] for name in ("toys", "toys of unseen kinds"))
