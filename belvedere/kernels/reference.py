@@ -147,6 +147,17 @@ def region_filter(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> 
     return (taps * F.unfold(x, 3, padding=1).reshape(shape)).sum(2)
 
 
+def depthwise_residual(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Twin of ``belvedere.kernels.depthwise_residual``, place by place of the filter."""
+    side, (h, w) = weight.shape[-1], x.shape[1:3]
+    padded = F.pad(x, (0, 0, *[side // 2] * 4))  # (b, h + s - 1, w + s - 1, c)
+    total = x + bias
+    for down in range(side):
+        for right in range(side):
+            total = total + padded[:, down : down + h, right : right + w] * weight[:, 0, down, right]
+    return total
+
+
 def sample_grid(points: Tensor, planes: Tensor | None, lines: Tensor | None, *, padding: str = "zeros") -> Tensor:
     """Twin of ``belvedere.kernels.sample_grid``, plane by plane; also its backend where there is no faster one."""
     x, y, z = points.unbind(-1)

@@ -13,6 +13,7 @@ from belvedere.kernels.triton import (
     attention,
     attention_split,
     concat,
+    depthwise,
     gates,
     norms,
     rays,
@@ -31,6 +32,7 @@ MODULES: tuple[ModuleType, ...] = (
     residual_norm,
     rope,
     concat,
+    depthwise,
     region,
     rays,
 )

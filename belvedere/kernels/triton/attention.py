@@ -36,7 +36,11 @@ from belvedere.kernels.triton.attention_tiles import (
     widths,
     zeros_both,
 )
+from belvedere.kernels.triton.elementary import reciprocal
 from belvedere.kernels.triton.launch import INTERPRETED, helper, launch, meta, register
+
+NO_SCALE = 1e-37
+"""For a scale of zero, which keys that are not there, minus infinity, would make a number that is none."""
 
 
 @helper
@@ -56,11 +60,11 @@ def _fold(
     if FLIP:
         logits = -logits
     if SIGMOID:
-        weights = 1.0 / (1.0 + tl.exp2(shift - logits * scale))
+        weights = reciprocal(1.0 + tl.exp2(shift - logits * scale))
     else:
-        logits = tl.where(tl.arange(0, OTHER)[None, :] < left, logits * scale, float("-inf"))
-        higher = tl.maximum(peak, tl.max(logits, 1))
-        weights = tl.exp2(logits - higher[:, None])
+        logits = tl.where(tl.arange(0, OTHER)[None, :] < left, logits, float("-inf"))
+        higher = tl.maximum(peak, tl.max(logits, 1) * scale)
+        weights = tl.exp2(logits * scale - higher[:, None])  # one instruction, and one for the power
         fade = tl.exp2(peak - higher)
         mass = mass * fade + tl.sum(weights, 1)
         peak = higher
@@ -169,7 +173,7 @@ def fold(
     slots, count = slots_of(offsets, b, n, tile.own)
     launch(
         _forward_kernel, (count, h, parts),
-        q, k, v, o, lse, offsets, slots, abs(scale) * LOG2_E, b * n, n, k.shape[-3], *steps,
+        q, k, v, o, lse, offsets, slots, max(abs(scale) * LOG2_E, NO_SCALE), b * n, n, k.shape[-3], *steps,
         D=d, D0=d0, D1=d1, CHUNK=chunk_of(q), OWN=tile.own, OTHER=tile.other, UNIT=unit,
         PACKED=offsets is not None, SIGMOID=sigmoid, FLIP=scale < 0, WIDE=INTERPRETED, SPLIT=parts > 1,
         num_warps=tile.warps, num_stages=tile.stages,

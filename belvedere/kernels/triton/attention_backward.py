@@ -24,6 +24,7 @@ from belvedere.kernels.triton.attention_tiles import (
     widths,
     zeros_both,
 )
+from belvedere.kernels.triton.elementary import reciprocal
 from belvedere.kernels.triton.launch import INTERPRETED, helper, launch, register
 
 
@@ -31,7 +32,7 @@ from belvedere.kernels.triton.launch import INTERPRETED, helper, launch, registe
 def _weigh(logits, products, scale, shift, delta, SIGMOID: tl.constexpr):
     """Return the weights P and dS of logits and dP; ``shift`` is log2 of the keys' number or sum."""
     if SIGMOID:
-        weights = 1.0 / (1.0 + tl.exp2(shift - logits * scale))
+        weights = reciprocal(1.0 + tl.exp2(shift - logits * scale))
         return weights, weights * (1.0 - weights) * products
     else:
         weights = tl.exp2(logits * scale - shift)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from belvedere.kernels.triton.elementary import logistic, normal_share
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
 
 COLUMNS = 1024
@@ -23,9 +24,10 @@ def _forward_kernel(x_ptr, y_ptr, c, GELU: tl.constexpr, COLUMNS: tl.constexpr):
     gate = tl.load(x_ptr + row * 2 * c + column, inside).to(tl.float32)
     value = tl.load(x_ptr + row * 2 * c + c + column, inside).to(tl.float32)
     if GELU:
-        active = gate * 0.5 * (1 + tl.erf(gate * 0.7071067811865476))
+        share, _ = normal_share(gate)
+        active = gate * share
     else:
-        active = gate * tl.sigmoid(gate)
+        active = gate * logistic(gate)
     tl.store(y_ptr + row * c + column, active * value, inside)
 
 
@@ -38,10 +40,10 @@ def _backward_kernel(x_ptr, dy_ptr, dx_ptr, c, GELU: tl.constexpr, COLUMNS: tl.c
     value = tl.load(x_ptr + row * 2 * c + c + column, inside).to(tl.float32)
     dy = tl.load(dy_ptr + row * c + column, inside).to(tl.float32)
     if GELU:
-        share = 0.5 * (1 + tl.erf(gate * 0.7071067811865476))
-        slope = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+        share, bell = normal_share(gate)
+        slope = share + gate * 0.3989422804014327 * bell
     else:
-        share = tl.sigmoid(gate)
+        share = logistic(gate)
         slope = share * (1 + gate * (1 - share))
     tl.store(dx_ptr + row * 2 * c + column, slope * value * dy, inside)
     tl.store(dx_ptr + row * 2 * c + c + column, gate * share * dy, inside)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from belvedere.kernels.rays import HIDDEN, INPUTS, Rays
 from belvedere.kernels.triton import rays_backward
+from belvedere.kernels.triton.elementary import exp
 from belvedere.kernels.triton.launch import launch, meta, register
 from belvedere.kernels.triton.rays_grid import DENSE, cell_of, density_of, features, inside, tables
 from belvedere.kernels.triton.rays_network import (
@@ -92,7 +93,7 @@ def _forward_kernel(
             density = density_of(
                 planes_ptr, lines_ptr, density_ptr, density_bias_ptr, x, y, z, u, v, w, going, side, DENSITY, C, DENSE
             )  # fmt: skip
-            through = tl.exp(-density * (end - begin))
+            through = exp(-density * (end - begin))
             weight = (1.0 - through) * reaching
             seen = going & (reaching > opaque) & (density > 0)
             if tl.max(seen.to(tl.int32), 0) > 0:

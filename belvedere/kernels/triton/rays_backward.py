@@ -19,6 +19,7 @@ from torch import Tensor
 
 from belvedere.kernels.rays import Rays
 from belvedere.kernels.triton import rays_backward_colour, rays_plain
+from belvedere.kernels.triton.elementary import exp
 from belvedere.kernels.triton.launch import launch, register
 from belvedere.kernels.triton.rays_grid import (
     DENSE,
@@ -76,7 +77,7 @@ def _density_kernel(
             density = density_of(
                 planes_ptr, lines_ptr, weight_ptr, bias_ptr, x, y, z, u, v, w, going, side, DENSITY, C, DENSE
             )  # fmt: skip
-            reaching = reaching * (tl.exp(-density * (end - begin)) + FLOOR)
+            reaching = reaching * (exp(-density * (end - begin)) + FLOOR)
         tl.store(density_ptr + ray, density, there)
         tl.store(reaching_ptr + ray, before, there)
         density_ptr += n
@@ -125,7 +126,7 @@ def _volume_kernel(
             if dweights_ptr is not None:
                 worth += tl.load(dweights_ptr + (scene * n + ray) * samples + i, there, 0.0)
             reaching = tl.load(reaching_ptr + at, there, 0.0)
-            through = tl.exp(-density * (end - begin))
+            through = exp(-density * (end - begin))
             ddensity = (end - begin) * through * (worth * reaching - behind / (through + FLOOR))
             ddensity = tl.where(dense, ddensity, 0.0)
             behind += tl.where(dense, worth * (1.0 - through) * reaching, 0.0)

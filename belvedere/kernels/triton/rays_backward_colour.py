@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from belvedere.kernels.triton.elementary import exp
 from belvedere.kernels.triton.launch import helper, launch
 from belvedere.kernels.triton.rays_grid import cell_of, features, place_of, pull_features
 from belvedere.kernels.triton.rays_network import (
@@ -106,7 +107,7 @@ def _colour_kernel(
         seen = (density > 0) & (reaching > opaque)
         if tl.max(seen.to(tl.int32), 0) > 0:
             begin, end = tl.load(edges_ptr + i), tl.load(edges_ptr + i + 1)
-            share = tl.where(seen, (1.0 - tl.exp(-density * (end - begin))) * reaching, 0.0)
+            share = tl.where(seen, (1.0 - exp(-density * (end - begin))) * reaching, 0.0)
             middle = (begin + end) / 2
             x, u = cell_of(place_of(origins_ptr, directions_ptr, ray, seen, 0, middle, scale, r), r)
             y, v = cell_of(place_of(origins_ptr, directions_ptr, ray, seen, 1, middle, scale, r), r)

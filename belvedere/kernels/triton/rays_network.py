@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from belvedere.kernels.triton.elementary import exp, logistic, normal_tail
 from belvedere.kernels.triton.launch import helper, launch
 
 RAYS = 32
@@ -18,12 +19,14 @@ CHUNK = 16
 
 @helper
 def gelu(x):
-    return x * 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    tail, _ = normal_tail(x)
+    return tl.maximum(x, 0.0) - tl.abs(x) * tail
 
 
 @helper
 def gelu_slope(x):
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(x * x * -0.5)
+    # By erf: what it would share with ``gelu`` takes more registers than there are.
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * exp(x * x * -0.5)
 
 
 @triton.jit
@@ -82,7 +85,7 @@ def channel(network_ptr, bias_ptr, units, i, WIDE: tl.constexpr):
     """Return channel ``i`` of the colour (rays,)."""
     weight = tl.load(network_ptr + i * WIDE + tl.arange(0, WIDE))
     logits = tl.sum(units * weight[None, :], 1) + tl.load(bias_ptr + i)
-    return 1.0 / (1.0 + tl.exp(-logits))
+    return logistic(logits)
 
 
 def sizes_of(decoder: Sequence[Tensor]) -> tuple[int, int, int]:

@@ -5,7 +5,11 @@ With w (9, 9), b (9) of a channel, f its features, x its map and s_t the shift o
     y[p] = sum_t x[p + s_t] (b_t + sum_j w_tj f[p + s_j])
 
 The gradients of x and f have one form, with the roles of x and f and the sides of w exchanged; those of w and b are
-sums over all pixels, made block by block and then over the blocks, in a fixed order.
+sums over all pixels, made share by share and then over the shares, in a fixed order.
+
+Its 90 multiply-adds a pixel are more work than its three numbers are traffic, so what counts is how few other
+instructions there are: a thread has a column of some rows, loads each pixel that it sees once and each weight once for
+all its rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,149 +23,195 @@ from torch import Tensor
 
 from belvedere.kernels.triton.launch import helper, launch, meta, register
 
-PIXELS = 256
-"""A program's share of a map."""
-SUMMED = 4096
-"""Pixels of a map that one program sums for the gradients of weights."""
+COLUMNS = 128
+"""Columns that one program has in hand, of one strip of rows or of several."""
+ROWS = 8
+"""Rows of a strip."""
+GRADIENT_ROWS = 4
+"""Rows of a strip where gradients are made: they see more around it, and those of weights are 90 sums."""
+SHARES = 4
+"""Programs that share the sums of a channel."""
 
 
 @helper
-def _near(map_ptr, row, column, height, width):
-    """Load pixels of a map, zeros around it."""
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return tl.load(map_ptr + row * width + column, inside, other=0.0).to(tl.float32)
+def _strips(height, width, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The first rows and the columns of ``COLUMNS`` columns of strips, counted strip by strip from ``first``."""
+    place = first + tl.arange(0, COLUMNS)
+    return place // width * ROWS, place % width
 
 
 @helper
-def _three(map_ptr, row, column, height, width):
-    """Return three neighbours in a row: to the left, here, to the right."""
-    left = _near(map_ptr, row, column - 1, height, width)
-    right = _near(map_ptr, row, column + 1, height, width)
-    return left, _near(map_ptr, row, column, height, width), right
+def _reach(map_ptr, row, column, height, width, COUNT: tl.constexpr, SIDE: tl.constexpr):
+    """Load ``COUNT`` rows of ``SIDE`` columns around ``column``, float32, zeros around the map: a tuple of tuples."""
+    first_ptr = map_ptr + row * width + column
+    rows = ()
+    for i in tl.static_range(COUNT):
+        there = (row + i >= 0) & (row + i < height)
+        across = ()
+        for j in tl.static_range(SIDE):
+            beside = column + (j - SIDE // 2)
+            inside = there & (beside >= 0) & (beside < width)
+            across += (tl.load(first_ptr + i * width + (j - SIDE // 2), inside, 0.0).to(tl.float32),)
+        rows += (across,)
+    return rows
 
 
 @helper
-def _five(map_ptr, row, column, height, width):
-    """Return five neighbours in a row, from two to the left to two to the right."""
-    left, here, right = _three(map_ptr, row, column, height, width)
-    far_left = _near(map_ptr, row, column - 2, height, width)
-    return far_left, left, here, right, _near(map_ptr, row, column + 2, height, width)
+def _store(map_ptr, row, column, height, width, values, ROWS: tl.constexpr):
+    """Store a strip."""
+    for r in tl.static_range(ROWS):
+        tl.store(map_ptr + (row + r) * width + column, values[r], row + r < height)
+
+
+@helper
+def _same(value, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A strip of one value."""
+    strip = ()
+    for _ in tl.static_range(ROWS):
+        strip += (tl.zeros((COLUMNS,), tl.float32) + value,)
+    return strip
+
+
+@helper
+def _plus(sums, weight, rows, DOWN: tl.constexpr, RIGHT: tl.constexpr, ROWS: tl.constexpr):
+    """``sums`` and a weight times what lies ``DOWN`` and ``RIGHT`` in ``rows``."""
+    added = ()
+    for r in tl.static_range(ROWS):
+        added += (sums[r] + weight * rows[r + DOWN][RIGHT],)
+    return added
+
+
+@helper
+def _plus_product(sums, taps, rows, DOWN: tl.constexpr, RIGHT: tl.constexpr, ROWS: tl.constexpr):
+    """``sums`` and the taps times what lies ``DOWN`` and ``RIGHT`` in ``rows``."""
+    added = ()
+    for r in tl.static_range(ROWS):
+        added += (sums[r] + taps[r] * rows[r + DOWN][RIGHT],)
+    return added
 
 
 @triton.jit
-def _forward_kernel(x_ptr, f_ptr, w_ptr, b_ptr, y_ptr, channels, height, width, PIXELS: tl.constexpr):
+def _forward_kernel(
+    x_ptr, f_ptr, w_ptr, b_ptr, y_ptr, channels, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     plane = tl.program_id(0).to(tl.int64)
-    channel = plane % channels
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
-    row, column = pixel // width, pixel % width
-    start = plane * height * width
-    f = (
-        _three(f_ptr + start, row - 1, column, height, width),
-        _three(f_ptr + start, row, column, height, width),
-        _three(f_ptr + start, row + 1, column, height, width),
-    )
-    total = tl.zeros((PIXELS,), tl.float32)
+    channel, start = plane % channels, plane * height * width
+    row, column = _strips(height, width, tl.program_id(1) * COLUMNS, ROWS, COLUMNS)
+    f = _reach(f_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
+    x = _reach(x_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
+    total = _same(0.0, ROWS, COLUMNS)
     for t in tl.static_range(9):
-        tap = tl.zeros((PIXELS,), tl.float32) + tl.load(b_ptr + channel * 9 + t).to(tl.float32)
+        taps = _same(tl.load(b_ptr + channel * 9 + t), ROWS, COLUMNS)
         for j in tl.static_range(9):
-            tap += tl.load(w_ptr + channel * 81 + t * 9 + j).to(tl.float32) * f[j // 3][j % 3]
-        total += tap * _near(x_ptr + start, row + (t // 3 - 1), column + (t % 3 - 1), height, width)
-    tl.store(y_ptr + start + pixel, total, pixel < height * width)
+            taps = _plus(taps, tl.load(w_ptr + channel * 81 + t * 9 + j), f, j // 3, j % 3, ROWS)
+        total = _plus_product(total, taps, x, t // 3, t % 3, ROWS)
+    _store(y_ptr + start, row, column, height, width, total, ROWS)
 
 
 @triton.jit
 def _map_kernel(
-    dy_ptr, other_ptr, w_ptr, b_ptr, dx_ptr, channels, height, width, OF_X: tl.constexpr, PIXELS: tl.constexpr
+    dy_ptr,
+    other_ptr,
+    w_ptr,
+    b_ptr,
+    dx_ptr,
+    channels,
+    height,
+    width,
+    OF_X: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Gradient of x (``other`` the features) or of the features (``other`` x)."""
     plane = tl.program_id(0).to(tl.int64)
-    channel = plane % channels
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
-    row, column = pixel // width, pixel % width
-    start = plane * height * width
-    other = (
-        _five(other_ptr + start, row - 2, column, height, width),
-        _five(other_ptr + start, row - 1, column, height, width),
-        _five(other_ptr + start, row, column, height, width),
-        _five(other_ptr + start, row + 1, column, height, width),
-        _five(other_ptr + start, row + 2, column, height, width),
-    )
-    total = tl.zeros((PIXELS,), tl.float32)
+    channel, start = plane % channels, plane * height * width
+    row, column = _strips(height, width, tl.program_id(1) * COLUMNS, ROWS, COLUMNS)
+    other = _reach(other_ptr + start, row - 2, column, height, width, ROWS + 4, 5)
+    dy = _reach(dy_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
+    total = _same(0.0, ROWS, COLUMNS)
     for t in tl.static_range(9):
-        tap = tl.zeros((PIXELS,), tl.float32)
+        taps = _same(0.0, ROWS, COLUMNS)
         if OF_X:
-            tap += tl.load(b_ptr + channel * 9 + t).to(tl.float32)
+            taps = _same(tl.load(b_ptr + channel * 9 + t), ROWS, COLUMNS)
         for j in tl.static_range(9):
             if OF_X:
-                weight = tl.load(w_ptr + channel * 81 + t * 9 + j).to(tl.float32)
+                weight = tl.load(w_ptr + channel * 81 + t * 9 + j)
             else:
-                weight = tl.load(w_ptr + channel * 81 + j * 9 + t).to(tl.float32)
-            tap += weight * other[j // 3 - t // 3 + 2][j % 3 - t % 3 + 2]
-        total += tap * _near(dy_ptr + start, row - (t // 3 - 1), column - (t % 3 - 1), height, width)
-    tl.store(dx_ptr + start + pixel, total, pixel < height * width)
+                weight = tl.load(w_ptr + channel * 81 + j * 9 + t)
+            taps = _plus(taps, weight, other, j // 3 - t // 3 + 2, j % 3 - t % 3 + 2, ROWS)
+        total = _plus_product(total, taps, dy, 2 - t // 3, 2 - t % 3, ROWS)
+    _store(dx_ptr + start, row, column, height, width, total, ROWS)
 
 
 @triton.jit
-def _weight_kernel(dy_ptr, x_ptr, f_ptr, sums_ptr, channels, height, width, SUMMED: tl.constexpr, PIXELS: tl.constexpr):
-    """Sums over a share of one map for one tap: the nine weights, then the bias."""
-    plane = tl.program_id(0).to(tl.int64)
-    part, parts, tap = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
-    start = plane * height * width
-    s0 = tl.zeros((PIXELS,), tl.float32)
-    s1, s2, s3, s4, s5, s6, s7, s8, s9 = s0, s0, s0, s0, s0, s0, s0, s0, s0
-    for first in range(part * SUMMED, tl.minimum((part + 1) * SUMMED, height * width), PIXELS):
-        pixel = first + tl.arange(0, PIXELS)
-        row, column = pixel // width, pixel % width
-        dy = tl.load(dy_ptr + start + pixel, pixel < height * width, other=0.0).to(tl.float32)
-        product = dy * _near(x_ptr + start, row + (tap // 3 - 1), column + (tap % 3 - 1), height, width)
-        s0 += product * _near(f_ptr + start, row - 1, column - 1, height, width)
-        s1 += product * _near(f_ptr + start, row - 1, column, height, width)
-        s2 += product * _near(f_ptr + start, row - 1, column + 1, height, width)
-        s3 += product * _near(f_ptr + start, row, column - 1, height, width)
-        s4 += product * _near(f_ptr + start, row, column, height, width)
-        s5 += product * _near(f_ptr + start, row, column + 1, height, width)
-        s6 += product * _near(f_ptr + start, row + 1, column - 1, height, width)
-        s7 += product * _near(f_ptr + start, row + 1, column, height, width)
-        s8 += product * _near(f_ptr + start, row + 1, column + 1, height, width)
-        s9 += product
-    at = sums_ptr + ((plane * parts + part) * 9 + tap) * 10
-    tl.store(at, tl.sum(s0))
-    tl.store(at + 1, tl.sum(s1))
-    tl.store(at + 2, tl.sum(s2))
-    tl.store(at + 3, tl.sum(s3))
-    tl.store(at + 4, tl.sum(s4))
-    tl.store(at + 5, tl.sum(s5))
-    tl.store(at + 6, tl.sum(s6))
-    tl.store(at + 7, tl.sum(s7))
-    tl.store(at + 8, tl.sum(s8))
-    tl.store(at + 9, tl.sum(s9))
+def _weight_kernel(
+    dy_ptr, x_ptr, f_ptr, sums_ptr, images, channels, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Sums over a share of a channel's strips: for each tap the nine weights, then the bias."""
+    channel = tl.program_id(0)
+    blocks = tl.cdiv(tl.cdiv(height, ROWS) * width, COLUMNS)
+    sums = _same(0.0, 90, COLUMNS)
+    for block in range(tl.program_id(1), images * blocks, tl.num_programs(1)):
+        start = ((block // blocks).to(tl.int64) * channels + channel) * height * width
+        row, column = _strips(height, width, block % blocks * COLUMNS, ROWS, COLUMNS)
+        f = _reach(f_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
+        x = _reach(x_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
+        dy = _reach(dy_ptr + start, row, column, height, width, ROWS, 1)
+        added = ()
+        for t in tl.static_range(9):
+            product = ()
+            for r in tl.static_range(ROWS):
+                product += (dy[r][0] * x[r + t // 3][t % 3],)
+            for j in tl.static_range(10):
+                total = sums[t * 10 + j]
+                for r in tl.static_range(ROWS):
+                    if j == 9:
+                        total += product[r]
+                    else:
+                        total += product[r] * f[r + j // 3][j % 3]
+                added += (total,)
+        sums = added
+    place = (tl.program_id(1) * channels + channel) * 90
+    for i in tl.static_range(90):
+        tl.store(sums_ptr + place + i, tl.sum(sums[i]))
 
 
 def _forward(x: Tensor, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    x, features, weight, bias = (tensor.contiguous() for tensor in (x, features, weight, bias))
-    b, c, h, w = x.shape
+    x, features, weight, bias = x.contiguous(), features.contiguous(), *_wide(weight, bias)
+    _, c, h, w = x.shape
     y = torch.empty_like(x)
-    grid = (b * c, triton.cdiv(h * w, PIXELS))
-    launch(_forward_kernel, grid, x, features, weight, bias, y, c, h, w, PIXELS=PIXELS, num_warps=4)
+    launch(
+        _forward_kernel, _grid(x, ROWS), x, features, weight, bias, y, c, h, w, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
+    )
     return y
 
 
 def _backward(
     dy: Tensor, x: Tensor, features: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dy, x, features, weight, bias = (tensor.contiguous() for tensor in (dy, x, features, weight, bias))
+    dy, x, features = (tensor.contiguous() for tensor in (dy, x, features))
+    wide = _wide(weight, bias)
     b, c, h, w = x.shape
     dx, dfeatures = torch.empty_like(x), torch.empty_like(features)
-    grid = (b * c, triton.cdiv(h * w, PIXELS))
+    sizes = {"ROWS": GRADIENT_ROWS, "COLUMNS": COLUMNS, "num_warps": 4}
     for other, gradient, of_x in ((features, dx, True), (x, dfeatures, False)):
-        maps = (dy, other, weight, bias, gradient)
-        launch(_map_kernel, grid, *maps, c, h, w, OF_X=of_x, PIXELS=PIXELS, num_warps=4)
-    parts = triton.cdiv(h * w, SUMMED)
-    sums = x.new_empty((b, c, parts, 9, 10), dtype=torch.float32)
-    shares = (b * c, parts, 9)
-    launch(_weight_kernel, shares, dy, x, features, sums, c, h, w, SUMMED=SUMMED, PIXELS=PIXELS, num_warps=4)
-    of_weight, of_bias = sums.sum((0, 2)).to(weight.dtype).split((9, 1), -1)  # (c, 9, 9) and (c, 9, 1)
+        maps = (dy, other, *wide, gradient)
+        launch(_map_kernel, _grid(x, GRADIENT_ROWS), *maps, c, h, w, OF_X=of_x, **sizes)
+    sums = x.new_empty((SHARES, c, 9, 10), dtype=torch.float32)
+    launch(_weight_kernel, (c, SHARES), dy, x, features, sums, b, c, h, w, **sizes)
+    of_weight, of_bias = sums.sum(0).to(weight.dtype).split((9, 1), -1)  # (c, 9, 9) and (c, 9, 1)
     return dx, dfeatures, of_weight.reshape(weight.shape).clone(), of_bias.reshape(bias.shape).clone()
+
+
+def _wide(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the few weights as every thread takes them."""
+    return weight.float().contiguous(), bias.float().contiguous()
+
+
+def _grid(x: Tensor, rows: int) -> tuple[int, int]:
+    """Return the programs for the maps of ``x`` (b, c, h, w) in strips of ``rows``."""
+    b, c, h, w = x.shape
+    return b * c, triton.cdiv(triton.cdiv(h, rows) * w, COLUMNS)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -44,3 +44,17 @@ def test_other_strides() -> None:
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_registration(activation: str) -> None:
     torch.library.opcheck(torch.ops.belvedere.gated_mlp, (random(3, 8), activation))
+
+
+def test_the_tail_of_gelu_is_right_relative_to_itself() -> None:
+    gate = torch.linspace(-6, 6, 1201)
+    value = public.gated_mlp(torch.stack((gate, torch.ones_like(gate)), -1), "gelu")
+    want = gate.double() * torch.special.ndtr(gate.double())
+    torch.testing.assert_close(value[:, 0].double(), want, rtol=3e-6, atol=1e-12)
+
+
+def test_what_gates_make_of_numbers_that_are_none() -> None:
+    gate = torch.tensor([float("inf"), float("nan"), 1e30, -1e30])
+    value = public.gated_mlp(torch.stack((gate, torch.ones_like(gate)), -1), "gelu")[:, 0]
+    assert value.isnan().tolist() == [False, True, False, False]
+    assert value[[0, 2, 3]].tolist() == [float("inf"), gate[2].item(), 0]

@@ -31,9 +31,9 @@ def test_values_and_gradients(b: int, c: int, h: int, w: int, dtype: torch.dtype
 
 
 def test_maps_larger_than_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_region, "PIXELS", 16)
-    monkeypatch.setattr(fused_region, "SUMMED", 32)
-    agree(region.region_filter, reference.region_filter, *inputs(1, 2, 5, 8))
+    for name, size in (("COLUMNS", 4), ("ROWS", 2), ("GRADIENT_ROWS", 2), ("SHARES", 2)):
+        monkeypatch.setattr(fused_region, name, size)
+    agree(region.region_filter, reference.region_filter, *inputs(2, 2, 5, 6))
 
 
 def test_other_strides() -> None:
