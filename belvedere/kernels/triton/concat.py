@@ -13,98 +13,82 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, partial_sums, segments_of
-from belvedere.kernels.triton.rows import chunk_tile_of, row_of_image, rows_with_stride, span_of, tile_of
+from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.rows import (
+    SUMMED,
+    centred,
+    inside_of,
+    load_image_row,
+    load_image_rows,
+    load_parts,
+    plus_products,
+    product_sum,
+    row_sum,
+    rows_at,
+    rows_with_stride,
+    store_sums,
+    tile_of,
+    zero_parts,
+)
 
 
 @triton.jit
 def _forward_kernel(
-    x_ptr,
-    scaled_ptr,
-    gain_ptr,
-    mean_ptr,
-    square_ptr,
-    mean_out_ptr,
-    square_out_ptr,
-    n,
-    c,
-    length,
-    gain_stride,
-    before,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    first, last = span_of(n, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    for tile in range(first, last):
-        row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-        there = row < n
-        inside = there[:, None] & (column < c)
-        place = row[:, None] * c + column
-        x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
-        if gain_ptr is not None:
-            gain = row_of_image(gain_ptr, (row // length)[:, None], gain_stride, column, inside)
-            tl.store(scaled_ptr + place, x * gain, inside)
-        own = tl.sum(x, 1) / c
-        distance = tl.where(inside, x - own[:, None], 0.0)
-        mean = tl.load(mean_ptr + row, there, 0.0)
-        delta = own - mean
-        share = c / (before + c)
-        tl.store(mean_out_ptr + row, mean + delta * share, there)
-        square = tl.load(square_ptr + row, there, 0.0) + tl.sum(distance * distance, 1)
-        tl.store(square_out_ptr + row, square + delta * delta * (before * share), there)
+    x_ptr, scaled_ptr, gain_ptr, mean_ptr, square_ptr, mean_out_ptr, square_out_ptr,
+    n, length, gain_stride, before,
+    C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    row, there, column, place = rows_at(tl.program_id(0).to(tl.int64) * ROWS, n, C, ROWS, PART)
+    x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
+    if gain_ptr is not None:
+        image = image_of(row, there, None, length)
+        gain = load_image_rows(gain_ptr, image, gain_stride, there, column, C, PART, COUNT)
+        for i in tl.static_range(COUNT):
+            tl.store(scaled_ptr + place + i * PART, x[i] * gain[i], inside_of(there, column, i, C, PART))
+    own = row_sum(x, COUNT) / C
+    distance = centred(x, own, column, C, PART, COUNT)
+    mean = tl.load(mean_ptr + row, there, 0.0)
+    delta = own - mean
+    share = C / (before + C)
+    tl.store(mean_out_ptr + row, mean + delta * share, there)
+    square = tl.load(square_ptr + row, there, 0.0) + product_sum(distance, distance, COUNT)
+    tl.store(square_out_ptr + row, square + delta * delta * (before * share), there)
 
 
 @triton.jit
 def _backward_kernel(
-    inner_ptr,
-    x_ptr,
-    dx_ptr,
-    scaled_ptr,
-    gain_ptr,
-    mean_ptr,
-    dmean_out_ptr,
-    dsquare_ptr,
-    dmean_ptr,
-    partial_ptr,
-    starts_ptr,
-    count,
-    c,
-    gain_stride,
-    before,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    inner_ptr, x_ptr, dx_ptr, scaled_ptr, gain_ptr, mean_ptr, dmean_out_ptr, dsquare_ptr, dmean_ptr, partial_ptr,
+    starts_ptr, count, gain_stride, before,
+    CHUNK: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
-    column = tl.arange(0, BLOCK)[None, :]
     if gain_ptr is not None:
-        gain = row_of_image(gain_ptr, image, gain_stride, column, column < c)
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    share = c / (before + c)
-    for begin in tl.range(first, last, ROWS, num_stages=2):  # one tile is on its way
-        row = begin + tl.arange(0, ROWS)
-        there = row < last
-        inside = there[:, None] & (column < c)
-        place = row[:, None] * c + column
-        x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
-        dx = tl.load(inner_ptr + place, inside, 0.0).to(tl.float32)
-        own = tl.sum(x, 1) / c
+        gain = load_image_row(gain_ptr, image, gain_stride, C, PART, COUNT)
+    dgain = zero_parts(ROWS, PART, COUNT)
+    share = C / (before + C)
+    for begin in range(first, last, ROWS):
+        row, there, column, place = rows_at(begin, last, C, ROWS, PART)
+        x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
+        dscaled = load_parts(inner_ptr, place, there, column, C, PART, COUNT)
+        own = row_sum(x, COUNT) / C
         dmean = tl.load(dmean_out_ptr + row, there, 0.0)
         dsquare = tl.load(dsquare_ptr + row, there, 0.0)
         delta = own - tl.load(mean_ptr + row, there, 0.0)
         ddelta = dmean * share + 2.0 * dsquare * delta * (before * share)
         tl.store(dmean_ptr + row, dmean - ddelta, there)
         if gain_ptr is not None:
-            total += dx * x
-            dx *= gain
-            tl.store(scaled_ptr + place, x * gain, inside)
-        dx += (ddelta / c)[:, None] + 2.0 * dsquare[:, None] * (x - own[:, None])
-        tl.store(dx_ptr + place, dx, inside)
+            dgain = plus_products(dgain, dscaled, x, COUNT)
+        for i in tl.static_range(COUNT):
+            inside = inside_of(there, column, i, C, PART)
+            dx = dscaled[i]
+            if gain_ptr is not None:
+                dx *= gain[i]
+                tl.store(scaled_ptr + place + i * PART, x[i] * gain[i], inside)
+            dx += (ddelta / C)[:, None] + 2.0 * dsquare[:, None] * (x[i] - own[:, None])
+            tl.store(dx_ptr + place + i * PART, dx, inside)
     if gain_ptr is not None:
-        column = tl.arange(0, BLOCK)
-        tl.store(partial_ptr + slot * c + column, tl.sum(total, 0), column < c)
+        store_sums(partial_ptr + slot * C, dgain, C, PART, COUNT)
 
 
 def _forward(
@@ -115,10 +99,9 @@ def _forward(
     scaled, mean_out, square_out = _empty(x, gain, mean, square, before)
     n, c = rows_of(x), x.shape[-1]
     tile = tile_of(c)
-    sizes = n, c, 1 if gain is None else n // max(len(gain), 1), 0 if gain is None else gain.stride(0), before
+    sizes = n, 1 if gain is None else n // max(len(gain), 1), 0 if gain is None else gain.stride(0), before
     tensors = x, None if gain is None else scaled, gain, mean, square, mean_out, square_out
-    constants = {"ROWS": tile.rows, "BLOCK": tile.block, "num_warps": tile.warps}
-    launch(_forward_kernel, (tile.programs(n),), *tensors, *sizes, **constants)
+    launch(_forward_kernel, (tile.programs(n),), *tensors, *sizes, **tile.constants(c))
     return scaled, mean_out, square_out
 
 
@@ -128,13 +111,12 @@ def _backward(
     inner, x, mean, dmean, dsquare = (one.contiguous() for one in (inner, x, mean, dmean, dsquare))
     gain = None if gain is None else rows_with_stride(gain)
     dx, scaled, sums, dmean_in = _empty_backward(inner, x, gain, mean, dmean, dsquare, before)
-    n, c = rows_of(x), x.shape[-1]
-    segments = segments_of(n, 1 if gain is None else len(gain), None, x)
+    c = x.shape[-1]
+    segments = segments_of(rows_of(x), 1 if gain is None else len(gain), None, x)
     chunks = None if gain is None else partial_sums(segments, c)
-    tile = chunk_tile_of(c)
     tensors = inner, x, dx, None if gain is None else scaled, gain, mean, dmean, dsquare, dmean_in, chunks
-    sizes = segments.images, c, 0 if gain is None else gain.stride(0), before
-    constants = {"CHUNK": CHUNK, "ROWS": tile.rows, "BLOCK": tile.block, "num_warps": tile.warps}
+    sizes = segments.images, 0 if gain is None else gain.stride(0), before
+    constants = {"CHUNK": CHUNK} | tile_of(c, SUMMED).constants(c)
     launch(_backward_kernel, (segments.slots,), *tensors, segments.starts, *sizes, **constants)
     return dx, scaled, sums if chunks is None else add_chunks(chunks, segments), dmean_in
 

@@ -2,8 +2,8 @@
 
     y = normalise(x) * weight * (one + scale[image]) + shift[image]
 
-A row of channels stays in registers: x is read once forward; x and dy once backward, where the sums over an image's
-rows are made in the same pass (``reduce``).
+A row of channels stays in registers (``rows``): x is read once forward; x and dy once backward, where the sums over an
+image's rows are made in the same pass (``reduce``).
 """
 
 from collections.abc import Callable, Iterator
@@ -19,98 +19,77 @@ from belvedere.kernels.triton.launch import launch, meta, register, rows_of
 from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     KEPT,
-    chunk_tile_of,
-    gain_of,
+    SUMMED,
+    gains,
+    inside_of,
     keep,
+    load_image_row,
+    load_image_rows,
+    load_parts,
     normal_of,
     normalised,
+    plus,
+    plus_products,
     pull_normal,
     pull_rows,
-    row_of_image,
+    rows_at,
     rows_with_stride,
-    span_of,
-    tile_at,
+    store_sums,
     tile_of,
+    times,
+    zero_parts,
 )
 
 
 @triton.jit
 def _forward_kernel(
-    x_ptr,
-    y_ptr,
-    statistics_ptr,
-    shift_ptr,
-    scale_ptr,
-    weight_ptr,
-    index_ptr,
-    n,
-    c,
-    length,
-    shift_stride,
-    scale_stride,
-    eps,
-    NORM: tl.constexpr,
-    ONE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    first, last = span_of(n, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    for tile in range(first, last):
-        row, there, inside, place = tile_at(tl.cast(tile, tl.int64) * ROWS, n, column, c, ROWS)
-        x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
-        image = image_of(row, there, index_ptr, length)[:, None]
-        gain = gain_of(scale_ptr, weight_ptr, image, scale_stride, column, inside, c, ONE)
-        x, mean, inverse = normalised(x, inside, c, eps, NORM)
-        keep(statistics_ptr, row, there, n, mean, inverse, NORM)
-        y = x * gain
+    x_ptr, y_ptr, statistics_ptr, shift_ptr, scale_ptr, weight_ptr, index_ptr,
+    n, length, shift_stride, scale_stride, eps,
+    NORM: tl.constexpr, ONE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    row, there, column, place = rows_at(tl.program_id(0).to(tl.int64) * ROWS, n, C, ROWS, PART)
+    x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
+    image = image_of(row, there, index_ptr, length)
+    scale = load_image_rows(scale_ptr, image, scale_stride, there, column, C, PART, COUNT)
+    gain = gains(scale, weight_ptr, ONE, C, PART, COUNT)
+    if shift_ptr is not None:
+        shift = load_image_rows(shift_ptr, image, shift_stride, there, column, C, PART, COUNT)
+    x, mean, inverse = normalised(x, column, eps, NORM, C, PART, COUNT)
+    keep(statistics_ptr, row, there, n, mean, inverse, NORM)
+    for i in tl.static_range(COUNT):
+        y = x[i] * gain[i]
         if shift_ptr is not None:
-            y += row_of_image(shift_ptr, image, shift_stride, column, inside)
-        tl.store(y_ptr + place, y, inside)
+            y += shift[i]
+        tl.store(y_ptr + place + i * PART, y, inside_of(there, column, i, C, PART))
 
 
 @triton.jit
 def _backward_kernel(
-    dy_ptr,
-    x_ptr,
-    dx_ptr,
-    statistics_ptr,
-    scale_ptr,
-    weight_ptr,
-    partial_ptr,
-    starts_ptr,
-    count,
-    n,
-    c,
-    scale_stride,
-    eps,
-    NORM: tl.constexpr,
-    ONE: tl.constexpr,
-    SHIFT: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dy_ptr, x_ptr, dx_ptr, statistics_ptr, scale_ptr, weight_ptr, partial_ptr, starts_ptr,
+    count, n, scale_stride, eps,
+    NORM: tl.constexpr, ONE: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
-    column = tl.arange(0, BLOCK)[None, :]
-    gain = gain_of(scale_ptr, weight_ptr, image, scale_stride, column, column < c, c, ONE)
-    scaled = tl.zeros((ROWS, BLOCK), tl.float32)
-    shifted = tl.zeros((ROWS, BLOCK), tl.float32)
-    for begin in tl.range(first, last, ROWS, num_stages=3):  # two tiles are on their way
-        row, there, inside, place = tile_at(begin, last, column, c, ROWS)
-        x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + place, inside, 0.0).to(tl.float32)
-        normal, inverse = normal_of(x, statistics_ptr, row, there, n, NORM)
-        scaled += dy * normal
+    scale = load_image_row(scale_ptr, image, scale_stride, C, PART, COUNT)
+    gain = gains(scale, weight_ptr, ONE, C, PART, COUNT)
+    dscale = zero_parts(ROWS, PART, COUNT)
+    dshift = zero_parts(ROWS, PART, COUNT)
+    for begin in range(first, last, ROWS):
+        row, there, column, place = rows_at(begin, last, C, ROWS, PART)
+        x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
+        dy = load_parts(dy_ptr, place, there, column, C, PART, COUNT)
+        normal, inverse = normal_of(x, statistics_ptr, row, there, n, column, NORM, C, PART, COUNT)
+        dscale = plus_products(dscale, dy, normal, COUNT)
         if SHIFT:
-            shifted += dy
-        tl.store(dx_ptr + place, pull_normal(dy * gain, normal, inverse, c, eps, NORM), inside)
-    column = tl.arange(0, BLOCK)
-    place = slot * (2 * c if SHIFT else c) + column
-    tl.store(partial_ptr + place, tl.sum(scaled, 0), column < c)
+            dshift = plus(dshift, dy, COUNT)
+        dx = pull_normal(times(dy, gain, COUNT), normal, inverse, eps, NORM, C, COUNT)
+        for i in tl.static_range(COUNT):
+            tl.store(dx_ptr + place + i * PART, dx[i], inside_of(there, column, i, C, PART))
+    store_sums(partial_ptr + slot * (2 * C if SHIFT else C), dscale, C, PART, COUNT)
     if SHIFT:
-        tl.store(partial_ptr + place + c, tl.sum(shifted, 0), column < c)
+        store_sums(partial_ptr + slot * 2 * C + C, dshift, C, PART, COUNT)
 
 
 def _forward(
@@ -139,16 +118,13 @@ def _forward(
         None if weight is None else weight.contiguous(),
         None if index is None else index.contiguous(),
         n,
-        c,
         n // max(len(scale), 1),
         0 if shift is None else shift.stride(0),
         scale.stride(0),
         eps,
         NORM=norm,
         ONE=one,
-        ROWS=tile.rows,
-        BLOCK=tile.block,
-        num_warps=tile.warps,
+        **tile.constants(c),
     )
     return y, kept
 
@@ -169,7 +145,6 @@ def _backward(
     n, c = rows_of(x), x.shape[-1]
     segments = segments_of(n, len(scale), index, x)
     dx, chunks = torch.empty_like(x), partial_sums(segments, 2 if shifted else 1, c)
-    tile = chunk_tile_of(c)
     launch(
         _backward_kernel,
         (segments.slots,),
@@ -183,16 +158,13 @@ def _backward(
         segments.starts,
         segments.images,
         n,
-        c,
         scale.stride(0),
         eps,
         NORM=norm,
         ONE=one,
         SHIFT=shifted,
         CHUNK=CHUNK,
-        ROWS=tile.rows,
-        BLOCK=tile.block,
-        num_warps=tile.warps,
+        **tile_of(c, SUMMED).constants(c),
     )
     return dx, add_chunks(chunks, segments)
 

@@ -44,7 +44,7 @@ def segments_of(rows: int, count: int, index: Tensor | None, like: Tensor) -> Se
 def image_of(row, there, index_ptr, length):
     """The image of each row: by ``index``, or every ``length`` rows."""
     if index_ptr is None:
-        image = row // length
+        image = row.to(tl.int32) // length  # there are not so many rows that it would need to be the long division
     else:
         image = tl.load(index_ptr + row, there, 0).to(tl.int64)
     return image

@@ -11,50 +11,52 @@ from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
 from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
-from belvedere.kernels.triton.rows import chunk_tile_of, row_of_image, rows_with_stride, span_of, tile_at, tile_of
+from belvedere.kernels.triton.rows import (
+    SUMMED,
+    inside_of,
+    load_image_row,
+    load_image_rows,
+    load_parts,
+    plus_products,
+    rows_at,
+    rows_with_stride,
+    store_sums,
+    tile_of,
+    zero_parts,
+)
 
 
 @triton.jit
 def _forward_kernel(
-    x_ptr, y_ptr, sum_ptr, gate_ptr, index_ptr, n, c, length, gate_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    first, last = span_of(n, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    for tile in range(first, last):
-        row, there, inside, place = tile_at(tl.cast(tile, tl.int64) * ROWS, n, column, c, ROWS)
-        image = image_of(row, there, index_ptr, length)[:, None]
-        x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
-        y = tl.load(y_ptr + place, inside, 0.0).to(tl.float32)
-        tl.store(sum_ptr + place, x + row_of_image(gate_ptr, image, gate_stride, column, inside) * y, inside)
+    x_ptr, y_ptr, sum_ptr, gate_ptr, index_ptr, n, length, gate_stride,
+    C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    row, there, column, place = rows_at(tl.program_id(0).to(tl.int64) * ROWS, n, C, ROWS, PART)
+    image = image_of(row, there, index_ptr, length)
+    gate = load_image_rows(gate_ptr, image, gate_stride, there, column, C, PART, COUNT)
+    x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
+    y = load_parts(y_ptr, place, there, column, C, PART, COUNT)
+    for i in tl.static_range(COUNT):
+        tl.store(sum_ptr + place + i * PART, x[i] + gate[i] * y[i], inside_of(there, column, i, C, PART))
 
 
 @triton.jit
 def _backward_kernel(
-    dsum_ptr,
-    y_ptr,
-    dy_ptr,
-    gate_ptr,
-    partial_ptr,
-    starts_ptr,
-    count,
-    c,
-    gate_stride,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dsum_ptr, y_ptr, dy_ptr, gate_ptr, partial_ptr, starts_ptr, count, gate_stride,
+    CHUNK: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
-    column = tl.arange(0, BLOCK)[None, :]
-    gate = row_of_image(gate_ptr, image, gate_stride, column, column < c)
-    gated = tl.zeros((ROWS, BLOCK), tl.float32)
-    for begin in tl.range(first, last, ROWS, num_stages=3):  # two tiles are on their way
-        _, _, inside, place = tile_at(begin, last, column, c, ROWS)
-        dsum = tl.load(dsum_ptr + place, inside, 0.0).to(tl.float32)
-        gated += dsum * tl.load(y_ptr + place, inside, 0.0).to(tl.float32)
-        tl.store(dy_ptr + place, gate * dsum, inside)
-    column = tl.arange(0, BLOCK)
-    tl.store(partial_ptr + slot * c + column, tl.sum(gated, 0), column < c)
+    gate = load_image_row(gate_ptr, image, gate_stride, C, PART, COUNT)
+    dgate = zero_parts(ROWS, PART, COUNT)
+    for begin in range(first, last, ROWS):
+        _, there, column, place = rows_at(begin, last, C, ROWS, PART)
+        dsum = load_parts(dsum_ptr, place, there, column, C, PART, COUNT)
+        y = load_parts(y_ptr, place, there, column, C, PART, COUNT)
+        dgate = plus_products(dgate, dsum, y, COUNT)
+        for i in tl.static_range(COUNT):
+            tl.store(dy_ptr + place + i * PART, gate[i] * dsum[i], inside_of(there, column, i, C, PART))
+    store_sums(partial_ptr + slot * C, dgate, C, PART, COUNT)
 
 
 def _forward(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
@@ -63,9 +65,8 @@ def _forward(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor
     index = None if index is None else index.contiguous()
     n, c = rows_of(x), x.shape[-1]
     tile = tile_of(c)
-    sizes = n, c, n // max(len(gate), 1), gate.stride(0)
-    constants = {"ROWS": tile.rows, "BLOCK": tile.block, "num_warps": tile.warps}
-    launch(_forward_kernel, (tile.programs(n),), x, y, out, gate, index, *sizes, **constants)
+    sizes = n, n // max(len(gate), 1), gate.stride(0)
+    launch(_forward_kernel, (tile.programs(n),), x, y, out, gate, index, *sizes, **tile.constants(c))
     return out
 
 
@@ -74,24 +75,9 @@ def _backward(dsum: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> tu
     c = y.shape[-1]
     segments = segments_of(rows_of(y), len(gate), index, y)
     dy, chunks = torch.empty_like(y), partial_sums(segments, c)
-    tile = chunk_tile_of(c)
-    launch(
-        _backward_kernel,
-        (segments.slots,),
-        dsum,
-        y,
-        dy,
-        gate,
-        chunks,
-        segments.starts,
-        segments.images,
-        c,
-        gate.stride(0),
-        CHUNK=CHUNK,
-        ROWS=tile.rows,
-        BLOCK=tile.block,
-        num_warps=tile.warps,
-    )
+    tensors = dsum, y, dy, gate, chunks, segments.starts
+    constants = tile_of(c, SUMMED).constants(c)
+    launch(_backward_kernel, (segments.slots,), *tensors, segments.images, gate.stride(0), CHUNK=CHUNK, **constants)
     return dy, add_chunks(chunks, segments)
 
 

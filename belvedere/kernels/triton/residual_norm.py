@@ -13,111 +13,87 @@ from belvedere.kernels.triton.launch import launch, meta, register, rows_of
 from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     KEPT,
-    chunk_tile_of,
-    gain_of,
+    SUMMED,
+    gains,
+    inside_of,
     keep,
+    load_image_row,
+    load_image_rows,
+    load_parts,
     normal_of,
     normalised,
+    plus,
+    plus_products,
     pull_normal,
     pull_rows,
-    row_of_image,
+    rows_at,
     rows_with_stride,
-    span_of,
-    tile_at,
+    store_sums,
     tile_of,
+    times,
+    zero_parts,
 )
 
 
 @triton.jit
 def _forward_kernel(
-    x_ptr,
-    y_ptr,
-    sum_ptr,
-    z_ptr,
-    statistics_ptr,
-    gate_ptr,
-    shift_ptr,
-    scale_ptr,
-    weight_ptr,
-    index_ptr,
-    n,
-    c,
-    length,
-    gate_stride,
-    shift_stride,
-    scale_stride,
-    eps,
-    NORM: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    first, last = span_of(n, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    for tile in range(first, last):
-        row, there, inside, place = tile_at(tl.cast(tile, tl.int64) * ROWS, n, column, c, ROWS)
-        image = image_of(row, there, index_ptr, length)[:, None]
-        x = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
-        y = tl.load(y_ptr + place, inside, 0.0).to(tl.float32)
-        x += row_of_image(gate_ptr, image, gate_stride, column, inside) * y
-        tl.store(sum_ptr + place, x, inside)
-        x = x.to(sum_ptr.dtype.element_ty).to(tl.float32)  # what a norm would read, and backward will
-        gain = gain_of(scale_ptr, weight_ptr, image, scale_stride, column, inside, c, 1.0)
-        x, mean, inverse = normalised(x, inside, c, eps, NORM)
-        keep(statistics_ptr, row, there, n, mean, inverse, NORM)
-        z = x * gain + row_of_image(shift_ptr, image, shift_stride, column, inside)
-        tl.store(z_ptr + place, z, inside)
+    x_ptr, y_ptr, sum_ptr, z_ptr, statistics_ptr, gate_ptr, shift_ptr, scale_ptr, weight_ptr, index_ptr,
+    n, length, gate_stride, shift_stride, scale_stride, eps,
+    NORM: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    row, there, column, place = rows_at(tl.program_id(0).to(tl.int64) * ROWS, n, C, ROWS, PART)
+    image = image_of(row, there, index_ptr, length)
+    gate = load_image_rows(gate_ptr, image, gate_stride, there, column, C, PART, COUNT)
+    x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
+    y = load_parts(y_ptr, place, there, column, C, PART, COUNT)
+    scale = load_image_rows(scale_ptr, image, scale_stride, there, column, C, PART, COUNT)
+    gain = gains(scale, weight_ptr, 1.0, C, PART, COUNT)
+    shift = load_image_rows(shift_ptr, image, shift_stride, there, column, C, PART, COUNT)
+    added = ()
+    for i in tl.static_range(COUNT):
+        total = x[i] + gate[i] * y[i]
+        tl.store(sum_ptr + place + i * PART, total, inside_of(there, column, i, C, PART))
+        added += (total.to(sum_ptr.dtype.element_ty).to(tl.float32),)  # what a norm would read, and backward will
+    added, mean, inverse = normalised(added, column, eps, NORM, C, PART, COUNT)
+    keep(statistics_ptr, row, there, n, mean, inverse, NORM)
+    for i in tl.static_range(COUNT):
+        tl.store(z_ptr + place + i * PART, added[i] * gain[i] + shift[i], inside_of(there, column, i, C, PART))
 
 
 @triton.jit
 def _backward_kernel(
-    dsum_ptr,
-    dz_ptr,
-    sum_ptr,
-    y_ptr,
-    dx_ptr,
-    dy_ptr,
-    statistics_ptr,
-    gate_ptr,
-    scale_ptr,
-    weight_ptr,
-    partial_ptr,
-    starts_ptr,
-    count,
-    n,
-    c,
-    gate_stride,
-    scale_stride,
-    eps,
-    NORM: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dsum_ptr, dz_ptr, sum_ptr, y_ptr, dx_ptr, dy_ptr, statistics_ptr, gate_ptr, scale_ptr, weight_ptr, partial_ptr,
+    starts_ptr, count, n, gate_stride, scale_stride, eps,
+    NORM: tl.constexpr, CHUNK: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
-    column = tl.arange(0, BLOCK)[None, :]
-    gate = row_of_image(gate_ptr, image, gate_stride, column, column < c)
-    gain = gain_of(scale_ptr, weight_ptr, image, scale_stride, column, column < c, c, 1.0)
-    gated = tl.zeros((ROWS, BLOCK), tl.float32)
-    scaled = tl.zeros((ROWS, BLOCK), tl.float32)
-    shifted = tl.zeros((ROWS, BLOCK), tl.float32)
-    for begin in tl.range(first, last, ROWS, num_stages=2):  # one tile is on its way
-        row, there, inside, place = tile_at(begin, last, column, c, ROWS)
-        dz = tl.load(dz_ptr + place, inside, 0.0).to(tl.float32)
-        x = tl.load(sum_ptr + place, inside, 0.0).to(tl.float32)
-        normal, inverse = normal_of(x, statistics_ptr, row, there, n, NORM)
-        scaled += dz * normal
-        shifted += dz
-        dsum = tl.load(dsum_ptr + place, inside, 0.0).to(tl.float32)
-        dsum += pull_normal(dz * gain, normal, inverse, c, eps, NORM)
-        tl.store(dx_ptr + place, dsum, inside)
-        gated += dsum * tl.load(y_ptr + place, inside, 0.0).to(tl.float32)
-        tl.store(dy_ptr + place, gate * dsum, inside)
-    column = tl.arange(0, BLOCK)
-    place = slot * 3 * c + column
-    tl.store(partial_ptr + place, tl.sum(gated, 0), column < c)
-    tl.store(partial_ptr + place + c, tl.sum(scaled, 0), column < c)
-    tl.store(partial_ptr + place + 2 * c, tl.sum(shifted, 0), column < c)
+    gate = load_image_row(gate_ptr, image, gate_stride, C, PART, COUNT)
+    scale = load_image_row(scale_ptr, image, scale_stride, C, PART, COUNT)
+    gain = gains(scale, weight_ptr, 1.0, C, PART, COUNT)
+    dgate = zero_parts(ROWS, PART, COUNT)
+    dscale = zero_parts(ROWS, PART, COUNT)
+    dshift = zero_parts(ROWS, PART, COUNT)
+    for begin in range(first, last, ROWS):
+        row, there, column, place = rows_at(begin, last, C, ROWS, PART)
+        dz = load_parts(dz_ptr, place, there, column, C, PART, COUNT)
+        x = load_parts(sum_ptr, place, there, column, C, PART, COUNT)
+        normal, inverse = normal_of(x, statistics_ptr, row, there, n, column, NORM, C, PART, COUNT)
+        dscale = plus_products(dscale, dz, normal, COUNT)
+        dshift = plus(dshift, dz, COUNT)
+        dsum = load_parts(dsum_ptr, place, there, column, C, PART, COUNT)
+        dsum = plus(dsum, pull_normal(times(dz, gain, COUNT), normal, inverse, eps, NORM, C, COUNT), COUNT)
+        y = load_parts(y_ptr, place, there, column, C, PART, COUNT)
+        dgate = plus_products(dgate, dsum, y, COUNT)
+        for i in tl.static_range(COUNT):
+            inside = inside_of(there, column, i, C, PART)
+            tl.store(dx_ptr + place + i * PART, dsum[i], inside)
+            tl.store(dy_ptr + place + i * PART, gate[i] * dsum[i], inside)
+    partial_ptr += slot * 3 * C
+    store_sums(partial_ptr, dgate, C, PART, COUNT)
+    store_sums(partial_ptr + C, dscale, C, PART, COUNT)
+    store_sums(partial_ptr + 2 * C, dshift, C, PART, COUNT)
 
 
 def _forward(
@@ -150,16 +126,13 @@ def _forward(
         None if weight is None else weight.contiguous(),
         None if index is None else index.contiguous(),
         n,
-        c,
         n // max(len(gate), 1),
         gate.stride(0),
         shift.stride(0),
         scale.stride(0),
         eps,
         NORM=norm,
-        ROWS=tile.rows,
-        BLOCK=tile.block,
-        num_warps=tile.warps,
+        **tile.constants(c),
     )
     return out, z, kept
 
@@ -182,7 +155,6 @@ def _backward(
     n, c = rows_of(out), out.shape[-1]
     segments = segments_of(n, len(gate), index, out)
     dx, dy, chunks = torch.empty_like(out), torch.empty_like(y), partial_sums(segments, 3, c)
-    tile = chunk_tile_of(c)
     launch(
         _backward_kernel,
         (segments.slots,),
@@ -200,15 +172,12 @@ def _backward(
         segments.starts,
         segments.images,
         n,
-        c,
         gate.stride(0),
         scale.stride(0),
         eps,
         NORM=norm,
         CHUNK=CHUNK,
-        ROWS=tile.rows,
-        BLOCK=tile.block,
-        num_warps=tile.warps,
+        **tile_of(c, SUMMED).constants(c),
     )
     return dx, dy, add_chunks(chunks, segments)
 

@@ -16,15 +16,26 @@ from torch import Tensor
 from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
 from belvedere.kernels.triton.launch import helper, launch, meta, register
 from belvedere.kernels.triton.rope_backward import backward, qk_norm_rope_backward
-from belvedere.kernels.triton.rows import normalised, span_of
+from belvedere.kernels.triton.rows import normalised
 
 
 @helper
 def _forward_of(
-    x_ptr, y_ptr, weight, cos, sin, inside, d, eps, NORM: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    y_ptr,
+    weight,
+    cos,
+    sin,
+    inside,
+    eps,
+    NORM: tl.constexpr,
+    D: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    x, _, _ = normalised(tl.load(x_ptr, inside, 0.0).to(tl.float32), inside, d, eps, NORM)
-    tl.store(y_ptr, turn(x * weight, cos, sin, HEADS, BLOCK), inside)
+    column = tl.arange(0, BLOCK)[None, :]
+    x, _, _ = normalised((tl.load(x_ptr, inside, 0.0).to(tl.float32),), column, eps, NORM, D, BLOCK, 1)
+    tl.store(y_ptr, turn(x[0] * weight, cos, sin, HEADS, BLOCK), inside)
 
 
 @triton.jit
@@ -60,8 +71,8 @@ def _forward_kernel(
     place = head * D + column
     q_weight = weight_of(q_weight_ptr, head, column, q_weight_head, q_weight_column, inside, HEADS, BLOCK)
     k_weight = weight_of(k_weight_ptr, head, column, k_weight_head, k_weight_column, inside, HEADS, BLOCK)
-    first, last = span_of(n, 1)
-    for i in range(first, last):
+    span = tl.cdiv(n, tl.num_programs(0))  # neighbours, whose angles stay in its cache
+    for i in range(tl.program_id(0) * span, tl.minimum((tl.program_id(0) + 1) * span, n)):
         token = tl.cast(i, tl.int64)
         cos = angle_of(cos_ptr, token, head, h, length, SHARED, D, BLOCK)
         sin = angle_of(sin_ptr, token, head, h, length, SHARED, D, BLOCK) * SIGN
@@ -72,9 +83,9 @@ def _forward_kernel(
             cos,
             sin,
             inside,
-            D,
             eps,
             Q_NORM,
+            D,
             HEADS,
             BLOCK,
         )
@@ -86,9 +97,9 @@ def _forward_kernel(
                 cos,
                 sin,
                 inside,
-                D,
                 eps,
                 K_NORM,
+                D,
                 HEADS,
                 BLOCK,
             )

@@ -22,17 +22,19 @@ def _backward_of(
     cos,
     sin,
     inside,
-    d,
     eps,
     NORM: tl.constexpr,
+    D: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Store the gradient of x and return that of the weight."""
     g = turn(tl.load(dy_ptr, inside, 0.0).to(tl.float32), cos, -sin, HEADS, BLOCK)
-    x, _, inverse = normalised(tl.load(x_ptr, inside, 0.0).to(tl.float32), inside, d, eps, NORM)
-    tl.store(dx_ptr, pull_normal(g * weight, x, inverse, d, eps, NORM), inside)
-    return g * x
+    column = tl.arange(0, BLOCK)[None, :]
+    x, _, inverse = normalised((tl.load(x_ptr, inside, 0.0).to(tl.float32),), column, eps, NORM, D, BLOCK, 1)
+    dx = pull_normal((g * weight,), x, inverse, eps, NORM, D, 1)
+    tl.store(dx_ptr, dx[0], inside)
+    return g * x[0]
 
 
 @triton.jit
@@ -86,9 +88,9 @@ def _backward_kernel(
             cos,
             sin,
             inside,
-            D,
             eps,
             Q_NORM,
+            D,
             HEADS,
             BLOCK,
         )
@@ -100,9 +102,9 @@ def _backward_kernel(
             cos,
             sin,
             inside,
-            D,
             eps,
             K_NORM,
+            D,
             HEADS,
             BLOCK,
         )

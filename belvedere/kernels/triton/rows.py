@@ -1,90 +1,178 @@
-"""Whole rows of channels in a program's registers: how many at a time, their statistics, and gradients of a norm."""
+"""Whole rows of channels in a program's registers: how they are cut, their statistics, and gradients of a norm.
 
-from typing import NamedTuple
+A row is cut into parts of as many columns as some warps take side by side, four numbers a thread; a tuple holds them.
+So a row of 1,152 channels is nine parts of 128 and one warp has all of it, and not a block of 2,048 that is half empty:
+a sum over the row stays in the warp, and what is spent on a number is spent on numbers that are there. That is what a
+kernel needs that has some fifteen instructions for 32 numbers before they, and not the memory, take the time.
+"""
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import helper
-from belvedere.kernels.triton.reduce import CHUNK
 
 KEPT = {"layer": 2, "rms": 1, "td-rms": 1, "none": 0}
 """How many statistics of a row are kept for backward: the inverse deviation, and the mean. In "td-rms", eps stands
 outside the root."""
+SUMMED = 20
+"""Numbers of a row that a thread may have where it keeps sums of them too; ``tile_of`` has the others."""
+REGISTERS = 255
+"""The bound that a thread has anyway: where none is named, the assembler spills some to have more threads."""
 
 
 class Tile(NamedTuple):
-    """The rows and channels that one program has in registers at a time, and its warps."""
+    """The rows that one program has in registers at a time, in ``count`` parts of ``part`` columns, and its warps."""
 
     rows: int
-    block: int
+    part: int
+    count: int
     warps: int
 
     def programs(self, n: int) -> int:
-        """How many programs share the tiles of ``n`` rows: as many as a GPU runs at once, about 32 warps an SM."""
-        return min(triton.cdiv(n, self.rows), 4096 // self.warps)
+        """How many programs ``n`` rows take."""
+        return triton.cdiv(n, self.rows)
+
+    def constants(self, c: int) -> dict[str, Any]:
+        """Return what kernels of rows of ``c`` channels are compiled for."""
+        sizes = {"C": c, "ROWS": self.rows, "PART": self.part, "COUNT": self.count}
+        return sizes | {"num_warps": self.warps, "maxnreg": REGISTERS}
 
 
-def tile_of(c: int, each: int = 16, most: int = 2048) -> Tile:
-    """Return whole rows of ``c`` channels, several where they are short: ``each`` numbers a thread of each tensor."""
-    block = triton.next_power_of_2(max(c, 16))
-    rows = min(max(1, 2048 // block), most)
-    return Tile(rows, block, min(max(1, rows * block // (32 * each)), 32))
-
-
-def chunk_tile_of(c: int) -> Tile:
-    """Return the same for programs that sum a chunk: there are few of them, and they have twice as much in hand."""
-    return tile_of(c, 8, CHUNK)
-
-
-@helper
-def span_of(n, ROWS: tl.constexpr):
-    """The first tile of this program and the one behind its last: neighbours, whose image's rows stay in its cache."""
-    tiles = tl.cdiv(n, ROWS)
-    span = tl.cdiv(tiles, tl.num_programs(0))
-    first = tl.program_id(0) * span
-    return first, tl.minimum(first + span, tiles)
+def tile_of(c: int, each: int = 40) -> Tile:
+    """Return whole rows of ``c`` channels, of which a thread has ``each`` numbers at most."""
+    across = 1
+    while c > 32 * each * across:
+        across *= 2
+    part, warps = min(triton.next_power_of_2(max(c, 16)), 128 * across), max(across, 4)
+    return Tile(128 * warps // part, part, triton.cdiv(c, part), warps)
 
 
 @helper
-def tile_at(begin, end, column, c, ROWS: tl.constexpr):
-    """The rows of a tile of a tensor (n, c), which of them are before ``end``, which of their channels are there, and
-    where those lie."""
+def rows_at(begin, end, C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr):
+    """Rows of a tensor (n, C) from ``begin``, which of them are before ``end``, the columns of a part, and where the
+    first part lies."""
     row = begin + tl.arange(0, ROWS)
-    there = row < end
-    return row, there, there[:, None] & (column < c), row[:, None] * c + column
+    column = tl.arange(0, PART)[None, :]
+    return row, row < end, column, row[:, None] * C + column
 
 
 @helper
-def statistics(x, inside, c, eps, NORM: tl.constexpr):
-    """The mean (or 0) and the inverse deviation of each row of ``x``, float32, zero outside."""
-    mean = tl.zeros((x.shape[0],), tl.float32)
+def inside_of(there, column, i: tl.constexpr, C: tl.constexpr, PART: tl.constexpr):
+    """Which numbers of part ``i`` are there."""
+    inside = there[:, None]
+    if (i + 1) * PART > C:
+        inside = inside & (column + i * PART < C)
+    return inside
+
+
+@helper
+def load_parts(ptr, place, there, column, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """Load rows as float32 parts, zero outside."""
+    parts = ()
+    for i in tl.static_range(COUNT):
+        inside = inside_of(there, column, i, C, PART)
+        parts += (tl.load(ptr + place + i * PART, inside, 0.0).to(tl.float32),)
+    return parts
+
+
+@helper
+def zero_parts(ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """Parts of zeros."""
+    parts = ()
+    for _ in tl.static_range(COUNT):
+        parts += (tl.zeros((ROWS, PART), tl.float32),)
+    return parts
+
+
+@helper
+def store_sums(ptr, parts, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """Store the sums of parts over their rows."""
+    column = tl.arange(0, PART)
+    for i in tl.static_range(COUNT):
+        tl.store(ptr + i * PART + column, tl.sum(parts[i], 0), column + i * PART < C)
+
+
+@helper
+def row_sum(parts, COUNT: tl.constexpr):
+    """The sum of each row."""
+    total = parts[0]
+    for i in tl.static_range(1, COUNT):
+        total += parts[i]
+    return tl.sum(total, 1)
+
+
+@helper
+def product_sum(left, right, COUNT: tl.constexpr):
+    """The sum of products of each row."""
+    total = left[0] * right[0]
+    for i in tl.static_range(1, COUNT):
+        total += left[i] * right[i]
+    return tl.sum(total, 1)
+
+
+@helper
+def plus(sums, parts, COUNT: tl.constexpr):
+    """Sums of parts, with more of them."""
+    added = ()
+    for i in tl.static_range(COUNT):
+        added += (sums[i] + parts[i],)
+    return added
+
+
+@helper
+def plus_products(sums, left, right, COUNT: tl.constexpr):
+    """Sums of products of parts, with more of them."""
+    added = ()
+    for i in tl.static_range(COUNT):
+        added += (sums[i] + left[i] * right[i],)
+    return added
+
+
+@helper
+def centred(parts, mean, column, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """Rows without their means, zero outside."""
+    moved = ()
+    for i in tl.static_range(COUNT):
+        distance = parts[i] - mean[:, None]
+        if (i + 1) * PART > C:
+            distance = tl.where(column + i * PART < C, distance, 0.0)
+        moved += (distance,)
+    return moved
+
+
+@helper
+def scaled(parts, factor, COUNT: tl.constexpr):
+    """Rows times a factor each."""
+    times = ()
+    for i in tl.static_range(COUNT):
+        times += (parts[i] * factor[:, None],)
+    return times
+
+
+@helper
+def normalised(parts, column, eps, NORM: tl.constexpr, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """The normalised rows, zero outside, their means (or 0) and their inverse deviations."""
+    mean = tl.zeros((parts[0].shape[0],), tl.float32)
+    inverse = tl.full((parts[0].shape[0],), 1.0, tl.float32)
     if NORM == "layer":
-        mean = tl.sum(x, 1) / c
-        x = tl.where(inside, x - mean[:, None], 0.0)
-    square = tl.sum(x * x, 1) / c
-    if NORM == "td-rms":
-        inverse = 1.0 / (tl.sqrt(square) + eps)
-    else:
-        inverse = tl.rsqrt(square + eps)
-    return mean, inverse
-
-
-@helper
-def normalised(x, inside, c, eps, NORM: tl.constexpr):
-    """The normalised rows of ``x``, float32, zero outside, their means and their inverse deviations."""
-    mean = tl.zeros((x.shape[0],), tl.float32)
-    inverse = tl.full((x.shape[0],), 1.0, tl.float32)
+        mean = row_sum(parts, COUNT) / C
+        parts = centred(parts, mean, column, C, PART, COUNT)
     if NORM != "none":
-        mean, inverse = statistics(x, inside, c, eps, NORM)
-        x = (x - mean[:, None]) * inverse[:, None]
-    return x, mean, inverse
+        square = product_sum(parts, parts, COUNT) / C
+        if NORM == "td-rms":
+            inverse = 1.0 / (tl.sqrt(square) + eps)
+        else:
+            inverse = tl.rsqrt(square + eps)
+        parts = scaled(parts, inverse, COUNT)
+    return parts, mean, inverse
 
 
 @helper
 def keep(statistics_ptr, row, there, n, mean, inverse, NORM: tl.constexpr):
-    """Store what backward needs of ``statistics``."""
+    """Store what backward needs of the statistics."""
     if NORM != "none":
         tl.store(statistics_ptr + row, inverse, there)
     if NORM == "layer":
@@ -92,42 +180,82 @@ def keep(statistics_ptr, row, there, n, mean, inverse, NORM: tl.constexpr):
 
 
 @helper
-def normal_of(x, statistics_ptr, row, there, n, NORM: tl.constexpr):
-    """The normalised rows of ``x``, and the inverse deviations, from what was kept."""
-    inverse = tl.full((x.shape[0],), 1.0, tl.float32)
+def normal_of(
+    parts, statistics_ptr, row, there, n, column,
+    NORM: tl.constexpr, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """The normalised rows and the inverse deviations, from what was kept."""
+    inverse = tl.full((parts[0].shape[0],), 1.0, tl.float32)
     if NORM == "layer":
-        x -= tl.load(statistics_ptr + n + row, there, 0.0)[:, None]
+        parts = centred(parts, tl.load(statistics_ptr + n + row, there, 0.0), column, C, PART, COUNT)
     if NORM != "none":
         inverse = tl.load(statistics_ptr + row, there, 0.0)
-    return x * inverse[:, None], inverse
+        parts = scaled(parts, inverse, COUNT)
+    return parts, inverse
 
 
 @helper
-def pull_normal(g, normal, inverse, c, eps, NORM: tl.constexpr):
-    """The gradient of x from that of the normalised rows."""
+def pull_normal(g, normal, inverse, eps, NORM: tl.constexpr, C: tl.constexpr, COUNT: tl.constexpr):
+    """The gradient of rows from that of the normalised rows; what it is outside does not count."""
     if NORM != "none":
-        along = tl.sum(g * normal, 1) / c
+        along = product_sum(g, normal, COUNT) / C
         if NORM == "td-rms":  # how much of the denominator is the root; eps is the rest
             along /= tl.maximum(1.0 - eps * inverse, 1e-6)
+        shift = tl.zeros_like(along)
         if NORM == "layer":
-            g -= (tl.sum(g, 1) / c)[:, None]
-        g = (g - normal * along[:, None]) * inverse[:, None]
+            shift = row_sum(g, COUNT) / C
+        pulled = ()
+        for i in tl.static_range(COUNT):
+            pulled += ((g[i] - shift[:, None] - normal[i] * along[:, None]) * inverse[:, None],)
+        g = pulled
     return g
 
 
 @helper
-def row_of_image(rows_ptr, image, stride, column, inside):
-    """Channels of the row of an image, float32."""
-    return tl.load(rows_ptr + image.to(tl.int64) * stride + column, inside, 0.0).to(tl.float32)
+def load_image_rows(rows_ptr, image, stride, there, column, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """Load the row of each row's image as float32 parts, zero outside.
+
+    Loads are made in the order in which they are written: this one belongs before the first result is waited for.
+    """
+    parts = ()
+    for i in tl.static_range(COUNT):
+        inside = inside_of(there, column, i, C, PART)
+        place = image.to(tl.int64)[:, None] * stride + column + i * PART
+        parts += (tl.load(rows_ptr + place, inside, 0.0).to(tl.float32),)
+    return parts
 
 
 @helper
-def gain_of(scale_ptr, weight_ptr, image, stride, column, inside, c, ONE: tl.constexpr):
-    """What normalised rows of an image are multiplied by: (one + scale) and the weight, if there is one."""
-    gain = ONE + row_of_image(scale_ptr, image, stride, column, inside)
-    if weight_ptr is not None:
-        gain *= tl.load(weight_ptr + column, column < c, 0.0).to(tl.float32)
-    return gain
+def load_image_row(rows_ptr, image, stride, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """Load the row of one image, for all rows of a program."""
+    parts, column = (), tl.arange(0, PART)[None, :]
+    for i in tl.static_range(COUNT):
+        place = image.to(tl.int64) * stride + column + i * PART
+        parts += (tl.load(rows_ptr + place, column + i * PART < C, 0.0).to(tl.float32),)
+    return parts
+
+
+@helper
+def gains(scale, weight_ptr, ONE: tl.constexpr, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """What normalised rows are multiplied by: (one + scale) and the weight, if there is one."""
+    parts, column = (), tl.arange(0, PART)[None, :]
+    for i in tl.static_range(COUNT):
+        gain = scale[i]
+        if ONE != 0.0:
+            gain += ONE
+        if weight_ptr is not None:
+            gain *= tl.load(weight_ptr + column + i * PART, column + i * PART < C, 0.0).to(tl.float32)
+        parts += (gain,)
+    return parts
+
+
+@helper
+def times(left, right, COUNT: tl.constexpr):
+    """Products of parts."""
+    products = ()
+    for i in tl.static_range(COUNT):
+        products += (left[i] * right[i],)
+    return products
 
 
 def rows_with_stride(x: Tensor) -> Tensor:
