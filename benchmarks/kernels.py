@@ -5,7 +5,8 @@ through ``torch.compile``; attention by every backend that can serve the call. V
 compared with those of the twin in float32 before it is timed, inputs are taken in turn so that no cache holds them, and
 the shares are of this GPU's own copy and matrix product in the same run. Seconds are the GPU's (a CUDA graph is played
 again; where a call cannot be recorded, those of the call), beside those of a call as it is made, launches and all.
-Bytes are those of inputs and outputs (with backward: and of their gradients).
+Bytes are what has to be moved: inputs and outputs; with gradients also those of the outputs, the inputs once more that
+they need, and the gradients of the inputs.
 
 A way that fails, or is too far from the twin, is stored with the reason, and the others are timed: the JSON is written
 after each case. ``--device cpu`` only tries the script, at small sizes: it stores nothing.
@@ -23,13 +24,14 @@ from typing import Any
 
 import gpu
 import torch
+import torch.nn.functional as F
 from timing import spread
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere import kernels
 from belvedere.kernels import reference
-from belvedere.kernels.backends import BACKENDS, Request
+from belvedere.kernels.backends import BACKENDS, OPERATIONS, Request, why_not_fused
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic products are refused
 
@@ -44,11 +46,27 @@ class Case:
     ways: dict[str, Callable[..., Any]] = field(default_factory=dict)
     deterministic: bool = False
     """Whether the ways are timed with PyTorch's deterministic algorithms on; the twin never is."""
+    added: tuple[int, ...] = ()
+    """Inputs that are only added: gradients do not need them, and theirs are those of the result."""
+
+    def moved(self, results: tuple[Tensor, ...], train: bool) -> int:
+        """Return the bytes that have to be read and written."""
+        size = sum(x.nbytes for x in (*self.inputs, *results))
+        if train:
+            size += sum(x.nbytes for x in results)
+            size += sum(2 * x.nbytes for i, x in enumerate(self.inputs) if i not in self.added)
+        return size
 
 
-def joined(result: Any) -> Tensor:
-    """Return what an op gives as one tensor."""
-    return result if isinstance(result, Tensor) else torch.cat([part.flatten() for part in result])
+def parts(result: Any) -> tuple[Tensor, ...]:
+    """Return the tensors that an op gives."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return what ``depthwise_residual`` does by cuDNN, as it runs where its kernel is not asked for."""
+    given = x.permute(0, 3, 1, 2)
+    return x + F.conv2d(given, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)).permute(0, 2, 3, 1)
 
 
 def cases(device: str) -> Iterator[Case]:
@@ -66,9 +84,9 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
     def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device=device).to(dtype).requires_grad_()
 
-    def case(name: str, op: Callable[..., Any], twin: Callable[..., Any], *inputs: Tensor) -> Case:
+    def case(name: str, op: Callable[..., Any], twin: Callable[..., Any], *inputs: Tensor, **rest: Any) -> Case:
         ways = {"ours": op, "eager": twin, "compile": torch.compile(twin)}
-        return Case(name, inputs, twin, ways)
+        return Case(name, inputs, twin, ways, **rest)
 
     for name, d, activation in (("DiMR-XL", 1920, "gelu"), ("FiTv2-3B", 6144, "silu")):
         op = partial(kernels.gated_mlp, activation=activation)
@@ -76,9 +94,8 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
     for name, d in (("FiTv2-XL", 1152), ("FiTv2-3B", 2304)):
         x, rows = random(b, n, d), (random(b, d), random(b, d))
         yield case(f"modulate_norm {name}", kernels.modulate_norm, reference.modulate_norm, x, *rows)
-        yield case(
-            f"gated_residual {name}", kernels.gated_residual, reference.gated_residual, x, random(b, n, d), rows[0]
-        )
+        gated = x, random(b, n, d), rows[0]
+        yield case(f"gated_residual {name}", kernels.gated_residual, reference.gated_residual, *gated, added=(0,))
         yield case(
             f"gated_residual_norm {name}",
             kernels.gated_residual_norm,
@@ -96,6 +113,12 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
         angle = torch.rand(n, 1, d // 2, device=device)
         op, twin = (partial(module.qk_norm_rope, cos=angle.cos(), sin=angle.sin()) for module in (kernels, reference))
         yield case(f"qk_norm_rope {name}", op, twin, random(b, n, h, d), random(b, n, h, d))
+    c, side = (480, 32) if device == "cuda" else (4, 8)
+    ours = OPERATIONS["depthwise_residual"] if device == "cuda" else kernels.depthwise_residual
+    filters = random(c, 1, 7, 7), random(c)
+    dense = case("depthwise_residual DiMR-XL", ours, reference.depthwise_residual, random(b, side, side, c), *filters)
+    dense.ways = {"ours": ours, "cudnn": convolved, "compile": torch.compile(convolved)}
+    yield dense
     c, side = (192, 64) if device == "cuda" else (4, 8)
     maps = random(b // 2, c, side, side), random(b // 2, c, side, side)
     weights = random(9 * c, 1, 3, 3), random(9 * c)
@@ -146,28 +169,28 @@ def attentions(device: str, b: int, n: int) -> Iterator[Case]:
             yield Case(title, inputs, partial(reference.attend, **fixed), ways)
 
 
-def distance(case: Case, way: Callable[..., Any], grad: Tensor | None) -> float:
-    """Return how far a way is from the twin in float32; ``grad``, that of the result: its gradients are."""
-    want = outcome(case.twin, grad if grad is None else grad.float(), *(x.float() for x in case.inputs))
+def distance(case: Case, way: Callable[..., Any], grad: tuple[Tensor, ...] | None) -> float:
+    """Return how far a way is from the twin in float32; ``grad``, that of the results: its gradients are."""
+    wide = None if grad is None else tuple(x.float() for x in grad)
+    want = outcome(case.twin, wide, *(x.float() for x in case.inputs))
     return gpu.apart(outcome(way, grad, *case.inputs), want)
 
 
-def outcome(way: Callable[..., Any], grad: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return the result, or with its gradient ``grad`` those of the inputs."""
+def outcome(way: Callable[..., Any], grad: tuple[Tensor, ...] | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return the results, or with their gradients ``grad`` those of the inputs."""
     with torch.set_grad_enabled(grad is not None):
-        out = joined(way(*inputs))
-        return (out,) if grad is None else torch.autograd.grad(out, inputs, grad)
+        out = parts(way(*inputs))
+        return out if grad is None else torch.autograd.grad(out, inputs, grad)
 
 
 def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
     """Return a row for each way and direction; of a way that fails one with the error."""
     inputs = gpu.copies(case.inputs, device)
     with torch.no_grad():
-        out = joined(case.twin(*case.inputs))
+        out = parts(case.twin(*case.inputs))
         with FlopCounterMode(display=False) as counter:
             case.twin(*case.inputs)
-    moved = sum(x.nbytes for x in case.inputs) + out.nbytes
-    grad, rows = torch.randn_like(out), list[dict[str, Any]]()
+    grad, rows = tuple(torch.randn_like(x) for x in out), list[dict[str, Any]]()
     for name, way in case.ways.items():
         row: dict[str, Any] = {"case": case.name, "way": name}
         try:
@@ -176,7 +199,7 @@ def measure(case: Case, device: str, repeats: int) -> list[dict[str, Any]]:
                 apart = distance(case, way, pull)
                 taken = seconds(case, partial(outcome, way, pull), inputs, repeats)
                 counted = {
-                    "bytes": (2 if train else 1) * moved,
+                    "bytes": case.moved(out, train),
                     "flops": counter.get_total_flops() * (3.5 if train else 1),
                 }
                 rows.append(row | taken | {"apart": apart} | counted)
@@ -224,6 +247,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
+    if reason := why_not_fused("cuda") if options.device == "cuda" else None:
+        parser.error(f"the kernels do not run here: {reason}")
     ceilings = gpu.ceilings(options.device)
     rows: list[dict[str, Any]] = []
     for case in cases(options.device):

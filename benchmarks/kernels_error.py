@@ -26,7 +26,7 @@ import triton
 
 import belvedere.kernels.triton  # noqa: F401  registers the ops
 from belvedere import kernels
-from belvedere.kernels import concat, gates, norms, rays, reference, rope
+from belvedere.kernels import concat, depthwise, gates, norms, rays, reference, region, rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANNELS, HEADS, HEAD = 1152, 4, 72
@@ -66,6 +66,8 @@ def cases() -> Iterator[Case]:
             (8,),
         ),
     )
+    yield "depthwise_residual", lambda ops: ops.depthwise_residual, ((s, 8, 8, 24), (24, 1, 7, 7), (24,))
+    yield "region_filter", lambda ops: ops.region_filter, ((s, 4, 8, 8),) * 2 + ((36, 1, 3, 3), (36,))
     volume = (2, 3, 32, 8, 8), (2, 3, 32, 8)
     yield "render_factored", _rays, (*volume, (64, 72), (64,), (64, 91), (64,), (3, 64), (3,))
 
@@ -109,7 +111,8 @@ def switched(modules: tuple[ModuleType, ...], on: bool) -> Iterator[None]:
     """Lead the public ops to their kernels, or to plain PyTorch."""
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(mock.patch.object(module, "fused", lambda x: on))
+            asked = "fused_where_asked" if module is depthwise else "fused"
+            stack.enter_context(mock.patch.object(module, asked, lambda x: on))
         yield
 
 
@@ -135,7 +138,7 @@ def measure(dtype: torch.dtype) -> Iterator[dict[str, Any]]:
         exact = results(of(reference), [x.detach().double().requires_grad_() for x in inputs])
         row: dict[str, Any] = {"op": name, "dtype": str(dtype).removeprefix("torch.")}
         for kind in ("kernel", "plain"):
-            with switched((concat, gates, norms, rays, rope), kind == "kernel"):
+            with switched((concat, depthwise, gates, norms, rays, region, rope), kind == "kernel"):
                 errors = [ulps(*pair, dtype) for pair in zip(results(of(kernels), inputs), exact, strict=True)]
             row |= {f"{kind} value": errors[0], f"{kind} gradient": max(errors[1:])}
         yield row

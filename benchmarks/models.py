@@ -7,17 +7,20 @@
 - the U-Net of Stable Diffusion 1.5, on which concepts are learned: one guided step at 512x512.
 
 What is compiled or recorded is compared with what is not before it is timed. FLOPs are counted by PyTorch, two a
-multiply-add. A row that fails is stored with its error, the others go on:
+multiply-add, of plain attention, for it does not see into ours. With BELVEDERE_KERNELS=all kernels run that nobody has
+timed yet; the JSON says so. A row that fails is stored with its error, the others go on:
 the JSON is written after each. ``--device cpu`` only tries the script, with small networks: it stores nothing.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import gpu
 import torch
@@ -188,7 +191,7 @@ def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
     taken = spread(gpu.timed(lambda _: run.call(), inputs, repeats))
     row = {"name": run.name, "seconds": taken, "unit": run.unit, "rate": run.units / taken["median"]} | apart
     if run.plain is not None:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, mock.patch.dict(os.environ, BELVEDERE_ATTENTION="reference"):
             run.plain()
         flops = counter.get_total_flops()
         row |= {"flops": flops, "share of gemm": flops / taken["median"] / ceiling}
@@ -238,6 +241,7 @@ def main() -> None:
             print(told(row), flush=True)
             if options.device == "cuda":
                 about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
+                about["kernels"] = os.environ.get("BELVEDERE_KERNELS", "")
                 options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     sys.exit(any("error" in row for row in rows))
 

@@ -1,11 +1,14 @@
 """Compile every kernel for GPUs that are not here: ``python -m belvedere.kernels.triton.ahead [--json FILE]``.
 
 The launches are those that each file's ``production`` makes at the sizes of the published networks, so what is compiled
-is what runs. Registers, stack (where registers spill to) and shared memory are the compiler's own report. Needs no GPU.
+is what runs. Registers, stack (where registers spill to) and shared memory are the compiler's own report; instructions
+are counted in what it wrote. Needs no GPU.
 """
 
 import argparse
 import json
+import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,6 +48,8 @@ class Compiled:
     shared: int
     """Bytes of shared memory of a block."""
     warps: int
+    moved: float | None
+    """Bytes of the tensors that an instruction of a warp stands for, where no instruction is run twice."""
 
 
 def launches(target: str) -> Iterator[tuple[str, Launch]]:
@@ -105,13 +110,37 @@ def compile_one(name: str, one: Launch, target: str) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        said = _said_by(triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+        written = _said_by(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
     line = next(line for line in said.splitlines() if "REG:" in line)
     figures = {key: int(value) for key, value in (part.split(":")[:2] for part in line.split() if ":" in part)}
     stack = figures["STACK"] + figures["LOCAL"]
     shared = max(made.metadata.shared, figures["SHARED"])
-    return Compiled(name, _title(one.kernel), target, figures["REG"], stack, shared, options["num_warps"])
+    warps, moved = options["num_warps"], None
+    if (instructions := _run_once(written)) is not None:
+        size = sum(x.nbytes for x in one.arguments if isinstance(x, Tensor))
+        moved = round(size / (math.prod(one.grid) * warps * instructions), 1)
+    return Compiled(name, _title(one.kernel), target, figures["REG"], stack, shared, warps, moved)
+
+
+def _said_by(tool: str, *arguments: str) -> str:
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _run_once(assembly: str) -> int | None:
+    """Return how many instructions a kernel has, or None where one branches back."""
+    places: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line.strip()):
+            places[label[1]] = len(instructions)
+        elif (found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*);", line)) and not found[1].startswith("NOP"):
+            instructions.append(found[1])
+    for i, instruction in enumerate(instructions):
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction)
+        if target and target[1] in places and places[target[1]] < i:
+            return None
+    return len(instructions)
 
 
 def compile_all(targets: tuple[str, ...] = tuple(TARGETS), workers: int = 2) -> Iterator[Compiled]:
@@ -143,11 +172,18 @@ def table(rows: list[Compiled]) -> str:
     return "\n".join(lines)
 
 
+def moved_table(rows: list[Compiled], target: str = "sm_90a") -> str:
+    """Return the other table of docs/kernels.md: bytes that an instruction of a warp stands for, on one target."""
+    lines = ["| launch | bytes |", "|---|---|"]
+    lines += [f"| {one.name} | {one.moved} |" for one in rows if one.target == target and one.moved is not None]
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Compile, print a line each; exit code 1 when a kernel spills or does not fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md last")
+    parser.add_argument("--table", action="store_true", help="print the tables of docs/kernels.md last")
     parser.add_argument("--target", choices=tuple(TARGETS), action="append", help="only this target; may be repeated")
     options = parser.parse_args()
     rows = []
@@ -157,7 +193,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
     if options.table:
-        print(table(rows))
+        print(table(rows), moved_table(rows), sep="\n\n")
     faults = [fault for one in rows if (fault := wrong_with(one))]
     print(*faults, sep="\n", file=sys.stderr)
     return 1 if faults else 0

@@ -28,9 +28,11 @@ def helper(function: Callable[..., Any]) -> Any:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch that was noted down: the kernel, its arguments in order, and its constants and options by name."""
+    """One launch that was noted down: the kernel, its grid of programs, its arguments in order, and its constants and
+    options by name."""
 
     kernel: Any
+    grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     named: dict[str, Any]
 
@@ -45,7 +47,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
     ``named`` are its compile-time constants and Triton's options (``num_warps``, ``num_stages``).
     """
     if _noted is not None:
-        _noted.append(Launch(kernel, arguments, named))
+        _noted.append(Launch(kernel, grid, arguments, named))
     elif all(grid):
         with torch.cuda.device_of(next(x for x in arguments if isinstance(x, Tensor))):
             kernel[grid](*arguments, **named)

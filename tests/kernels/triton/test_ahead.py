@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,36 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed: pip install 'belvedere[test]'")
 
 
-from belvedere.kernels.triton.ahead import Compiled, table
+from belvedere.kernels.triton.ahead import Compiled, moved_table, table
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_table_of_the_docs_is_that_of_the_stored_figures() -> None:
+BOUND_BY_MEMORY = ("gates.", "norms.", "residual.", "residual_norm.", "concat.")
+LEAST_MOVED = 6.5
+"""Bytes an instruction: an H200 that copies at 4.25 TB/s moves 4 in every slot for one that its multiprocessors have
+(132 of them, 4 a clock, 1.98 GHz), so a third of the slots stay free."""
+
+
+def stored() -> list[Compiled]:
     rows = json.loads((ROOT / "benchmarks" / "results" / "kernels_compiled.json").read_text())
-    assert table([Compiled(**row) for row in rows]) in (ROOT / "docs" / "kernels.md").read_text()
+    return [Compiled(**row) for row in rows]
+
+
+@pytest.mark.parametrize("of", [table, moved_table])
+def test_the_tables_of_the_docs_are_those_of_the_stored_figures(of: Callable[[list[Compiled]], str]) -> None:
+    assert of(stored()) in (ROOT / "docs" / "kernels.md").read_text()
+
+
+def kept_from_memory(rows: list[Compiled]) -> list[str]:
+    """Return what has too many instructions for what it moves."""
+    known = [row for row in rows if row.moved is not None and row.kernel.startswith(BOUND_BY_MEMORY)]
+    assert {row.kernel.partition(".")[0] + "." for row in known} == set(BOUND_BY_MEMORY)
+    return [f"{row.name} on {row.target}: {row.moved}" for row in known if row.moved and row.moved < LEAST_MOVED]
+
+
+def test_stored_figures_leave_time_for_the_memory() -> None:
+    assert not kept_from_memory(stored())
 
 
 @pytest.mark.slow
@@ -29,6 +52,7 @@ def test_everything_compiles_without_spills(tmp_path: Path) -> None:
     result = subprocess.run(command, env=plain, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = json.loads(file.read_text())
+    assert not kept_from_memory([Compiled(**row) for row in rows])
     by_target = {target: {row["kernel"] for row in rows if row["target"] == target} for target in ("sm_80", "sm_90a")}
     assert by_target["sm_80"] == by_target["sm_90a"] != set()
     assert all(row["registers"] <= 255 and row["stack"] == 0 for row in rows)
