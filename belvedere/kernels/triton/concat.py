@@ -46,7 +46,7 @@ def _forward_kernel(
         for i in tl.static_range(COUNT):
             tl.store(scaled_ptr + place + i * PART, x[i] * gain[i], inside_of(there, column, i, C, PART))
     own = row_sum(x, COUNT) / C
-    distance = centred(x, own, column, C, PART, COUNT)
+    distance = centred(x, own, column + (COUNT - 1) * PART, C, COUNT, COUNT * PART == C)
     mean = tl.load(mean_ptr + row, there, 0.0)
     delta = own - mean
     share = C / (before + C)

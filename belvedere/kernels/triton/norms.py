@@ -54,7 +54,7 @@ def _forward_kernel(
     gain = gains(scale, weight_ptr, ONE, C, PART, COUNT)
     if shift_ptr is not None:
         shift = load_image_rows(shift_ptr, image, shift_stride, there, column, C, PART, COUNT)
-    x, mean, inverse = normalised(x, column, eps, NORM, C, PART, COUNT)
+    x, mean, inverse = normalised(x, column + (COUNT - 1) * PART, eps, NORM, C, COUNT, COUNT * PART == C)
     keep(statistics_ptr, row, there, n, mean, inverse, NORM)
     for i in tl.static_range(COUNT):
         y = x[i] * gain[i]
@@ -80,7 +80,8 @@ def _backward_kernel(
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
         x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
         dy = load_parts(dy_ptr, place, there, column, C, PART, COUNT)
-        normal, inverse = normal_of(x, statistics_ptr, row, there, n, column, NORM, C, PART, COUNT)
+        edge = column + (COUNT - 1) * PART
+        normal, inverse = normal_of(x, statistics_ptr, row, there, n, edge, NORM, C, COUNT, COUNT * PART == C)
         dscale = plus_products(dscale, dy, normal, COUNT)
         if SHIFT:
             dshift = plus(dshift, dy, COUNT)

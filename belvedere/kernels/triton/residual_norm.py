@@ -54,7 +54,7 @@ def _forward_kernel(
         total = x[i] + gate[i] * y[i]
         tl.store(sum_ptr + place + i * PART, total, inside_of(there, column, i, C, PART))
         added += (total.to(sum_ptr.dtype.element_ty).to(tl.float32),)  # what a norm would read, and backward will
-    added, mean, inverse = normalised(added, column, eps, NORM, C, PART, COUNT)
+    added, mean, inverse = normalised(added, column + (COUNT - 1) * PART, eps, NORM, C, COUNT, COUNT * PART == C)
     keep(statistics_ptr, row, there, n, mean, inverse, NORM)
     for i in tl.static_range(COUNT):
         tl.store(z_ptr + place + i * PART, added[i] * gain[i] + shift[i], inside_of(there, column, i, C, PART))
@@ -79,7 +79,8 @@ def _backward_kernel(
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
         dz = load_parts(dz_ptr, place, there, column, C, PART, COUNT)
         x = load_parts(sum_ptr, place, there, column, C, PART, COUNT)
-        normal, inverse = normal_of(x, statistics_ptr, row, there, n, column, NORM, C, PART, COUNT)
+        edge = column + (COUNT - 1) * PART
+        normal, inverse = normal_of(x, statistics_ptr, row, there, n, edge, NORM, C, COUNT, COUNT * PART == C)
         dscale = plus_products(dscale, dz, normal, COUNT)
         dshift = plus(dshift, dz, COUNT)
         dsum = load_parts(dsum_ptr, place, there, column, C, PART, COUNT)

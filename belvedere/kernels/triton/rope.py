@@ -1,6 +1,6 @@
 """Normalise queries and keys over the channels of a head, weigh them, turn pairs of channels: both in one launch.
 
-A program has all heads of a token at a time; q, k and v are read where they lie, in a fused projection too. Statistics
+A program has all heads of a token; q, k and v are read where they lie, in a fused projection too. Statistics
 are cheaper taken again in backward than kept: a head is short.
 """
 
@@ -13,96 +13,63 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
+from belvedere.kernels.triton.heads import (
+    angles_of,
+    columns_of,
+    heads_tile,
+    load_heads,
+    negative,
+    store_heads,
+    strides_of,
+    tokens_of,
+    turn,
+    weights_of,
+)
 from belvedere.kernels.triton.launch import helper, launch, meta, register
 from belvedere.kernels.triton.rope_backward import backward, qk_norm_rope_backward
-from belvedere.kernels.triton.rows import normalised
+from belvedere.kernels.triton.rows import normalised, times
 
 
 @helper
 def _forward_of(
-    x_ptr,
-    y_ptr,
-    weight,
-    cos,
-    sin,
-    inside,
-    eps,
-    NORM: tl.constexpr,
-    D: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    column = tl.arange(0, BLOCK)[None, :]
-    x, _, _ = normalised((tl.load(x_ptr, inside, 0.0).to(tl.float32),), column, eps, NORM, D, BLOCK, 1)
-    tl.store(y_ptr, turn(x[0] * weight, cos, sin, HEADS, BLOCK), inside)
+    x_ptr, y_ptr, weights, cos, sin, head, columns, h, eps,
+    NORM: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    x = load_heads(x_ptr, head, columns, h, D, COUNT)
+    x, _, _ = normalised(x, columns[COUNT - 1], eps, NORM, D, COUNT, FIRST + SECOND == D)
+    y = turn(times(x, weights, COUNT), cos, sin, HEADS, FIRST, SECOND, COUNT)
+    store_heads(y_ptr, y, head, columns, h, D, COUNT)
 
 
 @triton.jit
 def _forward_kernel(
-    q_ptr,
-    k_ptr,
-    q_out_ptr,
-    k_out_ptr,
-    q_weight_ptr,
-    k_weight_ptr,
-    cos_ptr,
-    sin_ptr,
-    n,
-    h,
-    length,
-    q_stride,
-    k_stride,
-    q_weight_head,
-    q_weight_column,
-    k_weight_head,
-    k_weight_column,
-    eps,
-    Q_NORM: tl.constexpr,
-    K_NORM: tl.constexpr,
-    SIGN: tl.constexpr,
-    SHARED: tl.constexpr,
-    D: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
-    inside = (head < h) & (column < D)
-    place = head * D + column
-    q_weight = weight_of(q_weight_ptr, head, column, q_weight_head, q_weight_column, inside, HEADS, BLOCK)
-    k_weight = weight_of(k_weight_ptr, head, column, k_weight_head, k_weight_column, inside, HEADS, BLOCK)
-    span = tl.cdiv(n, tl.num_programs(0))  # neighbours, whose angles stay in its cache
-    for i in range(tl.program_id(0) * span, tl.minimum((tl.program_id(0) + 1) * span, n)):
-        token = tl.cast(i, tl.int64)
-        cos = angle_of(cos_ptr, token, head, h, length, SHARED, D, BLOCK)
-        sin = angle_of(sin_ptr, token, head, h, length, SHARED, D, BLOCK) * SIGN
+    q_ptr, k_ptr, q_out_ptr, k_out_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr,
+    h, length, q_stride, k_stride, q_weight_head, q_weight_column, k_weight_head, k_weight_column, eps,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, SIGN: tl.constexpr, SHARED: tl.constexpr,
+    D: tl.constexpr, HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    head, columns = tl.arange(0, HEADS)[:, None], columns_of(FIRST, SECOND)
+    q_weights = weights_of(
+        q_weight_ptr, head, columns, h, q_weight_head, q_weight_column, D, HEADS, FIRST, SECOND, COUNT
+    )
+    k_weights = weights_of(
+        k_weight_ptr, head, columns, h, k_weight_head, k_weight_column, D, HEADS, FIRST, SECOND, COUNT
+    )
+    token = tl.program_id(0).to(tl.int64)
+    cos = angles_of(cos_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT)
+    sin = angles_of(sin_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT)
+    if SIGN < 0:
+        sin = negative(sin, COUNT)
+    _forward_of(
+        q_ptr + token * q_stride, q_out_ptr + token * h * D, q_weights, cos, sin, head, columns, h, eps,
+        Q_NORM, D, HEADS, FIRST, SECOND, COUNT,
+    )  # fmt: skip
+    if k_ptr is not None:
         _forward_of(
-            q_ptr + token * q_stride + place,
-            q_out_ptr + token * h * D + place,
-            q_weight,
-            cos,
-            sin,
-            inside,
-            eps,
-            Q_NORM,
-            D,
-            HEADS,
-            BLOCK,
-        )
-        if k_ptr is not None:
-            _forward_of(
-                k_ptr + token * k_stride + place,
-                k_out_ptr + token * h * D + place,
-                k_weight,
-                cos,
-                sin,
-                inside,
-                eps,
-                K_NORM,
-                D,
-                HEADS,
-                BLOCK,
-            )
+            k_ptr + token * k_stride, k_out_ptr + token * h * D, k_weights, cos, sin, head, columns, h, eps,
+            K_NORM, D, HEADS, FIRST, SECOND, COUNT,
+        )  # fmt: skip
 
 
 def _launch_forward(
@@ -117,17 +84,15 @@ def _launch_forward(
     sign: float,
 ) -> None:
     q, k = tokens_of(q), None if k is None else tokens_of(k)
-    tile = heads_tile(q, 16)
     launch(
         _forward_kernel,
-        (min(len(q), 4096 // tile["num_warps"]),),
+        (len(q),),
         q,
         k,
         *out,
         *weights,
         cos.contiguous(),
         sin.contiguous(),
-        len(q),
         q.shape[1],
         len(cos),
         q.stride(0),
@@ -139,7 +104,7 @@ def _launch_forward(
         K_NORM=norms[1],
         SIGN=sign,
         SHARED=cos.shape[1] == 1,
-        **tile,
+        **heads_tile(q, 16),
     )
 
 

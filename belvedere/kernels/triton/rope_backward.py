@@ -7,111 +7,78 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.triton.heads import angle_of, heads_tile, strides_of, tokens_of, turn, weight_of
+from belvedere.kernels.triton.heads import (
+    angles_of,
+    columns_of,
+    heads_tile,
+    load_heads,
+    negative,
+    store_heads,
+    strides_of,
+    tokens_of,
+    turn,
+    weights_of,
+)
 from belvedere.kernels.triton.launch import helper, launch, register
 from belvedere.kernels.triton.reduce import CHUNK, add_chunks, partial_sums, segments_of
-from belvedere.kernels.triton.rows import normalised, pull_normal
+from belvedere.kernels.triton.rows import normalised, plus_products, pull_normal, times
 
 
 @helper
 def _backward_of(
-    dy_ptr,
-    x_ptr,
-    dx_ptr,
-    weight,
-    cos,
-    sin,
-    inside,
-    eps,
-    NORM: tl.constexpr,
-    D: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Store the gradient of x and return that of the weight."""
-    g = turn(tl.load(dy_ptr, inside, 0.0).to(tl.float32), cos, -sin, HEADS, BLOCK)
-    column = tl.arange(0, BLOCK)[None, :]
-    x, _, inverse = normalised((tl.load(x_ptr, inside, 0.0).to(tl.float32),), column, eps, NORM, D, BLOCK, 1)
-    dx = pull_normal((g * weight,), x, inverse, eps, NORM, D, 1)
-    tl.store(dx_ptr, dx[0], inside)
-    return g * x[0]
+    dy_ptr, x_ptr, dx_ptr, weights, sums, cos, sin, head, columns, h, eps,
+    NORM: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Store the gradient of x and return the sums for that of the weights, ``sin`` being that of the way back."""
+    g = turn(load_heads(dy_ptr, head, columns, h, D, COUNT), cos, sin, HEADS, FIRST, SECOND, COUNT)
+    x = load_heads(x_ptr, head, columns, h, D, COUNT)
+    x, _, inverse = normalised(x, columns[COUNT - 1], eps, NORM, D, COUNT, FIRST + SECOND == D)
+    dx = pull_normal(times(g, weights, COUNT), x, inverse, eps, NORM, D, COUNT)
+    store_heads(dx_ptr, dx, head, columns, h, D, COUNT)
+    return plus_products(sums, g, x, COUNT)
+
+
+@helper
+def _no_sums(HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    sums = (tl.zeros((HEADS, FIRST), tl.float32),)
+    if SECOND:
+        sums += (tl.zeros((HEADS, SECOND), tl.float32),)
+    return sums
 
 
 @triton.jit
 def _backward_kernel(
-    dq_ptr,
-    dk_ptr,
-    q_ptr,
-    k_ptr,
-    q_slope_ptr,
-    k_slope_ptr,
-    q_weight_ptr,
-    k_weight_ptr,
-    partial_ptr,
-    cos_ptr,
-    sin_ptr,
-    n,
-    h,
-    length,
-    q_stride,
-    k_stride,
-    q_weight_head,
-    q_weight_column,
-    k_weight_head,
-    k_weight_column,
-    eps,
-    Q_NORM: tl.constexpr,
-    K_NORM: tl.constexpr,
-    SHARED: tl.constexpr,
-    D: tl.constexpr,
-    CHUNK: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dq_ptr, dk_ptr, q_ptr, k_ptr, q_slope_ptr, k_slope_ptr, q_weight_ptr, k_weight_ptr, partial_ptr, cos_ptr, sin_ptr,
+    n, h, length, q_stride, k_stride, q_weight_head, q_weight_column, k_weight_head, k_weight_column, eps,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr,
+    D: tl.constexpr, HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
-    head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
-    inside = (head < h) & (column < D)
-    place = head * D + column
-    q_weight = weight_of(q_weight_ptr, head, column, q_weight_head, q_weight_column, inside, HEADS, BLOCK)
-    k_weight = weight_of(k_weight_ptr, head, column, k_weight_head, k_weight_column, inside, HEADS, BLOCK)
-    q_sum = tl.zeros((HEADS, BLOCK), tl.float32)
-    k_sum = tl.zeros((HEADS, BLOCK), tl.float32)
+    head, columns = tl.arange(0, HEADS)[:, None], columns_of(FIRST, SECOND)
+    q_weights = weights_of(
+        q_weight_ptr, head, columns, h, q_weight_head, q_weight_column, D, HEADS, FIRST, SECOND, COUNT
+    )
+    k_weights = weights_of(
+        k_weight_ptr, head, columns, h, k_weight_head, k_weight_column, D, HEADS, FIRST, SECOND, COUNT
+    )
+    q_sums = _no_sums(HEADS, FIRST, SECOND)
+    k_sums = _no_sums(HEADS, FIRST, SECOND)
     for token in range(slot * CHUNK, tl.minimum(slot * CHUNK + CHUNK, n)):
-        cos = angle_of(cos_ptr, token, head, h, length, SHARED, D, BLOCK)
-        sin = angle_of(sin_ptr, token, head, h, length, SHARED, D, BLOCK)
-        flat = token * h * D + place
-        q_sum += _backward_of(
-            dq_ptr + flat,
-            q_ptr + token * q_stride + place,
-            q_slope_ptr + flat,
-            q_weight,
-            cos,
-            sin,
-            inside,
-            eps,
-            Q_NORM,
-            D,
-            HEADS,
-            BLOCK,
-        )
-        k_sum += _backward_of(
-            dk_ptr + flat,
-            k_ptr + token * k_stride + place,
-            k_slope_ptr + flat,
-            k_weight,
-            cos,
-            sin,
-            inside,
-            eps,
-            K_NORM,
-            D,
-            HEADS,
-            BLOCK,
-        )
+        cos = angles_of(cos_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT)
+        sin = negative(angles_of(sin_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT), COUNT)
+        flat = token * h * D
+        q_sums = _backward_of(
+            dq_ptr + flat, q_ptr + token * q_stride, q_slope_ptr + flat, q_weights, q_sums, cos, sin, head, columns,
+            h, eps, Q_NORM, D, HEADS, FIRST, SECOND, COUNT,
+        )  # fmt: skip
+        k_sums = _backward_of(
+            dk_ptr + flat, k_ptr + token * k_stride, k_slope_ptr + flat, k_weights, k_sums, cos, sin, head, columns,
+            h, eps, K_NORM, D, HEADS, FIRST, SECOND, COUNT,
+        )  # fmt: skip
     if partial_ptr is not None:
-        flat = slot * 2 * h * D + place
-        tl.store(partial_ptr + flat, q_sum, inside)
-        tl.store(partial_ptr + flat + h * D, k_sum, inside)
+        store_heads(partial_ptr + slot * 2 * h * D, q_sums, head, columns, h, D, COUNT)
+        store_heads(partial_ptr + slot * 2 * h * D + h * D, k_sums, head, columns, h, D, COUNT)
 
 
 def backward(

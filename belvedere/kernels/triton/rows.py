@@ -17,8 +17,10 @@ from belvedere.kernels.triton.launch import helper
 KEPT = {"layer": 2, "rms": 1, "td-rms": 1, "none": 0}
 """How many statistics of a row are kept for backward: the inverse deviation, and the mean. In "td-rms", eps stands
 outside the root."""
+NUMBERS = 40
+"""Most numbers of a row that a thread has."""
 SUMMED = 20
-"""Numbers of a row that a thread may have where it keeps sums of them too; ``tile_of`` has the others."""
+"""The same where it keeps sums of them too."""
 REGISTERS = 255
 """The bound that a thread has anyway: where none is named, the assembler spills some to have more threads."""
 
@@ -41,9 +43,9 @@ class Tile(NamedTuple):
         return sizes | {"num_warps": self.warps, "maxnreg": REGISTERS}
 
 
-def tile_of(c: int, each: int = 40) -> Tile:
-    """Return whole rows of ``c`` channels, of which a thread has ``each`` numbers at most."""
-    across = 1
+def tile_of(c: int, each: int | None = None) -> Tile:
+    """Return whole rows of ``c`` channels, of which a thread has ``each`` (``NUMBERS``) at most."""
+    across, each = 1, each or NUMBERS
     while c > 32 * each * across:
         across *= 2
     part, warps = min(triton.next_power_of_2(max(c, 16)), 128 * across), max(across, 4)
@@ -96,21 +98,32 @@ def store_sums(ptr, parts, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.conste
 
 
 @helper
+def times(left, right, COUNT: tl.constexpr):
+    """Products of parts."""
+    products = ()
+    for i in tl.static_range(COUNT):
+        products += (left[i] * right[i],)
+    return products
+
+
+@helper
 def row_sum(parts, COUNT: tl.constexpr):
-    """The sum of each row."""
-    total = parts[0]
+    """The sum of each row: parts as wide as the first are added up before, another by itself."""
+    alike = parts[0]
     for i in tl.static_range(1, COUNT):
-        total += parts[i]
-    return tl.sum(total, 1)
+        if parts[i].shape[1] == parts[0].shape[1]:
+            alike += parts[i]
+    total = tl.sum(alike, 1)
+    for i in tl.static_range(1, COUNT):
+        if parts[i].shape[1] != parts[0].shape[1]:
+            total += tl.sum(parts[i], 1)
+    return total
 
 
 @helper
 def product_sum(left, right, COUNT: tl.constexpr):
     """The sum of products of each row."""
-    total = left[0] * right[0]
-    for i in tl.static_range(1, COUNT):
-        total += left[i] * right[i]
-    return tl.sum(total, 1)
+    return row_sum(times(left, right, COUNT), COUNT)
 
 
 @helper
@@ -132,13 +145,13 @@ def plus_products(sums, left, right, COUNT: tl.constexpr):
 
 
 @helper
-def centred(parts, mean, column, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
-    """Rows without their means, zero outside."""
+def centred(parts, mean, last, C: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr):
+    """Rows without their means, zero outside: at those of the ``last`` columns that there are not, unless all are."""
     moved = ()
     for i in tl.static_range(COUNT):
         distance = parts[i] - mean[:, None]
-        if (i + 1) * PART > C:
-            distance = tl.where(column + i * PART < C, distance, 0.0)
+        if i == COUNT - 1 and not WHOLE:
+            distance = tl.where(last < C, distance, 0.0)
         moved += (distance,)
     return moved
 
@@ -153,13 +166,13 @@ def scaled(parts, factor, COUNT: tl.constexpr):
 
 
 @helper
-def normalised(parts, column, eps, NORM: tl.constexpr, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
-    """The normalised rows, zero outside, their means (or 0) and their inverse deviations."""
+def normalised(parts, last, eps, NORM: tl.constexpr, C: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr):
+    """The normalised rows, zero outside (see ``centred``), their means (or 0) and their inverse deviations."""
     mean = tl.zeros((parts[0].shape[0],), tl.float32)
     inverse = tl.full((parts[0].shape[0],), 1.0, tl.float32)
     if NORM == "layer":
         mean = row_sum(parts, COUNT) / C
-        parts = centred(parts, mean, column, C, PART, COUNT)
+        parts = centred(parts, mean, last, C, COUNT, WHOLE)
     if NORM != "none":
         square = product_sum(parts, parts, COUNT) / C
         if NORM == "td-rms":
@@ -181,13 +194,13 @@ def keep(statistics_ptr, row, there, n, mean, inverse, NORM: tl.constexpr):
 
 @helper
 def normal_of(
-    parts, statistics_ptr, row, there, n, column,
-    NORM: tl.constexpr, C: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+    parts, statistics_ptr, row, there, n, last,
+    NORM: tl.constexpr, C: tl.constexpr, COUNT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The normalised rows and the inverse deviations, from what was kept."""
     inverse = tl.full((parts[0].shape[0],), 1.0, tl.float32)
     if NORM == "layer":
-        parts = centred(parts, tl.load(statistics_ptr + n + row, there, 0.0), column, C, PART, COUNT)
+        parts = centred(parts, tl.load(statistics_ptr + n + row, there, 0.0), last, C, COUNT, WHOLE)
     if NORM != "none":
         inverse = tl.load(statistics_ptr + row, there, 0.0)
         parts = scaled(parts, inverse, COUNT)
@@ -247,15 +260,6 @@ def gains(scale, weight_ptr, ONE: tl.constexpr, C: tl.constexpr, PART: tl.conste
             gain *= tl.load(weight_ptr + column + i * PART, column + i * PART < C, 0.0).to(tl.float32)
         parts += (gain,)
     return parts
-
-
-@helper
-def times(left, right, COUNT: tl.constexpr):
-    """Products of parts."""
-    products = ()
-    for i in tl.static_range(COUNT):
-        products += (left[i] * right[i],)
-    return products
 
 
 def rows_with_stride(x: Tensor) -> Tensor:
