@@ -60,8 +60,9 @@ class Knob(NamedTuple):
 
 def attention(kind: str, *candidates: Tile) -> Knob:
     """Return the tile of one kernel of attention, of all heads in bfloat16."""
-    tables = {str(tuple(tile)): attention_tiles.TILES | {kind: {128: tile}} for tile in candidates}
-    return Knob(((attention_tiles, "TILES"),), {"set": attention_tiles.TILES} | tables, ("attention packed softmax",))
+    places = tuple((attention_tiles, name) for name in ("TILES", "TILES_HOPPER", "TILES_AMPERE"))
+    tables = {str(tuple(tile)): attention_tiles.TILES_HOPPER | {kind: {128: tile}} for tile in candidates}
+    return Knob(places, {"set": None} | tables, ("attention packed softmax",))
 
 
 def sizes(places: tuple[tuple[Any, str], ...], candidates: tuple[int, ...], cases: tuple[str, ...]) -> Knob:
@@ -77,6 +78,9 @@ KNOBS = {
         *(Tile(128, 64, warps, 2) for warps in (4, 8)),
         *(Tile(own, 128, own // 16, 2) for own in (64, 128)),
         Tile(64, 32, 4, 3),
+        Tile(128, 64, 8, 3),
+        Tile(128, 64, 8, 3, 128),
+        Tile(64, 64, 4, 3, 168),
     ),
     "attention queries": attention("queries", Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
     "attention keys": attention("keys", Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(128, 64, 8, 2)),
@@ -112,9 +116,9 @@ PUBLIC = (concat, public_depthwise, public_gates, norms, region, rope)
 
 @contextmanager
 def put(knob: Knob, value: Any) -> Iterator[None]:
-    """Have a candidate in its place."""
+    """Have a candidate in its place; None: what is set."""
     with ExitStack() as stack:
-        for module, name in knob.places:
+        for module, name in () if value is None else knob.places:
             stack.enter_context(mock.patch.object(module, name, value))
         yield
 

@@ -176,7 +176,7 @@ def fold(
         q, k, v, o, lse, offsets, slots, max(abs(scale) * LOG2_E, NO_SCALE), b * n, n, k.shape[-3], *steps,
         D=d, D0=d0, D1=d1, CHUNK=chunk_of(q), OWN=tile.own, OTHER=tile.other, UNIT=unit,
         PACKED=offsets is not None, SIGMOID=sigmoid, FLIP=scale < 0, WIDE=INTERPRETED, SPLIT=parts > 1,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **tile.options,
     )  # fmt: skip
 
 

@@ -235,7 +235,7 @@ def run(
         slots, count = slots_of(offsets, b, rows, tile.own)
         launch(
             kernel, (count, h), *tensors, offsets, slots, *numbers, **constants, OWN=tile.own, OTHER=tile.other,
-            num_warps=tile.warps, num_stages=tile.stages,
+            **tile.options,
         )  # fmt: skip
     return dq, dk, dv
 

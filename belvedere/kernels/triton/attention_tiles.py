@@ -14,12 +14,20 @@ LOG2_E = math.log2(math.e)
 
 
 class Tile(NamedTuple):
-    """Rows that a program keeps, rows of the other side that it takes at a time, and Triton's two options."""
+    """Rows that a program keeps, rows of the other side that it takes at a time, and Triton's options."""
 
     own: int
     other: int
     warps: int
     stages: int
+    registers: int | None = None
+    """Most that a thread may have; None: as the compiler likes."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch is given."""
+        bound = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages} | bound
 
 
 # By the padded width of a head, up to which an entry holds. Sizes depend on nothing else, above all not on the batch,
@@ -29,6 +37,11 @@ TILES: dict[str, dict[int, Tile]] = {
     "forward": {48: Tile(64, 64, 4, 3), 96: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2)},
     "queries": {128: Tile(64, 64, 4, 2)},
     "keys": {80: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2)},
+}
+# On Hopper 128 registers are enough for up to 80 channels (no spills), and two programs fit on a multiprocessor: while
+# one waits for its products, the other takes powers. With the 150 that the compiler likes it has one.
+TILES_HOPPER: dict[str, dict[int, Tile]] = TILES | {
+    "forward": TILES["forward"] | {80: Tile(128, 64, 8, 3, 128)},
 }
 # Before Hopper the operands of a product are in registers too.
 TILES_AMPERE: dict[str, dict[int, Tile]] = TILES | {
@@ -66,9 +79,11 @@ def tile_of(kind: str, x: Tensor) -> Tile:
     if x.dtype == torch.float32:
         table = TILES_FLOAT32[kind]
     else:
-        table = (TILES if capability_of(x) >= 90 else TILES_AMPERE)[kind]
+        capability = capability_of(x)
+        generation = TILES_AMPERE if capability < 90 else TILES_HOPPER if capability < 100 else TILES
+        table = generation[kind]
     width = sum(widths(x.shape[-1]))
-    return next(tile for widest, tile in table.items() if width <= widest)
+    return next(table[widest] for widest in sorted(table) if width <= widest)
 
 
 class Strides(NamedTuple):
