@@ -112,6 +112,14 @@ def test_what_a_call_costs_the_processor() -> None:
     assert f"{first}, with gradients {second}" in page("kernels.md")
 
 
+def test_what_a_multiprocessor_has_time_for() -> None:
+    clocks = 132 * 1.98e9
+    assert f"moves {KERNELS['ceilings']['copy'] / clocks / 4:.0f} bytes in each of the slots" in page("kernels.md")
+    pixel = [90 / 128 / clocks / (3 * size / CALLS["ceilings"]["copy"]) for size in (2, 4)]
+    told = f"{pixel[0]:.1f} times as long as a copy's rate, measured, takes for the traffic in bfloat16"
+    assert f"{told}, and {pixel[1]:.1f} times in float32" in page("kernels.md")
+
+
 def test_what_failed_is_told() -> None:
     failed = {(row["case"], row["way"]) for row in KERNELS["rows"] if "error" in row}
     assert {way for _, way in failed} == {"sdpa", "chosen"} and all("dense" in case for case, _ in failed)

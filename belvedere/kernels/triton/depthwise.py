@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.triton.launch import helper, launch, meta, register
+from belvedere.kernels.triton.launch import empty_like_kept, helper, keep_inputs, launch, meta, register
+from belvedere.kernels.triton.rows import zero_parts
 
 ROWS = 8
 """Rows of results that one program makes."""
@@ -39,15 +40,6 @@ def _reach(image_ptr, row, column, channel, height, width, c, COUNT: tl.constexp
     return rows
 
 
-@helper
-def _zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Sums of columns and channels that begin."""
-    sums = ()
-    for _ in tl.static_range(COUNT):
-        sums += (tl.zeros((COLUMNS, CHANNELS), tl.float32),)
-    return sums
-
-
 @triton.jit
 def _filter_kernel(
     x_ptr,
@@ -69,7 +61,7 @@ def _filter_kernel(
     row = tl.program_id(1) // across * ROWS
     column = tl.program_id(1) % across * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    sums = _zeros(ROWS, COLUMNS, CHANNELS)
+    sums = zero_parts(COLUMNS, CHANNELS, ROWS)
     for right in range(SIDE):
         seen = _reach(x_ptr, row - SIDE // 2, column + right - SIDE // 2, channel, height, width, c, ROWS + SIDE - 1)
         weights = ()
@@ -113,7 +105,7 @@ def _weight_kernel(
     dy_ptr += start
     x_ptr += start
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    sums = _zeros(SIDE + 1, COLUMNS, CHANNELS)
+    sums = zero_parts(COLUMNS, CHANNELS, SIDE + 1)
     for tile in range(share * TILES, tl.minimum((share + 1) * TILES, tiles)):
         row, column = tile // across * ROWS, tile % across * COLUMNS + tl.arange(0, COLUMNS)
         dy = _reach(dy_ptr, row, column, channel, height, width, c, ROWS)
@@ -164,20 +156,12 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tens
     return dx, of_weight.mT.reshape(weight.shape).to(weight.dtype), of_bias[0].to(bias.dtype).clone()
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
     return tuple(backward(dy, *ctx.saved_tensors))
 
 
-def _empty_backward(dy: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in saved)
-
-
-backward = register("depthwise_residual_backward", _backward, _empty_backward, None, None)
-depthwise_residual = register("depthwise_residual", _forward, lambda x, *rest: x.new_empty(x.shape), _keep, _pull)
+backward = register("depthwise_residual_backward", _backward, empty_like_kept, None, None)
+depthwise_residual = register("depthwise_residual", _forward, lambda x, *rest: x.new_empty(x.shape), keep_inputs, _pull)
 """``x`` (b, h, w, c), ``weight`` (c, 1, s, s), ``bias`` (c,) -> (b, h, w, c)."""
 
 

@@ -1,7 +1,7 @@
 """Functions of single numbers, in few instructions: kernels that wait for memory have no time for more.
 
-``reciprocal`` is one instruction of a GPU, which Triton would surround by seven for numbers that do not occur here; so
-is ``tl.exp2``, and ``tl.exp`` is four.
+``reciprocal`` is one instruction of a GPU, which Triton would surround by others for numbers that do not occur here;
+``tl.exp2`` is one as it stands, ``tl.exp`` is several.
 """
 
 import triton
@@ -34,8 +34,8 @@ def normal_tail(x):
     """How much of the normal distribution lies beyond ``|x|``, and exp(-x^2 / 2), of which its density is a multiple.
 
     The tail is t Q(t) exp(-x^2 / 2) with t = 1 / (1 + 0.302 |x| / sqrt(2)) and Q of degree 8, fitted by least squares,
-    reweighted until the largest relative error was smallest: 3e-8, with float32's own roundings 5e-7. By erf it would
-    be twice the instructions, so many that they and not the memory would bound a kernel of gates.
+    reweighted until the largest relative error was smallest: 3e-8; float32's own roundings make it 5e-7, and 2e-6 where
+    |x| is 6. By erf the kernels of gates would have 1.5 times the instructions, too many to keep up with the memory.
     """
     bell = tl.exp2(x * (x * -0.7213475204444817))
     t = reciprocal(1.0 + 0.21354624791835145 * tl.abs(x))

@@ -135,6 +135,16 @@ def register(
     return operation
 
 
+def keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Keep what an operation was given, and nothing of what it made, for its gradients."""
+    ctx.save_for_backward(*inputs)
+
+
+def empty_like_kept(dy: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+    """Return the empty gradients of inputs that were kept."""
+    return tuple(x.new_empty(x.shape) for x in kept)
+
+
 def rows_of(x: Tensor) -> int:
     """Return how many rows a contiguous tensor (..., c) has."""
     return x.numel() // x.shape[-1] if x.shape[-1] else 0

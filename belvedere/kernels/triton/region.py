@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from belvedere.kernels.triton.launch import helper, launch, meta, register
+from belvedere.kernels.triton.launch import empty_like_kept, helper, keep_inputs, launch, meta, register
 
 COLUMNS = 128
 """Columns that one program has in hand, of one strip of rows or of several."""
@@ -34,7 +34,7 @@ SHARES = 4
 
 
 @helper
-def _strips(height, width, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _strips(width, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The first rows and the columns of ``COLUMNS`` columns of strips, counted strip by strip from ``first``."""
     place = first + tl.arange(0, COLUMNS)
     return place // width * ROWS, place % width
@@ -96,7 +96,7 @@ def _forward_kernel(
 ):
     plane = tl.program_id(0).to(tl.int64)
     channel, start = plane % channels, plane * height * width
-    row, column = _strips(height, width, tl.program_id(1) * COLUMNS, ROWS, COLUMNS)
+    row, column = _strips(width, tl.program_id(1) * COLUMNS, ROWS, COLUMNS)
     f = _reach(f_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
     x = _reach(x_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
     total = _same(0.0, ROWS, COLUMNS)
@@ -125,7 +125,7 @@ def _map_kernel(
     """Gradient of x (``other`` the features) or of the features (``other`` x)."""
     plane = tl.program_id(0).to(tl.int64)
     channel, start = plane % channels, plane * height * width
-    row, column = _strips(height, width, tl.program_id(1) * COLUMNS, ROWS, COLUMNS)
+    row, column = _strips(width, tl.program_id(1) * COLUMNS, ROWS, COLUMNS)
     other = _reach(other_ptr + start, row - 2, column, height, width, ROWS + 4, 5)
     dy = _reach(dy_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
     total = _same(0.0, ROWS, COLUMNS)
@@ -153,7 +153,7 @@ def _weight_kernel(
     sums = _same(0.0, 90, COLUMNS)
     for block in range(tl.program_id(1), images * blocks, tl.num_programs(1)):
         start = ((block // blocks).to(tl.int64) * channels + channel) * height * width
-        row, column = _strips(height, width, block % blocks * COLUMNS, ROWS, COLUMNS)
+        row, column = _strips(width, block % blocks * COLUMNS, ROWS, COLUMNS)
         f = _reach(f_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
         x = _reach(x_ptr + start, row - 1, column, height, width, ROWS + 2, 3)
         dy = _reach(dy_ptr + start, row, column, height, width, ROWS, 1)
@@ -214,20 +214,12 @@ def _grid(x: Tensor, rows: int) -> tuple[int, int]:
     return b * c, triton.cdiv(triton.cdiv(h, rows) * w, COLUMNS)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
     return tuple(backward(dy, *ctx.saved_tensors))
 
 
-def _empty_backward(dy: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in saved)
-
-
-backward = register("region_filter_backward", _backward, _empty_backward, None, None)
-region_filter = register("region_filter", _forward, lambda x, *rest: x.new_empty(x.shape), _keep, _pull)
+backward = register("region_filter_backward", _backward, empty_like_kept, None, None)
+region_filter = register("region_filter", _forward, lambda x, *rest: x.new_empty(x.shape), keep_inputs, _pull)
 """``x``, ``features`` (b, c, h, w), ``weight`` (c, 9, 1, 3, 3), ``bias`` (c, 9) -> (b, c, h, w)."""
 
 

@@ -40,8 +40,16 @@ def kept_from_memory(rows: list[Compiled]) -> list[str]:
     return [f"{row.name} on {row.target}: {row.moved}" for row in known if row.moved and row.moved < LEAST_MOVED]
 
 
-def test_stored_figures_leave_time_for_the_memory() -> None:
-    assert not kept_from_memory(stored())
+def alone_on_a_multiprocessor(rows: list[Compiled]) -> list[str]:
+    """Return which programs of attention forward on Hopper take more than half of its registers; 96 channels may."""
+    forward = [row for row in rows if (row.kernel, row.target, row.warps) == ("attention.forward", "sm_90a", 8)]
+    short = [row for row in forward if "3B" not in row.name]
+    assert len(short) >= 4
+    return [f"{row.name}: {row.registers}" for row in short if row.registers * 32 * row.warps > 65536 // 2]
+
+
+def test_stored_figures_leave_time_for_the_memory_and_room_for_two_programs() -> None:
+    assert not kept_from_memory(stored()) and not alone_on_a_multiprocessor(stored())
 
 
 @pytest.mark.slow
@@ -52,7 +60,8 @@ def test_everything_compiles_without_spills(tmp_path: Path) -> None:
     result = subprocess.run(command, env=plain, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = json.loads(file.read_text())
-    assert not kept_from_memory([Compiled(**row) for row in rows])
+    compiled = [Compiled(**row) for row in rows]
+    assert not kept_from_memory(compiled) and not alone_on_a_multiprocessor(compiled)
     by_target = {target: {row["kernel"] for row in rows if row["target"] == target} for target in ("sm_80", "sm_90a")}
     assert by_target["sm_80"] == by_target["sm_90a"] != set()
     assert all(row["registers"] <= 255 and row["stack"] == 0 for row in rows)
