@@ -4,6 +4,7 @@ In one process and one run, rounds interleaved; the table gives median, fastest 
 
 - encode and decode of one tile, and their parts: analysis, the entropy path in exact integers, the coder, synthesis;
 - the same entropy path in float32, which no two machines compute alike;
+- analysis and synthesis with weights as they are stored, not channels last (``kernels.layout.place``);
 - the coder alone: 491,520 numbers over the 64 tables of y, ten calls each way, in symbols a second.
 
 Weights are random (the network's work does not depend on them; the number of bits does). Peak memory is that of another
@@ -31,16 +32,18 @@ from belvedere.compression.entropy import CodingTables, Reader, Writer
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.official_tables import gaussian_tables
 from belvedere.compression.regions import Grid
+from belvedere.kernels.layout import place
 
 HEIGHT, WIDTH = 512, 768
 SYMBOLS, CALLS = 491_520, 10
 
 
-def make(variant: str) -> Codec:
-    """Return a codec of random weights."""
+def make(variant: str, placed: bool = True) -> Codec:
+    """Return a codec of random weights, ``placed`` as ``load_codec`` puts it on a CPU, or with weights as stored."""
     torch.manual_seed(0)
     model = SegPIC.from_variant(variant).eval()
-    return Codec(model, ExactTables.of(exact_tables.make(model), model.config), "00" * 32)
+    tables = ExactTables.of(exact_tables.make(model), model.config)
+    return Codec(place(model, torch.device("cpu")) if placed else model, tables, "00" * 32)
 
 
 def picture() -> np.ndarray:
@@ -77,6 +80,12 @@ def codec_runs(codec: Codec) -> dict[str, Callable[[], Any]]:
         "entropy path, float32": floats,
         "synthesis": lambda: tiles.synthesise(latent, codes, rate, (HEIGHT, WIDTH)),
     }
+
+
+def as_stored(variant: str) -> dict[str, Callable[[], Any]]:
+    """Return what the layout of weights bears on, with weights as they are stored."""
+    runs = codec_runs(make(variant, placed=False))
+    return {f"{name}, as stored": runs[name] for name in ("analysis", "synthesis")}
 
 
 def coder_runs() -> dict[str, Callable[[], Any]]:
@@ -130,7 +139,7 @@ def main() -> None:
     if options.memory:
         print_peak(options.variant)
         return
-    rows = measure(codec_runs(make(options.variant)) | coder_runs(), options.repeats)
+    rows = measure(codec_runs(make(options.variant)) | as_stored(options.variant) | coder_runs(), options.repeats)
     result = {
         "variant": options.variant,
         "picture": f"{WIDTH}x{HEIGHT}",

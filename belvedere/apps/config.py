@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -238,9 +239,13 @@ def _convert_to_one(value: Any, choices: tuple[Any, ...], hint: Any, where: str)
 def _convert_plain(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 1e-3 as text
+            number = float(value)  # YAML 1.1 reads 1e-3 as text
         except ValueError:
             pass
+        else:
+            if math.isnan(number):  # no comparison would find it out of its bounds
+                raise InputError(f"config {where}: {value} is not a number")
+            return number
     if kind in (Any, inspect.Parameter.empty):
         return value
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):

@@ -39,6 +39,7 @@ from belvedere.apps.tasks import make_task
 from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name, find_tracker
 from belvedere.apps.training_state import Progress, RunState
 from belvedere.errors import InputError
+from belvedere.kernels.layout import place
 from belvedere.seeds import BatchRng, derive
 
 
@@ -65,7 +66,7 @@ class Trainer:
         """Bring the model to the device, whole or in shards; return what makes a loss, wrapped, and the average."""
         model, average = self.task.model, self.config.ema
         if not self.sharded:
-            ema = Ema(model.to(self.device), average.decay, average.warmup)
+            ema = Ema(place(model, self.device), average.decay, average.warmup)
             return self.accelerator.prepare(objective), ema
         sharded = ShardedEma(model, average.decay, average.warmup)
         shard(objective, model, self.device)

@@ -20,6 +20,7 @@ from belvedere.compression.codec import Codec
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.segpic import SegPIC
 from belvedere.errors import InputError
+from belvedere.kernels.layout import place
 
 TABLES = "tables.safetensors"
 
@@ -37,7 +38,7 @@ def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = N
     if not (folder / TABLES).is_file():
         raise InputError(f"{folder / TABLES} is missing; get the model again")
     tables = ExactTables.of(dict(read_each(folder / TABLES)), model.config)
-    return Codec(nn.Module.to(model, store.choose_device(device)), tables, digest)
+    return Codec(place(model, store.choose_device(device)), tables, digest)
 
 
 def save_codec(model: SegPIC, dtype: str, folder: Path, facts: dict[str, Any]) -> str:

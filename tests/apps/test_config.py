@@ -40,6 +40,7 @@ def test_yaml_becomes_dataclasses(tmp_path: Path) -> None:
         (["steps=many"], "config steps: 'many' is not of type int"),
         (["steps=true"], "config steps: True is not of type int"),
         (["steps=0"], "config steps: 0 must be at least 1"),
+        (["optimizer.lr=.nan"], "config optimizer.lr: nan is not a number"),
         (["optimizer=3"], "config optimizer: 3 is not of type OptimizerConfig"),
         (["optimizer.betas=[1]"], r"config optimizer.betas: \[1\] is not of type tuple"),
         (["optimizer.decay=slow"], "'slow' is not one of none, linear, cosine"),

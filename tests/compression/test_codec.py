@@ -1,5 +1,6 @@
 """Pictures through the whole codec: what comes back, tiles, parts, rates, wanted sizes, hostile files."""
 
+import copy
 import zlib
 from dataclasses import replace
 from functools import cache, partial
@@ -18,6 +19,7 @@ from belvedere.compression.rate_distortion import psnr
 from belvedere.compression.tile_codec import TileCodec
 from belvedere.compression.tiling import Layout
 from belvedere.errors import BitstreamError, DamagedError, InputError, WrongModelError
+from belvedere.kernels.layout import place
 from tests.compression.test_segpic import small
 
 SMALL_TILES = Layout(256, 32)
@@ -63,6 +65,16 @@ def test_the_reconstruction_is_that_of_the_float_network() -> None:
         wanted = coder.model(x, quality=torch.tensor([1.5])).reconstruction.clamp(0, 1)[0].permute(1, 2, 0) * 255
     found = pixels(decode(encode(image, coder, quality=2.5), coder)).float()
     assert (found - wanted).abs().mean() < 1
+
+
+def test_files_do_not_depend_on_how_weights_lie_in_memory() -> None:
+    stored, image = codec(), photograph()
+    tables = ExactTables.of(exact_tables.make(stored.model), stored.model.config)
+    placed = Codec(place(copy.deepcopy(stored.model), torch.device("cpu")), tables, stored.digest.hex())
+    for one, other in ((stored, placed), (placed, stored)):
+        data = encode(image, one)
+        apart = pixels(decode(data, one)).int() - pixels(decode(data, other)).int()
+        assert apart.abs().max() <= 1
 
 
 def test_grey_and_metadata_come_back() -> None:
