@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from belvedere.compression.rate_distortion import bd_rate
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -121,6 +123,66 @@ def test_the_operations_of_conditioning() -> None:
     rate = found["gflop"] / min(found["seconds"]["one batch"])
     told = f"{found['gflop']:.0f} GFLOP, {rate:.0f} GFLOP/s at its fastest in one batch"
     assert told in page("personalization.md"), f"docs/personalization.md lacks: {told}"
+
+
+KODAK = results("kodak.json")
+
+
+def compared(kind: str, coder: str) -> str:
+    """Return how many bits our codec needs beside another at the same likeness."""
+    percent = KODAK["bd_rate"][kind]["segpic-photo"][coder]
+    return f"{abs(percent):.0f} % {'fewer' if percent < 0 else 'more'}"
+
+
+def test_the_rates_of_small_files() -> None:
+    for point in KODAK["curves"]["segpic-photo"]:
+        row = "| {quality:.0f} | {bpp:.3f} | {psnr:.2f} | {ms_ssim:.4f} |".format(**point)
+        assert row in page("segpic.md"), f"docs/segpic.md lacks the row {row}"
+
+
+def test_the_bits_beside_other_codecs() -> None:
+    names = {"WebP": "WebP method 6", "JPEG XL": "JPEG XL effort 7", "JPEG 2000": "JPEG 2000 9/7"}
+    names["AVIF"] = "AVIF speed 6 4:4:4 tune=psnr"
+    others = [f"{compared('psnr', coder)} than {name}" for name, coder in names.items()]
+    jpeg, webp = (compared("ms_ssim", coder) for coder in ("JPEG 4:2:0", "WebP method 6"))
+    told = f"needs {compared('psnr', 'JPEG 4:2:0')} bits than JPEG 4:2:0, {', '.join(others[:-1])} and {others[-1]}"
+    assert told in page("segpic.md"), f"docs/segpic.md lacks: {told}"
+    assert f"by MS-SSIM {jpeg} than JPEG and {webp} than WebP" in page("segpic.md")
+    assert f"take {compared('psnr', 'JPEG 4:2:0')} bits than JPEG" in (ROOT / "README.md").read_text()
+
+
+def test_what_the_runs_of_the_codec_brought() -> None:
+    runs = results("segpic_runs.json")["runs"]
+    text = page("segpic.md")
+    curves = [{point["quality"]: (point["bpp"], point["psnr"]) for point in run["kodak"]} for run in runs[:2]]
+    curves.append({point["quality"]: (point["bpp"], point["psnr"]) for point in KODAK["curves"]["segpic-photo"]})
+    first, second, third = (tuple(zip(*(curve[quality] for quality in curves[0]), strict=True)) for curve in curves)
+    worse, better = bd_rate(*second, *first), bd_rate(*third, *first)
+    assert f"needed {worse:.0f} % more bits at equal PSNR than before it" in text
+    assert f"turned that into {-better:.0f} % fewer" in text
+    card = json.loads((ROOT / "belvedere/checkpoints/embedded/segpic-photo/card.json").read_text())
+    assert [run["digest"] for run in runs[:2]] == [run["began_with"] for run in runs[1:]]
+    assert card["digest"] == runs[-1]["digest"]
+    for seed, run in enumerate(runs[1:], 1):
+        told = re.search(rf"`(seed={seed} [^`]*)` \((\d+) min", text)
+        assert told and set(told[1].split()) <= set(run["command"].split())
+        assert float(told[2]) == round(run["seconds"] / 60)
+
+
+def test_the_seconds_of_small_files() -> None:
+    photo, full = (results("segpic.json")[variant] for variant in ("photo", "SegPIC"))
+    for name in ("encode", "decode", "analysis", "synthesis", "analysis, as stored", "synthesis, as stored"):
+        row = f"| {name} | {photo['seconds'][name]['median']:.2f} | {full['seconds'][name]['median']:.1f} |"
+        assert row in page("segpic.md"), f"docs/segpic.md lacks the row {row}"
+    row = f"| peak memory beside the libraries | {photo['peak_mb']:,.0f} MB | {full['peak_mb']:,.0f} MB |"
+    assert row in page("segpic.md"), f"docs/segpic.md lacks the row {row}"
+
+
+def test_the_files_beside_what_the_network_says() -> None:
+    over = results("codec.json")["mean_file_over_estimate"]
+    told = [f"{100 * abs(share - 1):.1f} % {'larger' if share > 1 else 'smaller'}" for share in over.values()]
+    text = f"is on average {told[0]} at quality 1, {told[1]} at 4 and {told[2]} at 8"
+    assert text in page("segpic.md"), f"docs/segpic.md lacks: {text}"
 
 
 def test_the_aims_of_scenes() -> None:
