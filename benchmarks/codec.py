@@ -6,8 +6,9 @@ For each picture of a folder, at qualities 1, 4 and 8:
   coder cost;
 - whether the decoder's picture is the encoder's own reconstruction, bit for bit.
 
-And of the first picture: the PSNR near the seams of 256-pixel tiles and elsewhere, against that with one tile; and what
-a map costs and saves in which only the middle matters.
+And of the first picture: the PSNR near the seams of 256-pixel tiles and elsewhere, against that with one tile; what
+a map costs and saves in which only the middle matters; and how large the hyper decoder's map for means becomes in
+floats, which files bound to +-2048. Last, the bytes of what is no photograph: two halves, red and blue.
 """
 
 import argparse
@@ -109,6 +110,28 @@ def parts(
     return {"bytes": len(data), words[0]: psnr(before, after, where), words[1]: psnr(before, after, ~where)}
 
 
+@torch.no_grad()
+def largest_mean(codec: Codec, image: Image.Image, quality: float) -> float:
+    """Return the largest number of the float network's map that means are made from."""
+    largest = 0.0
+
+    def look(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, float(output.abs().max()))
+
+    hook = codec.model.means_rat.register_forward_hook(look)
+    float_bits(codec, image, quality)
+    hook.remove()
+    return largest
+
+
+def halves(codec: Codec, side: int = 256) -> dict[float, int]:
+    """Return the bytes of a square whose left half is red and whose right half is blue, by quality."""
+    square = np.zeros((side, side, 3), dtype=np.uint8)
+    square[:, : side // 2, 0] = square[:, side // 2 :, 2] = 255
+    return {quality: len(belvedere.encode(Image.fromarray(square), codec, quality=quality)) for quality in QUALITIES}
+
+
 def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,6 +156,8 @@ def main() -> None:
         "all_decoded_are_the_encoders": all(row["decoded_is_the_encoders"] for row in rows),
         "seams": seams(codec, first),
         "regions": middle(codec, first),
+        "largest_mean": {quality: largest_mean(codec, first, quality) for quality in QUALITIES},
+        "halves": halves(codec),
         "rows": rows,
     }
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=2))

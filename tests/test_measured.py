@@ -151,6 +151,16 @@ def test_the_bits_beside_other_codecs() -> None:
     assert f"take {compared('psnr', 'JPEG 4:2:0')} bits than JPEG" in (ROOT / "README.md").read_text()
 
 
+def test_the_bytes_of_what_is_no_photograph() -> None:
+    found, first = results("codec.json"), results("segpic_runs.json")["runs"][0]
+    small, large, before = (size / 1000 for size in (*[*found["halves"].values()][1:], first["halves"]["8.0"]))
+    told = (
+        f"take {small:.1f} kB at quality 4 and {large:.1f} kB at 8 ({before:.1f} kB with the weights of the first run)"
+    )
+    assert told in page("segpic.md"), f"docs/segpic.md lacks: {told}"
+    assert f"to {found['largest_mean']['8.0']:,.0f} at quality 8" in page("segpic.md")
+
+
 def test_what_the_runs_of_the_codec_brought() -> None:
     runs = results("segpic_runs.json")["runs"]
     text = page("segpic.md")
