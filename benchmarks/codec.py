@@ -112,7 +112,7 @@ def parts(
 
 @torch.no_grad()
 def largest_mean(codec: Codec, image: Image.Image, quality: float) -> float:
-    """Return the largest number of the float network's map that means are made from."""
+    """Return the largest magnitude in the float network's map that means are made from."""
     largest = 0.0
 
     def look(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -148,15 +148,14 @@ def test_the_bits_beside_other_codecs() -> None:
     told = f"needs {compared('psnr', 'JPEG 4:2:0')} bits than JPEG 4:2:0, {', '.join(others[:-1])} and {others[-1]}"
     assert told in page("segpic.md"), f"docs/segpic.md lacks: {told}"
     assert f"by MS-SSIM {jpeg} than JPEG and {webp} than WebP" in page("segpic.md")
-    assert f"take {compared('psnr', 'JPEG 4:2:0')} bits than JPEG" in (ROOT / "README.md").read_text()
+    told = f"take {compared('psnr', 'JPEG 4:2:0')} bits than JPEG, and {compared('psnr', 'WebP method 6')} than WebP"
+    assert told in (ROOT / "README.md").read_text()
 
 
 def test_the_bytes_of_what_is_no_photograph() -> None:
     found, first = results("codec.json"), results("segpic_runs.json")["runs"][0]
-    small, large, before = (size / 1000 for size in (*[*found["halves"].values()][1:], first["halves"]["8.0"]))
-    told = (
-        f"take {small:.1f} kB at quality 4 and {large:.1f} kB at 8 ({before:.1f} kB with the weights of the first run)"
-    )
+    sizes, before = ({q: f"{size / 1000:.1f} kB" for q, size in one["halves"].items()} for one in (found, first))
+    told = f"take {sizes['4.0']} at quality 4 and {sizes['8.0']} at 8 ({before['8.0']} with the weights of the"
     assert told in page("segpic.md"), f"docs/segpic.md lacks: {told}"
     assert f"to {found['largest_mean']['8.0']:,.0f} at quality 8" in page("segpic.md")
 
@@ -186,6 +185,22 @@ def test_the_seconds_of_small_files() -> None:
         assert row in page("segpic.md"), f"docs/segpic.md lacks the row {row}"
     row = f"| peak memory beside the libraries | {photo['peak_mb']:,.0f} MB | {full['peak_mb']:,.0f} MB |"
     assert row in page("segpic.md"), f"docs/segpic.md lacks the row {row}"
+    rates = [[variant["symbols_per_second"][way] / 1e6 for variant in (photo, full)] for way in ("writing", "reading")]
+    writing, reading = (f"{min(rate):.0f} to {max(rate):.0f}" for rate in rates)
+    assert f"writes {writing} million numbers a second and reads {reading}" in page("segpic.md")
+
+
+def test_what_the_layout_of_weights_saves() -> None:
+    seconds = [variant["seconds"] for variant in results("segpic.json").values()]
+    medians = [
+        (each[part]["median"], each[f"{part}, as stored"]["median"])
+        for each in seconds
+        for part in ("analysis", "synthesis")
+    ]
+    saved = [1 - placed / stored for placed, stored in medians]
+    told = f"{100 * min(saved):.0f} to {100 * max(saved):.0f} %"
+    assert f"saves {told} of the time" in page("segpic.md")
+    assert f"take {told} less time" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_files_beside_what_the_network_says() -> None:
@@ -193,6 +208,23 @@ def test_the_files_beside_what_the_network_says() -> None:
     told = [f"{100 * abs(share - 1):.1f} % {'larger' if share > 1 else 'smaller'}" for share in over.values()]
     text = f"is on average {told[0]} at quality 1, {told[1]} at 4 and {told[2]} at 8"
     assert text in page("segpic.md"), f"docs/segpic.md lacks: {text}"
+    shares = sorted(row["file_over_estimate"] for row in results("codec.json")["rows"] if row["quality"] == 8)
+    assert [sum(share < limit for share in shares) for limit in (1.01, 1.045)] == [11, 22] and len(shares) == 24
+    assert f"two {100 * shares[-2] - 100:.0f} and {100 * shares[-1] - 100:.0f} %" in page("segpic.md")
+
+
+def test_what_tiles_and_regions_cost() -> None:
+    found = results("codec.json")
+    tiles, one = (found["seams"][name] for name in ("tiles of 256", "one tile"))
+    alike, marked = (found["regions"][name] for name in ("all alike", "the middle matters"))
+    for told in (
+        f"{tiles['near seams']:.1f} dB within 8 pixels of the seams",
+        f"the same pixels in one tile {one['near seams']:.1f} and {one['elsewhere']:.1f}.",
+        f"cost {100 * tiles['bytes'] / one['bytes'] - 100:.0f} % more bytes",
+        f"the file is {100 - 100 * marked['bytes'] / alike['bytes']:.1f} % smaller",
+        f"the rest falls from {alike['outside']:.1f} to {marked['outside']:.1f} dB",
+    ):
+        assert told in page("segpic.md"), f"docs/segpic.md lacks: {told}"
 
 
 def test_the_aims_of_scenes() -> None:

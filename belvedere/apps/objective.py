@@ -13,6 +13,7 @@ from belvedere.apps.config import OptimizerConfig, TrainConfig
 from belvedere.apps.optimizers import make_optimizer
 from belvedere.apps.order import Order
 from belvedere.apps.task import Task
+from belvedere.kernels.layout import place
 from belvedere.seeds import BatchRng, derive
 
 HELD_OUT = 256
@@ -74,7 +75,7 @@ def held_out_loss(config: TrainConfig, task: Task, network: nn.Module, chunk: in
 def run_check(config: TrainConfig, task: Task, device: torch.device) -> int:
     """Fit one fixed batch with fixed noise; return 0 when the loss fell by the config's factor, else 1."""
     settings = config.check
-    objective = Objective(task, uses_bf16(config.precision, device)).to(device)
+    objective = place(Objective(task, uses_bf16(config.precision, device)), device)
     optimizer = make_optimizer(task, config.optimizer)
     indices = Order(len(task.dataset), config.seed, settings.batch, 1).indices(0, 0)
     batch = {key: value.to(device) for key, value in task.dataset.batch(indices).items()}

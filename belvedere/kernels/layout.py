@@ -11,7 +11,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def place(network: Network, device: torch.device) -> Network:
     """Move a network to a device and return it; on a CPU the kernels of its convolutions go channels last.
 
-    A CPU's convolutions follow the layout of their weights: SegPIC's transforms take 17 to 33 % less time so
+    A CPU's convolutions follow the layout of their weights: SegPIC's transforms take 17 to 32 % less time so
     (``benchmarks/segpic.py``). On a GPU weights stay as they are: there it was not measured.
     """
     nn.Module.to(network, device)

@@ -67,7 +67,7 @@ def test_the_reconstruction_is_that_of_the_float_network() -> None:
     assert (found - wanted).abs().mean() < 1
 
 
-def test_files_do_not_depend_on_how_weights_lie_in_memory() -> None:
+def test_files_are_read_whatever_the_layout_of_weights_was() -> None:
     stored, image = codec(), photograph()
     tables = ExactTables.of(exact_tables.make(stored.model), stored.model.config)
     placed = Codec(place(copy.deepcopy(stored.model), torch.device("cpu")), tables, stored.digest.hex())
