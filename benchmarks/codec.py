@@ -8,7 +8,7 @@ For each picture of a folder, at qualities 1, 4 and 8:
 
 And of the first picture: the PSNR near the seams of 256-pixel tiles and elsewhere, against that with one tile; what
 a map costs and saves in which only the middle matters; and how large the hyper decoder's map for means becomes in
-floats, which files bound to +-2048. Last, the bytes of what is no photograph: two halves, red and blue.
+floats, which files bound to +-2048. Last, bytes and PSNR of what is no photograph: two halves, red and blue.
 """
 
 import argparse
@@ -125,11 +125,15 @@ def largest_mean(codec: Codec, image: Image.Image, quality: float) -> float:
     return largest
 
 
-def halves(codec: Codec, side: int = 256) -> dict[float, int]:
-    """Return the bytes of a square whose left half is red and whose right half is blue, by quality."""
+def halves(codec: Codec, side: int = 256) -> dict[float, dict[str, float]]:
+    """Return bytes and PSNR of a square whose left half is red and whose right half is blue, by quality."""
     square = np.zeros((side, side, 3), dtype=np.uint8)
     square[:, : side // 2, 0] = square[:, side // 2 :, 2] = 255
-    return {quality: len(belvedere.encode(Image.fromarray(square), codec, quality=quality)) for quality in QUALITIES}
+    image, found = Image.fromarray(square), {}
+    for quality in QUALITIES:
+        data = belvedere.encode(image, codec, quality=quality)
+        found[quality] = {"bytes": len(data), "psnr": psnr(pixels(image), pixels(belvedere.decode(data, codec)))}
+    return found
 
 
 def main() -> None:

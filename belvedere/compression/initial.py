@@ -31,8 +31,6 @@ READING = (
     "channel_context",
     "hyper_means",
     "hyper_scales",
-    "means_rat",
-    "scales_rat",
     "bottleneck",
     "prototypes1.bottleneck",
     "prototypes2.bottleneck",
@@ -150,7 +148,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Return Adam groups as ``segpic.parameter_groups``, for a network that begins linear.
 
     What reads the side information, and what says how probable the latent is, begins anywhere and learns three times
-    as fast as what makes the latent and the side information, which begin well.
+    as fast as what makes the latent and the side information, which begin well. Region-adaptive transforms, even those
+    that read, begin as the identity and learn slowly: fast, one grew until its map passed 10^6; files end at 2048.
     """
     groups = segpic.parameter_groups(model, weight_decay)
     reading = {id(p) for name, p in model.named_parameters() if name.startswith(READING)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from belvedere.compression.initial import begin_linear
+from belvedere.compression.initial import begin_linear, parameter_groups
 from belvedere.compression.segpic import loss
 from belvedere.seeds import BatchRng
 from tests.compression.test_segpic import small
@@ -40,3 +40,15 @@ def test_everything_still_learns() -> None:
         optimizer.step()
     dead = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     assert dead == set()
+
+
+def test_what_begins_anywhere_learns_faster_than_what_begins_well() -> None:
+    model = small()
+    speeds = {id(p): group["lr_scale"] for group in parameter_groups(model, 0.0) for p in group["params"]}
+    found: dict[str, set[float]] = {}
+    for name, parameter in model.named_parameters():
+        if not name.endswith(".quantiles"):
+            found.setdefault(name.split(".")[0], set()).add(speeds.pop(id(parameter)))
+    assert found["hyper_means"] == found["hyper_scales"] == found["channel_context"] == {3.0}
+    assert found["analysis1"] == found["hyper_analysis"] == found["means_rat"] == found["scales_rat"] == {1.0}
+    assert set(speeds.values()) == {10.0}
