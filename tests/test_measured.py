@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from belvedere.compression.rate_distortion import bd_rate
@@ -148,6 +149,11 @@ def test_the_bits_beside_other_codecs() -> None:
     told = f"needs {compared('psnr', 'JPEG 4:2:0')} bits than JPEG 4:2:0, {', '.join(others[:-1])} and {others[-1]}"
     assert told in page("segpic.md"), f"docs/segpic.md lacks: {told}"
     assert f"by MS-SSIM {jpeg} than JPEG and {webp} than WebP" in page("segpic.md")
+    ours, webp_curve = (
+        {point["bpp"]: point["psnr"] for point in KODAK["curves"][name]} for name in ("segpic-photo", "WebP method 6")
+    )
+    better = [psnr > np.interp(bpp, list(webp_curve), list(webp_curve.values())) for bpp, psnr in ours.items()]
+    assert better == [True] * 7 + [False], "above quality 7 WebP has the higher PSNR"
     told = f"take {compared('psnr', 'JPEG 4:2:0')} bits than JPEG, and {compared('psnr', 'WebP method 6')} than WebP"
     assert told in (ROOT / "README.md").read_text()
 
@@ -164,7 +170,9 @@ def test_what_the_runs_of_the_codec_brought() -> None:
     runs = results("segpic_runs.json")["runs"]
     card = json.loads((ROOT / "belvedere/checkpoints/embedded/segpic-photo/card.json").read_text())
     assert (card["digest"], card["began_with"]) == (runs[4]["digest"], runs[4]["began_with"])
-    assert set(runs[4]["joined"]) == {runs[2]["digest"], runs[3]["digest"]}
+    assert runs[4]["joined"] == [runs[2]["digest"], runs[3]["digest"]]
+    assert f"ended at step {runs[3]['steps']:,}" in page("segpic.md")
+    assert runs[2]["largest_mean"]["8.0"] > 10**6
     begun = [run["began_with"] for run in runs[1:4]]
     assert begun == [runs[before]["digest"] for before in (0, 1, 0)]
 
