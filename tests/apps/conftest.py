@@ -1,4 +1,4 @@
-"""The command line in this process, and what a refusal looks like."""
+"""The command line in this process, what a refusal looks like, and one thread for networks that need no more."""
 
 import signal
 import sys
@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from belvedere.apps import cli
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks only wait for each other's threads; the tests after this one have as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Done(NamedTuple):

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,11 @@ from belvedere.seeds import BatchRng
 from tests.apps.conftest import Done, assert_refused
 from tests.generation.neti_models import save_clip, save_photographs, save_tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Command = Callable[..., Done]
 SMALL = ("model.hidden=32", "model.frequencies=32", "model.anchors=5", "export.default_steps=1", "batch=2")
 SMALL += ("accumulate=2", "save_every=1", "sheet_every=0", 'data.shown=["a {}"]')
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from belvedere.errors import InputError
 from tests.apps.test_output import full_disk
 from tests.checkpoints.test_autoencoder import save_tiny_autoencoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = [(40, 30), (30, 40), (64, 16), (40, 30), (9, 21), (3, 2), (40, 30), (100, 20), (32, 32)]
 OPTIONS: dict[str, Any] = {"side": 32, "unit": 4, "shard_size": 2, "batch": 2}
 """Nine pictures in five shards."""
@@ -53,11 +55,6 @@ def pictures(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(index))
     return tmp_path / "pictures"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def make(pictures: Path, out: Path, vae: Path, **options: Any) -> int:

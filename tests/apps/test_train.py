@@ -3,7 +3,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,7 @@ from belvedere.errors import InputError
 from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, rows, tensors, write_config
 from tests.apps.training_systems import FITV2, SYSTEMS, write_system
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_leaves_log_sheet_checkpoints_and_a_model_that_loads(tmp_path: Path) -> None:
