@@ -126,7 +126,7 @@ class AbsoluteFiTv2(FiTv2):
 
     def run(self, x: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
         """Return the prediction (n, c) of packed tokens ``x`` (n, c)."""
-        places = torch.cat([self._positions(*size) for size in layout.sizes])
+        places = torch.cat([self._positions(*size) for size in layout.sizes.tolist()])
         return super().run(torch.cat((x, places), -1), modulation, layout)
 
     def _positions(self, height: int, width: int) -> Tensor:

@@ -32,8 +32,8 @@ from belvedere.seeds import BatchRng
 class Layout(NamedTuple):
     """Where the tokens of a packed batch belong."""
 
-    sizes: tuple[tuple[int, int], ...]
-    """The (height, width) of each image in patches."""
+    sizes: Tensor
+    """The (height, width) of each image in patches: int64 (s, 2), on the CPU."""
     offsets: Tensor
     """Where each image begins: int32 (s + 1,); of a layout without memory it has some, for attention may read it."""
     image: Tensor
@@ -48,10 +48,9 @@ class Layout(NamedTuple):
         lengths = [len(cos) for cos, _ in turned]
         image = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths), output_size=sum(lengths))
         cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
-        grids = tuple((height, width) for height, width in sizes)
         offsets = offsets_of(lengths)
         offsets = offsets if torch.device(device).type == "meta" else offsets.to(device)
-        return cls(grids, offsets, *(x.to(device) for x in (image, cos, sin)))
+        return cls(torch.tensor([[*size] for size in sizes]), offsets, *(x.to(device) for x in (image, cos, sin)))
 
 
 def _norm_of(name: str) -> kernels.Norm:

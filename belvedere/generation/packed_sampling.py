@@ -171,7 +171,7 @@ class PackedCall:
         def run(x: Tensor, modulation: Tensor, *places: Tensor) -> Tensor:
             return self.network.run(x, modulation, Layout(sizes, *places))
 
-        fixed = () if self.network.refinement is None else sizes  # it alone goes by them
+        fixed = () if self.network.refinement is None else tuple(sizes.flatten().tolist())  # it alone goes by them
         out = self.graphs(run, tokens.to(self.network.dtype), torch.stack(rows), *places, fixed=fixed)
         return torch.cat([half[:count] for half in out.float().split(count + spare)])
 

@@ -2,7 +2,7 @@
 
 from belvedere.kernels.attention import attend
 from belvedere.kernels.concat import Accumulated, concat_add, concat_begin, concat_end
-from belvedere.kernels.depthwise import depthwise_residual
+from belvedere.kernels.depthwise import depthwise_packed, depthwise_residual
 from belvedere.kernels.gates import gated_mlp
 from belvedere.kernels.norms import (
     Norm,
@@ -32,6 +32,7 @@ __all__ = [
     "concat_add",
     "concat_begin",
     "concat_end",
+    "depthwise_packed",
     "depthwise_residual",
     "distortion",
     "gated_mlp",

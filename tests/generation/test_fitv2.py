@@ -290,8 +290,9 @@ def test_saves_and_loads(tmp_path: Path) -> None:
 # Other forms of the program
 
 
-def test_compiles_to_one_graph() -> None:
-    model = tiny(depth=1)
+@pytest.mark.parametrize("change", [{}, REFINED], ids=("published", "refined"))
+def test_compiles_to_one_graph(change: dict[str, int]) -> None:
+    model = tiny(depth=1, **change)
     x, t, y = inputs()
     rows, layout = model.modulate(t, y).detach(), model.layout(SIZES, "none", "cpu")
     torch.compiler.reset()
@@ -303,9 +304,10 @@ def test_compiles_to_one_graph() -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_pictures_of_one_bucket_are_compiled_once() -> None:
+@pytest.mark.parametrize("change", [{}, REFINED], ids=("published", "refined"))
+def test_pictures_of_one_bucket_are_compiled_once(change: dict[str, int]) -> None:
     """Of other sizes, but together as many tokens and as many pictures."""
-    model = tiny(depth=1)
+    model = tiny(depth=1, **change)
     _, t, y = inputs()
     torch.compiler.reset()
     compiled = torch.compile(model.run, fullgraph=True)
