@@ -317,3 +317,68 @@ def test_the_seconds_of_scenes() -> None:
         *(field[scene]["differences"]["view, PSNR in dB"] for scene in ("solid", "soft")),
     ]
     assert "{:.1f} dB (`model`), {:.1f} dB (`solid`) and {:.1f} dB (`soft`)".format(*told) in page("nvist.md")
+
+
+def test_the_seconds_of_fitv2() -> None:
+    found = results("fitv2.json")
+    said = [f"{found['network']['bfloat16']['flops'] / 1e9:.0f} GFLOP"]
+    for dtype in ("bfloat16", "float32"):
+        row, seconds = found["network"][dtype], found["network"][dtype]["seconds"]
+        spread = f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+        peak = f"{row['share_of_peak']:.0%} of {row['gemm_peak_flops'] / 1e9:.0f} GFLOP/s".replace("%", " %")
+        said.append(f"| {dtype} | {spread} | {peak} |")
+    packing, sampling = found["packing"], found["sampling"]["seconds"]
+    packed, padded = (statistics.median(packing["seconds"][name]) for name in ("packed", "padded"))
+    said += [
+        f"({packing['tokens']} tokens, {100 * packing['fill_of_padded']:.0f} % of the padded form)",
+        f"takes {packed:.2f} s packed and {padded:.2f} s in the official",
+        f"with its mask: {packing['padded_over_packed']:.2f} times as long",
+        f"Packed it costs {packing['packed_over_token_sum']:.2f} times what {packing['tokens']} tokens cost",
+        f"outputs differ by at most {packing['largest_difference']:.0e}",
+        "take {:.2f} s with a step's shared work done once and {:.2f} s without".format(
+            *(statistics.median(sampling[name]) for name in ("once", "each step"))
+        ),
+    ]
+    for words in said:
+        assert words in page("fitv2.md"), f"docs/fitv2.md lacks: {words}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def test_the_runs_of_the_embedded_network_of_sizes() -> None:
+    found, said = results("fitv2_runs.json"), page("fitv2.md")
+    first, last = found["runs"]
+    card = json.loads((ROOT / "belvedere/checkpoints/embedded/fitv2-toybox/card.json").read_text())
+    assert first["began_with"] is None and last["began_with"] == first["digest"]
+    for key in ("began_with", "digest", "steps", "seconds", "device", "train_loss"):
+        assert card[key] == last[key], key
+    for run in (first, last):
+        assert f"| {run['steps']:,} | {run['seconds'] / 60:.0f} |" in said
+    assert (
+        f"seed={card['config']['seed']} finetune.weights=fitv2-toybox precision={card['config']['precision']}" in said
+    )
+    losses = found["held_out_loss"].values()
+    assert f"fell from {max(losses):.3f} to {min(losses):.3f} in the second run" in said
+
+
+def test_the_pictures_of_many_sizes() -> None:
+    found, said = results("extrapolation.json"), page("fitv2.md")
+    card = json.loads((ROOT / "belvedere/checkpoints/embedded/fitv2-toybox/card.json").read_text())
+    assert {row["weights"] for row in found["rows"]} == {card["digest"]}
+    *trained, plain, extended = found["rows"]
+    for row in trained:
+        assert f"| {row['size']} | {percent(row['recognised'])} | {row['ratio']:.1f} |" in said
+    assert {row["count"] for row in trained} == {
+        60
+    } and f"name {trained[0]['count']} pictures of each trained size" in said
+    shares = [percent(row["recognised"]) for row in (plain, extended)]
+    ratios = f"{plain['ratio']:.1f} and {extended['ratio']:.1f} times that of two real sets"
+    told = f"{plain['size']} it names {shares[0]} of {plain['count']}, {shares[1]} with vision-ntk"
+    assert f"{told}; the distances are {ratios}" in said
+    before = [
+        f"{percent(share)} at {size}" for size, share in results("fitv2_runs.json")["runs"][0]["recognised"].items()
+    ]
+    assert f"The first run's weights: {', '.join(before[:-1])} and {before[-1]}." in said
+    assert set(found["real_recognised"].values()) == {1.0} and "The judge names 100 % of real renders" in said

@@ -111,7 +111,7 @@ def generate(
       belvedere generate --grid toys.png
       belvedere generate --classes car,boat -n 8 --seed 7 --out toys
       belvedere generate --model fitv2-toybox --sizes 48x96,96x48,64x64 --grid toys.png
-      belvedere generate --model fitv2-toybox --size 96x96 --extrapolation vision-ntk
+      belvedere generate --model fitv2-toybox --size 128x128 --extrapolation vision-ntk
       belvedere generate --model ./runs/mine/model --steps 50 --guidance 2 --format webp
       belvedere generate --model ./sd --concept toy.concept.safetensors --prompt "a photo of <toy> on the beach" -n 4
       belvedere generate --jobs jobs.jsonl --out many
