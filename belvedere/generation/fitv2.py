@@ -50,7 +50,8 @@ class Layout(NamedTuple):
         cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
         offsets = offsets_of(lengths)
         offsets = offsets if torch.device(device).type == "meta" else offsets.to(device)
-        return cls(torch.tensor([[*size] for size in sizes]), offsets, *(x.to(device) for x in (image, cos, sin)))
+        grids = torch.tensor([[*size] for size in sizes], device="cpu")
+        return cls(grids, offsets, *(x.to(device) for x in (image, cos, sin)))
 
 
 def _norm_of(name: str) -> kernels.Norm:

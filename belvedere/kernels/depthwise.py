@@ -32,10 +32,11 @@ def depthwise_packed(x: Tensor, weight: Tensor, bias: Tensor, sizes: Tensor, cel
     k, k) with k odd and ``bias`` (c,) as in ``depthwise_residual``. Differentiable once in all three. Raises
     ``ValueError`` unless the pictures have m cells.
     """
-    run = _packed_op if torch.compiler.is_compiling() else _packed
-    if torch.is_autocast_enabled(x.device.type):
+    if not torch.compiler.is_compiling():
+        return _packed(x, weight, bias, sizes, cells)
+    if torch.is_autocast_enabled(x.device.type):  # as PyTorch has it for its own convolution
         x, weight, bias = (given.to(torch.get_autocast_dtype(x.device.type)) for given in (x, weight, bias))
-    return run(x, weight, bias, sizes, cells)
+    return _packed_op(x, weight, bias, sizes, cells)
 
 
 def _packed(x: Tensor, weight: Tensor, bias: Tensor, sizes: Tensor, cells: int) -> Tensor:

@@ -103,10 +103,12 @@ def test_packed_pictures_do_not_see_each_other() -> None:
         assert torch.equal(part, depthwise_packed(alone, *weights, torch.tensor([size]), 2))
 
 
-def test_packed_in_autocast_is_what_a_convolution_is_there() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_packed_in_autocast_is_what_a_convolution_is_there(compiled: bool) -> None:
     x, weight, bias = packed([(2, 3)], 1, 4)
+    run = torch.compile(depthwise_packed, fullgraph=True, backend="eager") if compiled else depthwise_packed
     with torch.autocast("cpu", torch.bfloat16):
-        got = depthwise_packed(x, weight, bias, torch.tensor([(2, 3)]))
+        got = run(x, weight, bias, torch.tensor([(2, 3)]))
         want = F.conv2d(x.view(1, 2, 3, 4).permute(0, 3, 1, 2), weight, bias, padding=1, groups=4)
     assert got.dtype == torch.bfloat16 and torch.equal(got.view(2, 3, 4), want[0].permute(1, 2, 0))
 
