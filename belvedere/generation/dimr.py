@@ -110,7 +110,8 @@ class ConvNeXtBlock(nn.Module):
 class Upsample(nn.Module):
     """All activations of the lower stage -> features of this one: norm, linear, pixel shuffle, norm.
 
-    Activations are folded in one by one (``begin``, ``add`` ... ``end``), so none has to be kept.
+    Activations are folded in one by one (``begin``, ``add`` ... ``end``), so none has to be kept; what is made of a
+    class token, the first row, is dropped at the end, for to drop it before is to copy every activation.
     """
 
     def __init__(self, low: StageConfig, stage: StageConfig):
@@ -130,7 +131,7 @@ class Upsample(nn.Module):
         return kernels.concat_add(seen, x, gain, bias, self.linear.weight[:, part])
 
     def end(self, seen: kernels.Accumulated, grid: tuple[int, int], time: Tensor) -> Tensor:
-        x = kernels.concat_end(seen, self.linear.bias).to(self.linear.weight.dtype)
+        x = kernels.concat_end(seen, self.linear.bias)[:, -grid[0] * grid[1] :].to(self.linear.weight.dtype)
         x = x.unflatten(-1, (self.factor, self.factor, -1)).unflatten(1, grid)  # (b, h, w, r, r, c)
         x = x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)  # (b, h r, w r, c)
         return self.out_norm(x, time)
@@ -198,13 +199,13 @@ class Stage(nn.Module):
     def _run(
         self, x: Tensor, grid: tuple[int, int], time: Tensor, up: Upsample | None, detach: bool
     ) -> tuple[Tensor, kernels.Accumulated | None]:
-        seen = up.begin(self._cells(x), time) if up else None
+        seen = up.begin(x.flatten(1, -2), time) if up else None
         stack: list[Tensor] = []
         half = len(self.blocks) // 2
         for i in range(len(self.blocks) + 1):
             if up is not None and seen is not None:
-                cells = self._cells(x)
-                seen = up.add(seen, cells.detach() if detach else cells, time)
+                rows = x.flatten(1, -2)  # (b, n, c)
+                seen = up.add(seen, rows.detach() if detach else rows, time)
             if i == len(self.blocks):
                 break
             if 1 <= i <= half:
