@@ -111,8 +111,7 @@ def switched(modules: tuple[ModuleType, ...], on: bool) -> Iterator[None]:
     """Lead the public ops to their kernels, or to plain PyTorch."""
     with ExitStack() as stack:
         for module in modules:
-            asked = "fused_where_asked" if module is depthwise else "fused"
-            stack.enter_context(mock.patch.object(module, asked, lambda x: on))
+            stack.enter_context(mock.patch.object(module, "fused", lambda x: on))
         yield
 
 

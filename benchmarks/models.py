@@ -1,15 +1,16 @@
 """The five systems end to end on a GPU, random weights at their published sizes: ``python benchmarks/models.py``.
 
-- DiMR-XL/2R and FiTv2-XL/2, bfloat16: a call of 64 pictures, eager and compiled, and a training step of 16, with their
-  share of this GPU's own matrix product; and a sampler's step of one, eager and recorded (``kernels/graphs.py``);
+- DiMR-XL/2R and FiTv2-XL/2, bfloat16: a call of 64 pictures, eager, compiled, and compiled and recorded
+  (``kernels/graphs.py``), and training steps of as many, eager and compiled, with their share of this GPU's own matrix
+  product; and a sampler's step of one, eager and recorded;
 - NViST: the field of a picture, and views of 160x90 with 48 samples a ray;
 - SegPIC: files of 768x512, written and read;
 - the U-Net of Stable Diffusion 1.5, on which concepts are learned: one guided step at 512x512.
 
 What is compiled or recorded is compared with what is not before it is timed. FLOPs are counted by PyTorch, two a
-multiply-add, of plain attention, for it does not see into ours. With BELVEDERE_KERNELS=all kernels run that nobody has
-timed yet; the JSON says so. A row that fails is stored with its error, the others go on:
-the JSON is written after each. ``--device cpu`` only tries the script, with small networks: it stores nothing.
+multiply-add, of plain attention, for it does not see into ours; a training step has three times those of its forward
+pass. A row that fails is stored with its error, the others go on: the JSON is written after each. ``--device cpu``
+only tries the script, with small networks: it stores nothing.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from PIL import Image
 from timing import spread
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import belvedere
@@ -43,20 +45,24 @@ from belvedere.synthesis.render import occupancy_for_views, render_view
 
 class Run(NamedTuple):
     """Something that is timed. ``units``: how many things one call makes. ``plain``: the same work, not compiled, with
-    which it is compared, if it is another call, and of which FLOPs are counted; None: neither."""
+    which it is compared, if it is another call, and of which FLOPs are counted; None: neither. ``passes``: 3 for a
+    training step, whose ``plain`` is its forward pass, a third of its FLOPs, with which nothing is compared."""
 
     name: str
     call: Callable[[], Any]
     units: float
     unit: str
     plain: Callable[[], Any] | None = None
+    passes: int = 1
 
 
-def randomised(network: nn.Module, device: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """Return the network with weights none of which is zero."""
+def randomised(make: Callable[[], nn.Module], device: str) -> Any:
+    """Return a network in bfloat16, made on the device, with weights none of which is zero."""
+    with torch.device(device):
+        network = make()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
-    return nn.Module.to(network, device, dtype)
+    return nn.Module.to(network, device, torch.bfloat16)
 
 
 def training_step(network: nn.Module, call: Callable[[], Tensor]) -> Callable[[], None]:
@@ -71,21 +77,30 @@ def training_step(network: nn.Module, call: Callable[[], Tensor]) -> Callable[[]
     return step
 
 
-def dimr(device: str) -> Iterator[Run]:
-    """Yield the calls of DiMR."""
-    network: Any = randomised(belvedere.DiMR.from_variant("XL/2R-256" if device == "cuda" else "toybox"), device)
+class Denoiser(NamedTuple):
+    """A network to be timed; ``call(count, form)``: of so many pictures, by ``run`` or a compiled form of it."""
+
+    name: str
+    network: nn.Module
+    run: Any
+    call: Callable[[int, Any], Tensor]
+    many: int
+    """Pictures of a call that are timed."""
+
+
+def make_dimr(device: str) -> Denoiser:
+    network = randomised(partial(belvedere.DiMR.from_variant, "XL/2R-256" if device == "cuda" else "toybox"), device)
     side, channels = network.sizes[-1].height * network.sizes[-1].ratio, network.config.channels
 
     def call(count: int, run: Any) -> Tensor:
         x = torch.ones(count, channels, side, side, device=device, dtype=torch.bfloat16)
         return run(x, torch.zeros(1, device=device), torch.zeros(count, dtype=torch.long, device=device))[-1]
 
-    yield from denoiser("DiMR-XL/2R", network, network, call, device)
+    return Denoiser("DiMR-XL/2R", network, network, call, 64 if device == "cuda" else 2)
 
 
-def fitv2(device: str) -> Iterator[Run]:
-    """Yield the calls of FiTv2."""
-    network: Any = randomised(belvedere.FiTv2.from_variant("XL/2" if device == "cuda" else "toybox"), device)
+def make_fitv2(device: str) -> Denoiser:
+    network = randomised(partial(belvedere.FiTv2.from_variant, "XL/2" if device == "cuda" else "toybox"), device)
     grid = (16, 16) if device == "cuda" else (8, 8)
     layout = cache(lambda count: network.layout([grid] * count, "none", device))
 
@@ -94,26 +109,52 @@ def fitv2(device: str) -> Iterator[Run]:
         t, y = torch.full((count,), 0.5, device=device), torch.zeros(count, dtype=torch.long, device=device)
         return run(x, network.modulate(t, y), layout(count))
 
-    yield from denoiser("FiTv2-XL/2", network, network.run, call, device)
+    return Denoiser("FiTv2-XL/2", network, network.run, call, 64 if device == "cuda" else 2)
 
 
-def denoiser(name: str, network: nn.Module, run: Any, call: Callable[[int, Any], Tensor], device: str) -> Iterator[Run]:
-    """Yield a network's calls; ``call(count, form)``: of so many pictures, by ``run`` or a compiled form of it."""
-    many, few = (64, 16) if device == "cuda" else (2, 2)
+def pictures(made: Denoiser, device: str) -> Iterator[Run]:
+    """Yield the calls of a network: as it stands, compiled, and compiled and recorded."""
+    graphs, start = Graphs(), torch.empty(1, device=device)
+    graphs.follow(made.network)
+    compiled = torch.compile(made.run, fullgraph=True)
+    plain, fast = (torch.no_grad()(partial(made.call, made.many, form)) for form in (made.run, compiled))
+    recorded = torch.no_grad()(partial(graphs, lambda _: fast(), start))
+    for way, call in (("eager", plain), ("compiled", fast), ("compiled, recorded", recorded)):
+        yield Run(f"{made.name}, {made.many} pictures, {way}", call, made.many, "pictures", plain)
 
-    def pictures(way: str, how: Any) -> Run:
-        timed, plain = (torch.no_grad()(partial(call, many, form)) for form in (how, run))
-        return Run(f"{name}, {many} pictures, {way}", timed, many, "pictures", plain)
 
-    yield pictures("eager", run)
-    yield Run(f"{name}, training step of {few}", training_step(network, partial(call, few, run)), few, "pictures")
-    yield pictures("compiled", torch.compile(run, fullgraph=True))
+def training(made: Denoiser) -> Iterator[Run]:
+    """Yield the training steps of a network: as it stands, and compiled."""
+    plain = torch.no_grad()(partial(made.call, made.many, made.run))
+    for way, form in (("eager", made.run), ("compiled", torch.compile(made.run, fullgraph=True))):
+        step = training_step(made.network, partial(made.call, made.many, form))
+        yield Run(f"{made.name}, training step of {made.many}, {way}", step, made.many, "pictures", plain, passes=3)
+
+
+def dimr(device: str) -> Iterator[Run]:
+    """Yield the calls of DiMR."""
+    yield from pictures(make_dimr(device), device)
+
+
+def fitv2(device: str) -> Iterator[Run]:
+    """Yield the calls of FiTv2."""
+    yield from pictures(make_fitv2(device), device)
+
+
+def dimr_training(device: str) -> Iterator[Run]:
+    """Yield the training steps of DiMR."""
+    yield from training(make_dimr(device))
+
+
+def fitv2_training(device: str) -> Iterator[Run]:
+    """Yield the training steps of FiTv2."""
+    yield from training(make_fitv2(device))
 
 
 def sampler_steps(device: str) -> Iterator[Run]:
     """Yield a step of one picture, eager and recorded: what a pipeline calls, all that depends on time given."""
-    dimr: Any = randomised(belvedere.DiMR.from_variant("XL/2R-256" if device == "cuda" else "toybox"), device)
-    fitv2: Any = randomised(belvedere.FiTv2.from_variant("XL/2" if device == "cuda" else "toybox"), device)
+    dimr = randomised(partial(belvedere.DiMR.from_variant, "XL/2R-256" if device == "cuda" else "toybox"), device)
+    fitv2 = randomised(partial(belvedere.FiTv2.from_variant, "XL/2" if device == "cuda" else "toybox"), device)
     label, height = torch.zeros(1, dtype=torch.long, device=device), dimr.sizes[-1].height * dimr.sizes[-1].ratio
     moment = torch.zeros(1, device=device)
     sizes, *places = fitv2.layout([(16, 16) if device == "cuda" else (8, 8)], "none", device)
@@ -142,7 +183,7 @@ def sampler_steps(device: str) -> Iterator[Run]:
 
 def scenes(device: str) -> Iterator[Run]:
     """Yield the field of a picture and the views of one."""
-    network: Any = randomised(NViST() if device == "cuda" else NViST.from_variant("toybox"), device)
+    network = randomised(NViST if device == "cuda" else partial(NViST.from_variant, "toybox"), device)
     network.field_decoder.float()  # as models are loaded
     height, width = network.config.image
     camera: Camera = input_camera((height, width), distance=1.4, fov=40.0)
@@ -175,7 +216,7 @@ def guided_step(device: str) -> Iterator[Run]:
 
     large = device == "cuda"
     sizes = {} if large else {"block_out_channels": (32, 32, 32, 32), "norm_num_groups": 8}
-    unet: Any = randomised(UNet2DConditionModel(cross_attention_dim=768, **sizes), device)
+    unet = randomised(partial(UNet2DConditionModel, cross_attention_dim=768, **sizes), device)
     side = 64 if large else 16
     x = torch.ones(2, 4, side, side, device=device, dtype=torch.bfloat16)
     words = torch.ones(2, 77, 768, device=device, dtype=torch.bfloat16)
@@ -183,32 +224,44 @@ def guided_step(device: str) -> Iterator[Run]:
     yield Run("Stable Diffusion 1.5, guided step", call, 1, "steps", call)
 
 
-def measured(run: Run, repeats: int, ceiling: float) -> dict[str, Any]:
-    """Return the row of a run."""
+def busiest(run: Run, count: int) -> list[dict[str, Any]]:
+    """Return the kernels that take the most of a call's time on the GPU, by name: how often, and for how long."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run.call()
+        torch.cuda.synchronize()
+    found = sorted(profiler.key_averages(), key=lambda each: each.self_device_time_total, reverse=True)
+    return [{"name": x.key[:80], "calls": x.count, "seconds": x.self_device_time_total / 1e6} for x in found[:count]]
+
+
+def measured(run: Run, repeats: int, ceiling: float, count: int) -> dict[str, Any]:
+    """Return the row of a run, with its ``count`` busiest kernels."""
     inputs = [(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"),)]
-    compared = run.plain is not None and run.plain is not run.call
+    compared = run.plain is not None and run.plain is not run.call and run.passes == 1
     apart = {"apart": gpu.apart([run.call()], [run.plain()])} if compared else {}
     taken = spread(gpu.timed(lambda _: run.call(), inputs, repeats))
     row = {"name": run.name, "seconds": taken, "unit": run.unit, "rate": run.units / taken["median"]} | apart
     if run.plain is not None:
         with FlopCounterMode(display=False) as counter, mock.patch.dict(os.environ, BELVEDERE_ATTENTION="reference"):
             run.plain()
-        flops = counter.get_total_flops()
+        flops = run.passes * counter.get_total_flops()
         row |= {"flops": flops, "share of gemm": flops / taken["median"] / ceiling}
-    return row
+    return row | ({"kernels": busiest(run, count)} if count else {})
 
 
-PARTS = {part.__name__: part for part in (sampler_steps, scenes, files, guided_step, dimr, fitv2)}
+PARTS = {
+    part.__name__: part
+    for part in (sampler_steps, scenes, files, guided_step, dimr, fitv2, dimr_training, fitv2_training)
+}
 
 
 def rows_of(
-    part: Callable[[str], Iterator[Run]], device: str, repeats: int, ceiling: float
+    part: Callable[[str], Iterator[Run]], device: str, repeats: int, ceiling: float, count: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a part; of a run that fails its error, and where the part itself fails that one."""
     try:
         for run in part(device):
             try:
-                yield measured(run, repeats, ceiling)
+                yield measured(run, repeats, ceiling, count)
             except Exception as error:  # whatever a GPU and its compilers raise must not cost the other rows
                 yield {"name": run.name, "error": f"{type(error).__name__}: {error}"[:500]}
     except Exception as error:
@@ -220,7 +273,9 @@ def told(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['name']:44} failed: {row['error'].splitlines()[0]}"
     share = f"  {row['share of gemm']:.1%} of the matrix product" if "flops" in row else ""
-    return f"{row['name']:44} {row['seconds']['median'] * 1e3:10.2f} ms {row['rate']:10.1f} {row['unit']}/s{share}"
+    head = f"{row['name']:44} {row['seconds']['median'] * 1e3:10.2f} ms {row['rate']:10.1f} {row['unit']}/s{share}"
+    busy = [f"  {x['seconds'] * 1e3:8.3f} ms {x['calls']:5} x {x['name']}" for x in row.get("kernels", ())]
+    return "\n".join([head, *busy])
 
 
 def main() -> None:
@@ -229,19 +284,21 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of the default: %(default)s")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--kernels", type=int, default=0, help="tell so many of each row's busiest kernels too")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "models.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here; --device cpu tries the script")
+    if options.device == "cpu" and options.kernels:
+        parser.error("--kernels tells those of a GPU")
     ceilings = gpu.ceilings(options.device)
     rows: list[dict[str, Any]] = []
     for name in options.parts.split(","):
-        for row in rows_of(PARTS[name], options.device, options.repeats, ceilings["gemm"]):
+        for row in rows_of(PARTS[name], options.device, options.repeats, ceilings["gemm"], options.kernels):
             rows.append(row)
             print(told(row), flush=True)
             if options.device == "cuda":
                 about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
-                about["kernels"] = os.environ.get("BELVEDERE_KERNELS", "")
                 options.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     sys.exit(any("error" in row for row in rows))
 

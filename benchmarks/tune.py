@@ -23,6 +23,7 @@ from unittest import mock
 if "cpu" in sys.argv:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 
+import gpu
 import kernels as bench
 import torch
 from kernels_error import switched
@@ -45,7 +46,6 @@ from belvedere.kernels.triton import (
 from belvedere.kernels.triton import concat as concat_kernels
 from belvedere.kernels.triton import norms as norm_kernels
 from belvedere.kernels.triton import region as region_kernels
-from belvedere.kernels.triton import rope as rope_kernels
 from belvedere.kernels.triton.attention_tiles import Tile
 
 
@@ -56,58 +56,64 @@ class Knob(NamedTuple):
     places: tuple[tuple[Any, str], ...]
     candidates: dict[str, Any]
     cases: tuple[str, ...]
+    directions: tuple[bool, ...] = (False, True)
+    """Whether the cases are timed without their backward, and with it."""
 
 
 def attention(kind: str, *candidates: Tile) -> Knob:
     """Return the tile of one kernel of attention, of all heads in bfloat16."""
     places = tuple((attention_tiles, name) for name in ("TILES", "TILES_HOPPER", "TILES_AMPERE"))
     tables = {str(tuple(tile)): attention_tiles.TILES_HOPPER | {kind: {128: tile}} for tile in candidates}
-    return Knob(places, {"set": None} | tables, ("attention packed softmax",))
+    cases = ("attention packed softmax", "attention dense softmax DiMR-XL")
+    return Knob(places, {"set": None} | tables, cases, (kind != "forward",))
 
 
-def sizes(places: tuple[tuple[Any, str], ...], candidates: tuple[int, ...], cases: tuple[str, ...]) -> Knob:
+def sizes(
+    places: tuple[tuple[Any, str], ...],
+    candidates: tuple[int, ...],
+    cases: tuple[str, ...],
+    directions: tuple[bool, ...] = (False, True),
+) -> Knob:
     """Return a number, the first candidate what is set."""
-    return Knob(places, {str(candidate): candidate for candidate in candidates}, cases)
+    return Knob(places, {str(candidate): candidate for candidate in candidates}, cases, directions)
 
 
 ROWS = ("modulate_norm", "gated_residual", "TD-")
+SUMS = (norm_kernels, residual, residual_norm, concat_kernels, rope_backward)
+
+
+def of_sums(name: str) -> tuple[tuple[Any, str], ...]:
+    """Return the places of a setting of the kernels that sum over rows."""
+    return tuple((module, name) for module in SUMS if hasattr(module, name))
+
+
 KNOBS = {
     "attention forward": attention(
         "forward",
-        *(Tile(64, 64, 4, stages) for stages in (2, 3)),
-        *(Tile(128, 64, warps, 2) for warps in (4, 8)),
-        *(Tile(own, 128, own // 16, 2) for own in (64, 128)),
-        Tile(64, 32, 4, 3),
-        Tile(128, 64, 8, 3),
+        *(Tile(64, 32, 4, stages) for stages in (2, 4)),
+        Tile(64, 32, 4, 3, 128),
+        Tile(128, 32, 8, 3),
+        Tile(128, 32, 8, 3, 128),
+        Tile(64, 64, 4, 3),
+        Tile(128, 64, 4, 2),
         Tile(128, 64, 8, 3, 128),
-        Tile(64, 64, 4, 3, 168),
     ),
-    "attention queries": attention("queries", Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
-    "attention keys": attention("keys", Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(128, 64, 8, 2)),
-    "numbers a thread": sizes(((rows, "NUMBERS"),), (40, 20, 80), ROWS),
-    "numbers a thread, summed": sizes(
-        tuple((module, "SUMMED") for module in (norm_kernels, residual, residual_norm, concat_kernels)),
-        (20, 10, 40),
-        ROWS,
-    ),
-    "rows of a chunk": sizes(
-        tuple(
-            (module, "CHUNK")
-            for module in (reduce, norm_kernels, residual, residual_norm, concat_kernels, rope_kernels, rope_backward)
-            if hasattr(module, "CHUNK")
-        ),
-        (32, 16, 64),
-        (*ROWS, "qk_norm_rope"),
-    ),
+    "attention queries": attention("queries", Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 3)),
+    "attention keys": attention("keys", Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 3)),
+    "numbers a thread": sizes(((rows, "NUMBERS"),), (40, 20, 80), ROWS, (False,)),
+    "numbers a thread, summed": sizes(of_sums("SUMMED"), (20, 40), ROWS, (True,)),
+    "stages of sums": sizes(of_sums("STAGES"), (1, 2, 3, 4), (*ROWS, "qk_norm_rope DiMR"), (True,)),
+    "rows of a chunk": sizes(((reduce, "CHUNK"),), (32, 16, 64), ROWS, (True,)),
+    "tokens of a chunk": sizes(((rope_backward, "CHUNK"),), (16, 8, 32), ("qk_norm_rope DiMR",), (True,)),
     "channels of gates": sizes(((gates, "COLUMNS"),), (1024, 512, 2048), ("gated_mlp",)),
     "rows of the region filter": sizes(((region_kernels, "ROWS"),), (8, 4, 6), ("region_filter",)),
     "rows of its gradients": sizes(((region_kernels, "GRADIENT_ROWS"),), (4, 2, 6), ("region_filter",)),
     "columns of the region filter": sizes(((region_kernels, "COLUMNS"),), (128, 256), ("region_filter",)),
     "shares of its sums": sizes(((region_kernels, "SHARES"),), (4, 8, 2), ("region_filter",)),
-    "rows of the depthwise filter": sizes(((depthwise, "ROWS"),), (8, 4, 16), ("depthwise_residual",)),
+    "rows of the depthwise filter": sizes(((depthwise, "ROWS"),), (8, 16), ("depthwise_residual",)),
     "columns of the depthwise filter": sizes(((depthwise, "COLUMNS"),), (16, 8, 32), ("depthwise_residual",)),
     "channels of the depthwise filter": sizes(((depthwise, "CHANNELS"),), (32, 64), ("depthwise_residual",)),
-    "rows of its sums": sizes(((depthwise, "SUMMED_ROWS"),), (4, 2, 8), ("depthwise_residual",)),
+    "rows of its sums": sizes(((depthwise, "SUMMED_ROWS"),), (8, 4, 16), ("depthwise_residual",)),
     "tiles of its sums": sizes(((depthwise, "TILES"),), (16, 8, 32), ("depthwise_residual",)),
 }
 """By name; the first candidate is what is set."""
@@ -136,7 +142,10 @@ def tried(name: str, knob: Knob, device: str, repeats: int) -> Iterator[dict[str
         case.ways = {"ours": ours}
         for label in list(knob.candidates)[: 2 if device == "cpu" else None]:
             with put(knob, knob.candidates[label]):
-                yield from ({"knob": name, "value": label} | row for row in bench.measure(case, device, repeats))
+                yield from (
+                    {"knob": name, "value": label} | row
+                    for row in bench.measure(case, device, repeats, knob.directions)
+                )
 
 
 def told(row: dict[str, Any], first: dict[str, Any]) -> str:
@@ -159,6 +168,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and (reason := backends.why_not_fused("cuda")):
         parser.error(f"{reason}; --device cpu tries the script")
+    ceilings = gpu.ceilings(options.device)
     result: list[dict[str, Any]] = []
     first: dict[tuple[str, str, bool], dict[str, Any]] = {}
     with switched(PUBLIC, True) if options.device == "cpu" else nullcontext():
@@ -166,10 +176,12 @@ def main() -> None:
             if not any(part in name for part in options.only.split(",")):
                 continue
             for row in tried(name, knob, options.device, options.repeats):
+                if "seconds" in row:
+                    row["share of copy"] = row["bytes"] / row["seconds"]["median"] / ceilings["copy"]
                 result.append(row)
                 print(told(row, first.setdefault((name, row["case"], bool(row.get("backward"))), row)), flush=True)
                 if options.device == "cuda":
-                    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+                    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings}
                     options.out.write_text(json.dumps(about | {"rows": result}, indent=1) + "\n")
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from tests.test_measured import page, results
 
-KERNELS, CALLS, MODELS, SHARED = (
-    results(f"{name}.json") for name in ("kernels", "kernels_calls", "models", "models_shared")
-)
+KERNELS, TUNED, MODELS, SHARED = (results(f"{name}.json") for name in ("kernels", "tuned", "models", "models_shared"))
+COMPUTES = ("attention", "region_filter", "depthwise_residual")
+"""Cases that arithmetic bounds, not memory."""
 ATTENTION = [
     (kind, name)
     for kind in ("dense softmax", "packed softmax", "packed sigmoid")
@@ -28,14 +28,23 @@ def attention_row(kind: str, name: str) -> str:
     return f"| {kind}, {name} | " + " | ".join(microseconds(f"{kind} {name}", way) for way in WAYS) + " |"
 
 
-def call_row(case: str) -> str:
-    """Return the microseconds of a call of ours and of eager, with gradients the second of each, and our share."""
-    ours, eager = (
-        [row for row in CALLS["rows"] if (row["case"], row["way"]) == (case, way)] for way in ("ours", "eager")
-    )
-    told = [" / ".join(f"{row['called']['median'] * 1e6:.0f}" for row in rows) for rows in (ours, eager)]
-    shares = " / ".join(f"{row['share of copy']:.0%}".replace("%", " %") for row in ours)
-    return f"| {case} | {told[0]} | {told[1]} | {shares} |"
+def as_set() -> dict[tuple[str, bool], dict[str, Any]]:
+    """Return the row of each case, without and with its backward, with everything as it was set."""
+    rows: dict[tuple[str, bool], dict[str, Any]] = {}
+    for row in TUNED["rows"]:
+        rows.setdefault((row["case"], row["backward"]), row)
+    return rows
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
+def op_row(case: str) -> str:
+    """Return the microseconds of an op, and with gradients, and its shares of a copy."""
+    rows = [as_set()[case, backward] for backward in (False, True)]
+    times = " / ".join(f"{row['seconds']['median'] * 1e6:.0f}" for row in rows)
+    return f"| {case} | {times} | " + " / ".join(percent(row["share of copy"]) for row in rows) + " |"
 
 
 def model_row(row: dict[str, Any]) -> str:
@@ -48,9 +57,49 @@ def test_the_microseconds_of_attention(kind: str, name: str) -> None:
     assert attention_row(kind, name) in page("kernels.md")
 
 
-@pytest.mark.parametrize("case", dict.fromkeys(row["case"] for row in CALLS["rows"]))
-def test_the_microseconds_of_calls(case: str) -> None:
-    assert call_row(case) in page("kernels.md")
+@pytest.mark.parametrize("case", dict.fromkeys(case for case, _ in as_set() if not case.startswith("attention")))
+def test_the_microseconds_of_other_ops(case: str) -> None:
+    assert op_row(case) in page("kernels.md")
+
+
+def test_how_many_ops_reach_the_rate_of_a_copy() -> None:
+    bound = {key: row["share of copy"] for key, row in as_set().items() if not key[0].startswith(COMPUTES)}
+    reached = [sum(share >= 0.8 for (_, pulled), share in bound.items() if pulled is way) for way in (False, True)]
+    assert (len(bound), *reached) == (28, 10, 3)
+    assert "ten of fourteen forward passes reach it, and with their backward three" in page("kernels.md")
+
+
+def test_what_was_chosen_of_what_was_tried() -> None:
+    """The tile of attention, and half the tokens a program in gradients of rotations."""
+    tiles: dict[str, list[float]] = {}
+    for row in TUNED["rows"]:
+        if row["knob"] == "attention forward" and not row["backward"]:
+            tiles.setdefault(row["value"], []).append(row["seconds"]["median"])
+    total = {value: sum(taken) for value, taken in tiles.items()}
+    assert min(total, key=lambda value: total[value]) == "(64, 32, 4, 3, None)" and len(total) == 11
+    chunks = [row for row in TUNED["rows"] if row["knob"] == "rows of a chunk" and "qk_norm" in row["case"]]
+    for case in {row["case"] for row in chunks}:
+        times = {row["value"]: row["seconds"]["median"] for row in chunks if row["case"] == case and row["backward"]}
+        assert times["16"] < 0.9 * min(times["32"], times["64"])
+
+
+def test_the_rates_of_the_second_day() -> None:
+    copy, product = (TUNED["ceilings"][name] / 1e12 for name in ("copy", "gemm"))
+    assert f"were taken, at {copy:.2f} TB/s and {product:.0f} TFLOP/s" in page("kernels.md")
+
+
+def test_rays() -> None:
+    rows = {
+        (row["case"], row["way"], row["backward"]): f"{row['seconds']['median'] * 1e3:.1f}"
+        for row in KERNELS["rows"]
+        if row["case"].startswith("rays")
+    }
+    one, two = (
+        [rows["rays NViST", way, pulled] for way in ("ours", "eager") for pulled in (pull,)] for pull in (False, True)
+    )
+    assert f"{one[0]} ms in one kernel against {one[1]} ms in plain PyTorch" in page("kernels.md")
+    exact = rows["rays NViST, deterministic", "ours", True]
+    assert f"{two[0]} and {two[1]} ms with gradients, {exact} ms with deterministic ones" in page("kernels.md")
 
 
 @pytest.mark.parametrize("row", [*MODELS["rows"], *SHARED["rows"]], ids=lambda row: row["name"])
@@ -64,6 +113,27 @@ def test_the_gains_of_what_is_chosen() -> None:
     gains = [seconds[f"{step}, eager"] / seconds[f"{step}, recorded"] for step in steps]
     assert f"{gains[0]:.1f} and {gains[1]:.1f} times as fast" in page("kernels.md")
     assert all(row["apart"] == 0 for row in MODELS["rows"] if "recorded" in row["name"])
+
+
+def test_the_share_of_the_matrix_product_at_64_pictures() -> None:
+    share = {row["name"]: row["share of gemm"] for row in MODELS["rows"] if "share of gemm" in row}
+    assert share["FiTv2-XL/2, 64 pictures, compiled"] > 0.55 > share["DiMR-XL/2R, 64 pictures, compiled"]
+    told = f"DiMR-XL/2R, at {percent(share['DiMR-XL/2R, 64 pictures, compiled'])}, does not yet"
+    assert told in page("kernels.md")
+
+
+def test_what_kernels_of_a_network_take() -> None:
+    """GEMMs of DiMR's compiled call, the depthwise kernel in it, copies, and the kernels of training steps in all."""
+    rows = {row["name"]: row for row in MODELS["rows"]}
+    busy = rows["DiMR-XL/2R, 64 pictures, compiled"]["kernels"]
+    products = sum(each["seconds"] for each in busy if each["name"].startswith("nvjet")) * 1e3
+    assert f"compiled call {products:.0f} of 50 milliseconds of kernels are matrix products" in page("kernels.md")
+    ours = next(each for each in busy if each["name"].startswith("_filter"))
+    copies = next(each for each in busy if "elementwise_kernel<128, 4" in each["name"])
+    told = f"({copies['calls']} copies, {copies['seconds'] * 1e3:.1f} ms), and the depthwise kernel"
+    steps = [sum(x["seconds"] for x in row["kernels"]) * 1e3 for name, row in rows.items() if "training" in name]
+    assert f"24 busiest kernels take {steps[0]:.0f}, {steps[1]:.0f} and {steps[2]:.0f} ms" in page("kernels.md")
+    assert told in page("kernels.md") and f"kernel ({ours['seconds'] * 1e3:.1f} ms)" in page("kernels.md")
 
 
 def test_packed_sequences_are_fastest_in_what_is_chosen_for_them() -> None:
@@ -93,17 +163,6 @@ def alone(way: str, kind: str = "") -> list[tuple[float, float]]:
     return [(taken, times[case, "triton", pulled]) for (case, name, pulled), taken in times.items() if name == way]
 
 
-def test_the_least_of_calls() -> None:
-    ours = [row for row in CALLS["rows"] if row["way"] == "ours"]
-    least = [
-        min(row["called"]["median"] * 1e6 for row in ours if row["backward"] is pulled) for pulled in (False, True)
-    ]
-    assert f"A call took at least {least[0]:.0f} microseconds here, one with gradients at least {least[1]:.0f}" in page(
-        "kernels.md"
-    )
-    assert sum(row["share of copy"] >= 0.8 for row in ours if not row["backward"]) == 2
-
-
 def test_what_a_call_costs_the_processor() -> None:
     found = results("dispatch.json")
     costs = {name: each["median"] * 1e6 for name, each in found.items() if isinstance(each, dict)}
@@ -115,7 +174,7 @@ def test_what_a_call_costs_the_processor() -> None:
 def test_what_a_multiprocessor_has_time_for() -> None:
     clocks = 132 * 1.98e9
     assert f"moves {KERNELS['ceilings']['copy'] / clocks / 4:.0f} bytes in each of the slots" in page("kernels.md")
-    pixel = [90 / 128 / clocks / (3 * size / CALLS["ceilings"]["copy"]) for size in (2, 4)]
+    pixel = [90 / 128 / clocks / (3 * size / TUNED["ceilings"]["copy"]) for size in (2, 4)]
     told = f"{pixel[0]:.1f} times as long as a copy's rate, measured, takes for the traffic in bfloat16"
     assert f"{told}, and {pixel[1]:.1f} times in float32" in page("kernels.md")
 

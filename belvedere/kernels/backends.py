@@ -233,16 +233,6 @@ def fused(x: Tensor) -> bool:
     return x.device.type == "cuda" and why_not_fused(x.device.type, x.dtype) is None
 
 
-def fused_where_asked(x: Tensor) -> bool:
-    """Return the same for a kernel that no GPU has timed yet: it runs only with BELVEDERE_KERNELS=all."""
-    return _all_asked() and fused(x)
-
-
-@_once
-def _all_asked() -> bool:
-    return os.environ.get("BELVEDERE_KERNELS") == "all"
-
-
 @_once
 def why_not_fused(device: str, dtype: torch.dtype = torch.float32) -> str | None:
     """Return why the Triton kernels cannot run on this kind of device, or None; then they are registered."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from belvedere.kernels import backends, depthwise_packed, depthwise_residual, reference
+from belvedere.kernels import depthwise_packed, depthwise_residual, reference
 from tests.kernels.test_ops import DTYPES, agree, random
 
 fewer = settings(max_examples=25, deadline=None)
@@ -31,19 +31,6 @@ def test_one_place_of_the_filter_shifts_and_the_picture_is_added() -> None:
     x, weight = torch.arange(6.0).view(1, 2, 3, 1), torch.zeros(1, 1, 3, 3)
     weight[0, 0, 1, 0] = 10  # the left neighbour
     assert depthwise_residual(x, weight, torch.ones(1)).flatten().tolist() == [1, 2, 13, 4, 35, 46]
-
-
-@pytest.mark.parametrize(("asked", "runs"), [(None, False), ("plain", False), ("all", True)])
-def test_a_kernel_that_no_gpu_has_timed_runs_only_where_it_is_asked_for(
-    asked: str | None, runs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if asked is None:
-        monkeypatch.delenv("BELVEDERE_KERNELS", raising=False)
-    else:
-        monkeypatch.setenv("BELVEDERE_KERNELS", asked)
-    monkeypatch.setattr(backends, "fused", lambda x: True)
-    monkeypatch.setattr(backends, "_all_asked", backends._all_asked.__wrapped__)
-    assert backends.fused_where_asked(torch.ones(1)) is runs
 
 
 # Packed pictures

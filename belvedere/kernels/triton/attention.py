@@ -223,7 +223,7 @@ def production() -> Iterator[tuple[str, Callable[[], Any]]]:
     q, k, v = meta(64 * 256, 3, 16, 72).unbind(1)  # (n, h, d)
     yield from _passes("packed sigmoid attention FiTv2-XL/2", q, k, v, offsets, True)
     for name, b, n, m, h, d in (
-        ("DiMR-XL/2R", 64, 256, 256, 16, 60),
+        ("DiMR-XL/2R", 64, 257, 257, 16, 60),
         ("NViST encoder", 64, 197, 197, 12, 64),
         ("SD 1.5, text, 64x64", 2, 4096, 77, 8, 40),
         ("SD 1.5, text, 32x32", 2, 1024, 77, 8, 80),

@@ -38,10 +38,10 @@ TILES: dict[str, dict[int, Tile]] = {
     "queries": {128: Tile(64, 64, 4, 2)},
     "keys": {80: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2)},
 }
-# On Hopper 128 registers are enough for up to 80 channels (no spills), and two programs fit on a multiprocessor: while
-# one waits for its products, the other takes powers. With the 150 that the compiler likes it has one.
+# On Hopper small programs, of which four fit on a multiprocessor, are fastest: while one waits for its products, others
+# take powers (benchmarks/results/tuned.json, an H200).
 TILES_HOPPER: dict[str, dict[int, Tile]] = TILES | {
-    "forward": TILES["forward"] | {80: Tile(128, 64, 8, 3, 128)},
+    "forward": {128: Tile(64, 32, 4, 3)},
 }
 # Before Hopper the operands of a product are in registers too.
 TILES_AMPERE: dict[str, dict[int, Tile]] = TILES | {

@@ -20,7 +20,7 @@ from belvedere.kernels.triton.rows import zero_parts
 
 ROWS = 8
 """Rows of results that one program makes."""
-SUMMED_ROWS = 4
+SUMMED_ROWS = 8
 """Rows that a program of the filter's gradient has in hand."""
 COLUMNS = 16
 CHANNELS = 32
@@ -40,6 +40,15 @@ def _reach(image_ptr, row, column, channel, height, width, c, COUNT: tl.constexp
     return rows
 
 
+@helper
+def _repeated(part, COUNT: tl.constexpr):
+    """The same part ``COUNT`` times."""
+    parts = ()
+    for _ in tl.static_range(COUNT):
+        parts += (part,)
+    return parts
+
+
 @triton.jit
 def _filter_kernel(
     x_ptr,
@@ -47,8 +56,8 @@ def _filter_kernel(
     bias_ptr,
     y_ptr,
     height,
-    width,
-    c,
+    width: tl.constexpr,
+    c: tl.constexpr,
     SIDE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -61,12 +70,18 @@ def _filter_kernel(
     row = tl.program_id(1) // across * ROWS
     column = tl.program_id(1) % across * COLUMNS + tl.arange(0, COLUMNS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    sums = zero_parts(COLUMNS, CHANNELS, ROWS)
+    start = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+    if bias_ptr is not None:
+        start += tl.load(bias_ptr + channel, channel < c, 0.0).to(tl.float32)[None, :]
+    sums = _repeated(start, ROWS)
     for right in range(SIDE):
         seen = _reach(x_ptr, row - SIDE // 2, column + right - SIDE // 2, channel, height, width, c, ROWS + SIDE - 1)
         weights = ()
         for down in tl.static_range(SIDE):
-            weights += (tl.load(weight_ptr + (down * SIDE + right) * c + channel, channel < c, 0.0),)
+            weight = tl.load(weight_ptr + (down * SIDE + right) * c + channel, channel < c, 0.0)
+            if down == SIDE // 2:
+                weight += tl.where(right == SIDE // 2, 1.0, 0.0)  # x itself
+            weights += (weight,)
         added = ()
         for r in tl.static_range(ROWS):
             total = sums[r]
@@ -74,13 +89,9 @@ def _filter_kernel(
                 total += seen[r + down] * weights[down][None, :]
             added += (total,)
         sums = added
-    here = _reach(x_ptr, row, column, channel, height, width, c, ROWS)
     for r in tl.static_range(ROWS):
-        y = sums[r] + here[r]
-        if bias_ptr is not None:
-            y += tl.load(bias_ptr + channel, channel < c, 0.0).to(tl.float32)[None, :]
         inside = ((row + r < height) & (column < width))[:, None] & (channel < c)[None, :]
-        tl.store(y_ptr + ((row + r) * width + column)[:, None] * c + channel[None, :], y, inside)
+        tl.store(y_ptr + ((row + r) * width + column)[:, None] * c + channel[None, :], sums[r], inside)
 
 
 @triton.jit
@@ -89,8 +100,8 @@ def _weight_kernel(
     x_ptr,
     sums_ptr,
     height,
-    width,
-    c,
+    width: tl.constexpr,
+    c: tl.constexpr,
     SIDE: tl.constexpr,
     TILES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -134,7 +145,7 @@ def _filter(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y, side = torch.empty_like(x), int(len(weight) ** 0.5)
     grid = (b, triton.cdiv(h, ROWS) * triton.cdiv(w, COLUMNS), triton.cdiv(c, CHANNELS))
     sizes = {"SIDE": side, "ROWS": ROWS, "COLUMNS": COLUMNS, "CHANNELS": CHANNELS, "num_warps": 4}
-    launch(_filter_kernel, grid, x, weight, bias, y, h, w, c, **sizes)
+    launch(_filter_kernel, grid, x, weight, bias, y, h, width=w, c=c, **sizes)
     return y
 
 
@@ -151,7 +162,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tens
     sums = x.new_empty((shares, side * side + 1, c), dtype=torch.float32)
     sizes = {"SIDE": side, "TILES": TILES, "ROWS": SUMMED_ROWS, "COLUMNS": COLUMNS, "CHANNELS": CHANNELS}
     grid = (shares, side, triton.cdiv(c, CHANNELS))
-    launch(_weight_kernel, grid, dy, x, sums, h, w, c, **sizes, num_warps=4)
+    launch(_weight_kernel, grid, dy, x, sums, h, width=w, c=c, **sizes, num_warps=4)
     of_weight, of_bias = sums.sum(0).split((side * side, 1))
     return dx, of_weight.mT.reshape(weight.shape).to(weight.dtype), of_bias[0].to(bias.dtype).clone()
 

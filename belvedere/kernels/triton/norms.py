@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import STAGES, add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     KEPT,
     SUMMED,
@@ -35,6 +35,7 @@ from belvedere.kernels.triton.rows import (
     rows_at,
     rows_with_stride,
     store_sums,
+    summed_dtype,
     tile_of,
     times,
     zero_parts,
@@ -66,17 +67,17 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     dy_ptr, x_ptr, dx_ptr, statistics_ptr, scale_ptr, weight_ptr, partial_ptr, starts_ptr,
-    count, n, scale_stride, eps,
-    NORM: tl.constexpr, ONE: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+    count, length, n, scale_stride, eps,
+    NORM: tl.constexpr, ONE: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
-    image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
+    image, first, last = chunk_of(slot, starts_ptr, count, length, CHUNK)
     scale = load_image_row(scale_ptr, image, scale_stride, C, PART, COUNT)
     gain = gains(scale, weight_ptr, ONE, C, PART, COUNT)
     dscale = zero_parts(ROWS, PART, COUNT)
     dshift = zero_parts(ROWS, PART, COUNT)
-    for begin in range(first, last, ROWS):
+    for begin in tl.range(first, last, ROWS, num_stages=STAGES):
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
         x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
         dy = load_parts(dy_ptr, place, there, column, C, PART, COUNT)
@@ -144,8 +145,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     dy, x, scale = dy.contiguous(), x.contiguous(), rows_with_stride(scale)
     n, c = rows_of(x), x.shape[-1]
-    segments = segments_of(n, len(scale), index, x)
-    dx, chunks = torch.empty_like(x), partial_sums(segments, 2 if shifted else 1, c)
+    segments = segments_of(n, len(scale), index)
+    dx, chunks = torch.empty_like(x), partial_sums(segments, x, 2 if shifted else 1, c)
     launch(
         _backward_kernel,
         (segments.slots,),
@@ -156,18 +157,18 @@ def _backward(
         scale,
         None if weight is None else weight.contiguous(),
         chunks,
-        segments.starts,
-        segments.images,
+        *segments.arguments,
         n,
         scale.stride(0),
         eps,
         NORM=norm,
         ONE=one,
         SHIFT=shifted,
-        CHUNK=CHUNK,
+        CHUNK=segments.chunk,
+        STAGES=STAGES,
         **tile_of(c, SUMMED).constants(c),
     )
-    return dx, add_chunks(chunks, segments)
+    return dx, add_chunks(chunks, segments, summed_dtype(weight, scale))
 
 
 def _empty(x: Tensor, shift: Any, scale: Tensor, index: Any, weight: Any, norm: str, eps: float, one: float) -> Any:
@@ -176,7 +177,7 @@ def _empty(x: Tensor, shift: Any, scale: Tensor, index: Any, weight: Any, norm: 
 
 def _empty_backward(dy: Tensor, x: Tensor, kept: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     sums = (len(scale), 2 if others[-1] else 1, x.shape[-1])
-    return x.new_empty(x.shape), x.new_empty(sums, dtype=torch.float32)
+    return x.new_empty(x.shape), x.new_empty(sums, dtype=summed_dtype(others[1], scale))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import STAGES, add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     SUMMED,
     inside_of,
@@ -42,14 +42,15 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dsum_ptr, y_ptr, dy_ptr, gate_ptr, partial_ptr, starts_ptr, count, gate_stride,
-    CHUNK: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
+    dsum_ptr, y_ptr, dy_ptr, gate_ptr, partial_ptr, starts_ptr, count, length, gate_stride,
+    CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
-    image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
+    image, first, last = chunk_of(slot, starts_ptr, count, length, CHUNK)
     gate = load_image_row(gate_ptr, image, gate_stride, C, PART, COUNT)
     dgate = zero_parts(ROWS, PART, COUNT)
-    for begin in range(first, last, ROWS):
+    for begin in tl.range(first, last, ROWS, num_stages=STAGES):
         _, there, column, place = rows_at(begin, last, C, ROWS, PART)
         dsum = load_parts(dsum_ptr, place, there, column, C, PART, COUNT)
         y = load_parts(y_ptr, place, there, column, C, PART, COUNT)
@@ -73,12 +74,12 @@ def _forward(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor
 def _backward(dsum: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
     dsum, y, gate = dsum.contiguous(), y.contiguous(), rows_with_stride(gate)
     c = y.shape[-1]
-    segments = segments_of(rows_of(y), len(gate), index, y)
-    dy, chunks = torch.empty_like(y), partial_sums(segments, c)
-    tensors = dsum, y, dy, gate, chunks, segments.starts
-    constants = tile_of(c, SUMMED).constants(c)
-    launch(_backward_kernel, (segments.slots,), *tensors, segments.images, gate.stride(0), CHUNK=CHUNK, **constants)
-    return dy, add_chunks(chunks, segments)
+    segments = segments_of(rows_of(y), len(gate), index)
+    dy, chunks = torch.empty_like(y), partial_sums(segments, y, c)
+    arguments = dsum, y, dy, gate, chunks, *segments.arguments, gate.stride(0)
+    constants = {"CHUNK": segments.chunk, "STAGES": STAGES} | tile_of(c, SUMMED).constants(c)
+    launch(_backward_kernel, (segments.slots,), *arguments, **constants)
+    return dy, add_chunks(chunks, segments, gate.dtype)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,13 +89,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _pull(ctx: Any, dsum: Tensor) -> tuple[Tensor | None, ...]:
     y, gate, index = ctx.saved_tensors
     dy, sums = gated_residual_backward(dsum, y, gate, index)
-    return dsum, dy, sums.to(gate.dtype), None
+    return dsum, dy, sums, None
 
 
 gated_residual_backward = register(
     "gated_residual_backward",
     _backward,
-    lambda dsum, y, gate, index: (y.new_empty(y.shape), gate.new_empty(gate.shape, dtype=torch.float32)),
+    lambda dsum, y, gate, index: (y.new_empty(y.shape), gate.new_empty(gate.shape)),
     None,
     None,
 )

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import CHUNK, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import STAGES, add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     KEPT,
     SUMMED,
@@ -29,6 +29,7 @@ from belvedere.kernels.triton.rows import (
     rows_at,
     rows_with_stride,
     store_sums,
+    summed_dtype,
     tile_of,
     times,
     zero_parts,
@@ -63,19 +64,19 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     dsum_ptr, dz_ptr, sum_ptr, y_ptr, dx_ptr, dy_ptr, statistics_ptr, gate_ptr, scale_ptr, weight_ptr, partial_ptr,
-    starts_ptr, count, n, gate_stride, scale_stride, eps,
-    NORM: tl.constexpr, CHUNK: tl.constexpr,
+    starts_ptr, count, length, n, gate_stride, scale_stride, eps,
+    NORM: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
-    image, first, last = chunk_of(slot, starts_ptr, count, CHUNK)
+    image, first, last = chunk_of(slot, starts_ptr, count, length, CHUNK)
     gate = load_image_row(gate_ptr, image, gate_stride, C, PART, COUNT)
     scale = load_image_row(scale_ptr, image, scale_stride, C, PART, COUNT)
     gain = gains(scale, weight_ptr, 1.0, C, PART, COUNT)
     dgate = zero_parts(ROWS, PART, COUNT)
     dscale = zero_parts(ROWS, PART, COUNT)
     dshift = zero_parts(ROWS, PART, COUNT)
-    for begin in range(first, last, ROWS):
+    for begin in tl.range(first, last, ROWS, num_stages=STAGES):
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
         dz = load_parts(dz_ptr, place, there, column, C, PART, COUNT)
         x = load_parts(sum_ptr, place, there, column, C, PART, COUNT)
@@ -154,8 +155,8 @@ def _backward(
     dsum, dz, out, y = (rows.contiguous() for rows in (dsum, dz, out, y))
     gate, scale = rows_with_stride(gate), rows_with_stride(scale)
     n, c = rows_of(out), out.shape[-1]
-    segments = segments_of(n, len(gate), index, out)
-    dx, dy, chunks = torch.empty_like(out), torch.empty_like(y), partial_sums(segments, 3, c)
+    segments = segments_of(n, len(gate), index)
+    dx, dy, chunks = torch.empty_like(out), torch.empty_like(y), partial_sums(segments, y, 3, c)
     launch(
         _backward_kernel,
         (segments.slots,),
@@ -170,17 +171,17 @@ def _backward(
         scale,
         None if weight is None else weight.contiguous(),
         chunks,
-        segments.starts,
-        segments.images,
+        *segments.arguments,
         n,
         gate.stride(0),
         scale.stride(0),
         eps,
         NORM=norm,
-        CHUNK=CHUNK,
+        CHUNK=segments.chunk,
+        STAGES=STAGES,
         **tile_of(c, SUMMED).constants(c),
     )
-    return dx, dy, add_chunks(chunks, segments)
+    return dx, dy, add_chunks(chunks, segments, summed_dtype(weight, gate, scale))
 
 
 def _empty(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +191,8 @@ def _empty(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _empty_backward(dsum: Tensor, dz: Tensor, out: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, ...]:
     sums = (len(others[1]), 3, y.shape[-1])
-    return out.new_empty(out.shape), y.new_empty(y.shape), y.new_empty(sums, dtype=torch.float32)
+    dtype = summed_dtype(others[4], *others[1:3])
+    return out.new_empty(out.shape), y.new_empty(y.shape), y.new_empty(sums, dtype=dtype)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

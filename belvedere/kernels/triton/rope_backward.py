@@ -20,8 +20,11 @@ from belvedere.kernels.triton.heads import (
     weights_of,
 )
 from belvedere.kernels.triton.launch import helper, launch, register
-from belvedere.kernels.triton.reduce import CHUNK, add_chunks, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import STAGES, add_chunks, partial_sums, segments_of
 from belvedere.kernels.triton.rows import normalised, plus_products, pull_normal, times
+
+CHUNK = 16
+"""Tokens of a program that sums for the gradients of weights; where there are none, it has one."""
 
 
 @helper
@@ -51,7 +54,7 @@ def _no_sums(HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
 def _backward_kernel(
     dq_ptr, dk_ptr, q_ptr, k_ptr, q_slope_ptr, k_slope_ptr, q_weight_ptr, k_weight_ptr, partial_ptr, cos_ptr, sin_ptr,
     n, h, length, q_stride, k_stride, q_weight_head, q_weight_column, k_weight_head, k_weight_column, eps,
-    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
@@ -64,7 +67,7 @@ def _backward_kernel(
     )
     q_sums = _no_sums(HEADS, FIRST, SECOND)
     k_sums = _no_sums(HEADS, FIRST, SECOND)
-    for token in range(slot * CHUNK, tl.minimum(slot * CHUNK + CHUNK, n)):
+    for token in tl.range(slot * CHUNK, tl.minimum(slot * CHUNK + CHUNK, n), num_stages=STAGES):
         cos = angles_of(cos_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT)
         sin = negative(angles_of(sin_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT), COUNT)
         flat = token * h * D
@@ -97,8 +100,8 @@ def backward(
     slopes = q.new_empty(q.shape), k.new_empty(k.shape)
     dq, dk, q, k = dq.contiguous(), dk.contiguous(), tokens_of(q), tokens_of(k)
     weighted = q_weight is not None or k_weight is not None
-    segments = segments_of(len(q), 1, None, q)
-    chunks = partial_sums(segments, 2, *q.shape[1:]) if weighted else None
+    segments = segments_of(len(q), 1, None, CHUNK if weighted else 1)
+    chunks = partial_sums(segments, q, 2, *q.shape[1:]) if weighted else None
     launch(
         _backward_kernel,
         (segments.slots,),
@@ -123,10 +126,13 @@ def backward(
         Q_NORM=q_norm,
         K_NORM=k_norm,
         SHARED=cos.shape[1] == 1,
-        CHUNK=CHUNK,
+        CHUNK=segments.chunk,
+        STAGES=STAGES,
         **heads_tile(q, 8),
     )
-    return *slopes, q.new_empty(0, dtype=torch.float32) if chunks is None else add_chunks(chunks, segments)[0]
+    if chunks is None:
+        return *slopes, q.new_empty(0, dtype=torch.float32)
+    return *slopes, add_chunks(chunks, segments, torch.float32)[0]
 
 
 def _empty(dq: Tensor, dk: Tensor, q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:

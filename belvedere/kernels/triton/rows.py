@@ -8,6 +8,7 @@ kernel needs that has some fifteen instructions for 32 numbers before they, and 
 
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -267,8 +268,14 @@ def rows_with_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def summed_dtype(weight: Tensor | None, *rows: Tensor) -> torch.dtype:
+    """Return the dtype of sums over each image: that of the rows whose gradients they are; float32 where rows differ,
+    or where those of a weight are made of them."""
+    return rows[0].dtype if weight is None and len({x.dtype for x in rows}) == 1 else torch.float32
+
+
 def pull_rows(sums: Tensor, scale: Tensor, weight: Tensor | None, one: float) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of ``scale`` and ``weight`` from the sums over each image of dy * normalise(x)."""
     if weight is None:
-        return sums.to(scale.dtype), None
+        return sums, None
     return (sums * weight).to(scale.dtype), ((one + scale.float()) * sums).sum(0).to(weight.dtype)

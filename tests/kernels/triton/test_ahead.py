@@ -40,16 +40,16 @@ def kept_from_memory(rows: list[Compiled]) -> list[str]:
     return [f"{row.name} on {row.target}: {row.moved}" for row in known if row.moved and row.moved < LEAST_MOVED]
 
 
-def alone_on_a_multiprocessor(rows: list[Compiled]) -> list[str]:
-    """Return which programs of attention forward on Hopper take more than half of its registers; 96 channels may."""
-    forward = [row for row in rows if (row.kernel, row.target, row.warps) == ("attention.forward", "sm_90a", 8)]
-    short = [row for row in forward if "3B" not in row.name]
-    assert len(short) >= 4
-    return [f"{row.name}: {row.registers}" for row in short if row.registers * 32 * row.warps > 65536 // 2]
+def too_few_on_a_multiprocessor(rows: list[Compiled]) -> list[str]:
+    """Return which programs of attention forward on Hopper, in 16 bits, are so large that fewer than four fit."""
+    forward = [row for row in rows if (row.kernel, row.target) == ("attention.forward", "sm_90a")]
+    short = [row for row in forward if "float32" not in row.name]
+    assert len(short) >= 5
+    return [f"{row.name}: {row.registers}" for row in short if row.registers * 32 * row.warps > 65536 // 4]
 
 
-def test_stored_figures_leave_time_for_the_memory_and_room_for_two_programs() -> None:
-    assert not kept_from_memory(stored()) and not alone_on_a_multiprocessor(stored())
+def test_stored_figures_leave_time_for_the_memory_and_room_for_four_programs() -> None:
+    assert not kept_from_memory(stored()) and not too_few_on_a_multiprocessor(stored())
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_everything_compiles_without_spills(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     rows = json.loads(file.read_text())
     compiled = [Compiled(**row) for row in rows]
-    assert not kept_from_memory(compiled) and not alone_on_a_multiprocessor(compiled)
+    assert not kept_from_memory(compiled) and not too_few_on_a_multiprocessor(compiled)
     by_target = {target: {row["kernel"] for row in rows if row["target"] == target} for target in ("sm_80", "sm_90a")}
     assert by_target["sm_80"] == by_target["sm_90a"] != set()
     assert all(row["registers"] <= 255 and row["stack"] == 0 for row in rows)
