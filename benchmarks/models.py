@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -78,38 +78,40 @@ def training_step(network: nn.Module, call: Callable[[], Tensor]) -> Callable[[]
 
 
 class Denoiser(NamedTuple):
-    """A network to be timed; ``call(count, form)``: of so many pictures, by ``run`` or a compiled form of it."""
+    """A network to be timed; ``call(form)``: of ``count`` pictures, by ``run`` or a compiled form of it."""
 
     name: str
     network: nn.Module
     run: Any
-    call: Callable[[int, Any], Tensor]
-    many: int
-    """Pictures of a call that are timed."""
+    call: Callable[[Any], Tensor]
+    count: int
 
 
 def make_dimr(device: str) -> Denoiser:
+    """Return DiMR-XL/2R, or a small one on a CPU."""
     network = randomised(partial(belvedere.DiMR.from_variant, "XL/2R-256" if device == "cuda" else "toybox"), device)
     side, channels = network.sizes[-1].height * network.sizes[-1].ratio, network.config.channels
+    count = 64 if device == "cuda" else 2
 
-    def call(count: int, run: Any) -> Tensor:
+    def call(run: Any) -> Tensor:
         x = torch.ones(count, channels, side, side, device=device, dtype=torch.bfloat16)
         return run(x, torch.zeros(1, device=device), torch.zeros(count, dtype=torch.long, device=device))[-1]
 
-    return Denoiser("DiMR-XL/2R", network, network, call, 64 if device == "cuda" else 2)
+    return Denoiser("DiMR-XL/2R", network, network, call, count)
 
 
 def make_fitv2(device: str) -> Denoiser:
+    """Return FiTv2-XL/2, or a small one on a CPU."""
     network = randomised(partial(belvedere.FiTv2.from_variant, "XL/2" if device == "cuda" else "toybox"), device)
-    grid = (16, 16) if device == "cuda" else (8, 8)
-    layout = cache(lambda count: network.layout([grid] * count, "none", device))
+    count, grid = (64, (16, 16)) if device == "cuda" else (2, (8, 8))
+    layout = network.layout([grid] * count, "none", device)
 
-    def call(count: int, run: Any) -> Tensor:
+    def call(run: Any) -> Tensor:
         x = torch.ones(count * grid[0] * grid[1], network.embed.in_features, device=device, dtype=torch.bfloat16)
         t, y = torch.full((count,), 0.5, device=device), torch.zeros(count, dtype=torch.long, device=device)
-        return run(x, network.modulate(t, y), layout(count))
+        return run(x, network.modulate(t, y), layout)
 
-    return Denoiser("FiTv2-XL/2", network, network.run, call, 64 if device == "cuda" else 2)
+    return Denoiser("FiTv2-XL/2", network, network.run, call, count)
 
 
 def pictures(made: Denoiser, device: str) -> Iterator[Run]:
@@ -117,18 +119,18 @@ def pictures(made: Denoiser, device: str) -> Iterator[Run]:
     graphs, start = Graphs(), torch.empty(1, device=device)
     graphs.follow(made.network)
     compiled = torch.compile(made.run, fullgraph=True)
-    plain, fast = (torch.no_grad()(partial(made.call, made.many, form)) for form in (made.run, compiled))
+    plain, fast = (torch.no_grad()(partial(made.call, form)) for form in (made.run, compiled))
     recorded = torch.no_grad()(partial(graphs, lambda _: fast(), start))
     for way, call in (("eager", plain), ("compiled", fast), ("compiled, recorded", recorded)):
-        yield Run(f"{made.name}, {made.many} pictures, {way}", call, made.many, "pictures", plain)
+        yield Run(f"{made.name}, {made.count} pictures, {way}", call, made.count, "pictures", plain)
 
 
 def training(made: Denoiser) -> Iterator[Run]:
     """Yield the training steps of a network: as it stands, and compiled."""
-    plain = torch.no_grad()(partial(made.call, made.many, made.run))
+    plain = torch.no_grad()(partial(made.call, made.run))
     for way, form in (("eager", made.run), ("compiled", torch.compile(made.run, fullgraph=True))):
-        step = training_step(made.network, partial(made.call, made.many, form))
-        yield Run(f"{made.name}, training step of {made.many}, {way}", step, made.many, "pictures", plain, passes=3)
+        step = training_step(made.network, partial(made.call, form))
+        yield Run(f"{made.name}, training step of {made.count}, {way}", step, made.count, "pictures", plain, passes=3)
 
 
 def dimr(device: str) -> Iterator[Run]:

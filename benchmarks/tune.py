@@ -129,7 +129,7 @@ def put(knob: Knob, value: Any) -> Iterator[None]:
         yield
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, activation: str) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None = None, activation: str = "softmax") -> Tensor:
     """Return what our kernel gives, whichever backend is chosen."""
     return backends.OPERATIONS["attention"](q, k, v, offsets, q.shape[-1] ** -0.5, activation == "sigmoid")[0]
 
