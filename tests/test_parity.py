@@ -22,6 +22,7 @@ def test_golden(path: Path) -> None:
     assert [row for row in rows if not row.passed] == []
 
 
+@pytest.mark.slow
 def test_command_fails_on_a_changed_number(tmp_path: Path) -> None:
     name = "dimr_2r_ln_areadown"
     shutil.copy(GOLDEN / f"{name}.json", tmp_path)

@@ -245,6 +245,7 @@ def test_the_command_with_inception(toys: Path, tmp_path: Path, capsys: pytest.C
     assert found["fid"] == pytest.approx(expected.item(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_card(belvedere: Run, toys: Path, tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "model")
     asked = ("--model", folder, "-n", 20, "--steps", 1, "--reference", toys)

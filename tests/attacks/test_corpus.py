@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SECONDS = 1.0
 """Of work, whatever else the machine does; for a file that only PyTorch can judge, after PyTorch has started."""

@@ -35,7 +35,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "text encoder": tiny_text_model,
     "text encoder of SDXL": lambda: tiny_text_model(projection=True),
 }
-NAMES = ["dimr", "fitv2", *NETWORKS]
+SLOW = ("segpic", "unet of SDXL")
+NAMES = ["dimr", "fitv2", *(pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS)]
 
 
 @pytest.fixture
