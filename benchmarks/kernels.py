@@ -212,8 +212,9 @@ def seconds(
     torch.use_deterministic_algorithms(case.deterministic)
     try:
         taken = {"called": spread(gpu.timed(call, inputs, repeats))}
-        if inputs[0][0].is_cuda and not case.deterministic:  # which reads on the host, and a failed recording is
-            try:  # not always without consequences
+        recordable = not case.deterministic  # that reads on the host, and what follows a failed recording may fail too
+        if inputs[0][0].is_cuda and recordable:
+            try:
                 taken["seconds"] = spread(gpu.replayed(call, inputs, repeats))
             except RuntimeError:
                 torch.cuda.synchronize()

@@ -79,14 +79,6 @@ def sizes(
 
 
 ROWS = ("modulate_norm", "gated_residual", "TD-")
-SUMS = (norm_kernels, residual, residual_norm, concat_kernels, rope_backward)
-
-
-def of_sums(name: str) -> tuple[tuple[Any, str], ...]:
-    """Return the places of a setting of the kernels that sum over rows."""
-    return tuple((module, name) for module in SUMS if hasattr(module, name))
-
-
 KNOBS = {
     "attention forward": attention(
         "forward",
@@ -101,8 +93,12 @@ KNOBS = {
     "attention queries": attention("queries", Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 3)),
     "attention keys": attention("keys", Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 3)),
     "numbers a thread": sizes(((rows, "NUMBERS"),), (40, 20, 80), ROWS, (False,)),
-    "numbers a thread, summed": sizes(of_sums("SUMMED"), (20, 40), ROWS, (True,)),
-    "stages of sums": sizes(of_sums("STAGES"), (1, 2, 3, 4), (*ROWS, "qk_norm_rope DiMR"), (True,)),
+    "numbers a thread, summed": sizes(
+        tuple((module, "SUMMED") for module in (norm_kernels, residual, residual_norm, concat_kernels)),
+        (20, 40),
+        ROWS,
+        (True,),
+    ),
     "rows of a chunk": sizes(((reduce, "CHUNK"),), (32, 16, 64), ROWS, (True,)),
     "tokens of a chunk": sizes(((rope_backward, "CHUNK"),), (16, 8, 32), ("qk_norm_rope DiMR",), (True,)),
     "channels of gates": sizes(((gates, "COLUMNS"),), (1024, 512, 2048), ("gated_mlp",)),

@@ -370,9 +370,8 @@ def test_the_pictures_of_many_sizes() -> None:
     *trained, plain, extended = found["rows"]
     for row in trained:
         assert f"| {row['size']} | {percent(row['recognised'])} | {row['ratio']:.1f} |" in said
-    assert {row["count"] for row in trained} == {
-        60
-    } and f"name {trained[0]['count']} pictures of each trained size" in said
+    (count,) = {row["count"] for row in trained}
+    assert f"name {count} pictures of each trained size" in said
     shares = [percent(row["recognised"]) for row in (plain, extended)]
     ratios = f"{plain['ratio']:.1f} and {extended['ratio']:.1f} times that of two real sets"
     told = f"{plain['size']} it names {shares[0]} of {plain['count']}, {shares[1]} with vision-ntk"

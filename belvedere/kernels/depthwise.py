@@ -1,12 +1,11 @@
 """The first half of a ConvNeXt block: every channel is filtered by itself and added to what it was."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from belvedere.kernels.backends import OPERATIONS, fused
+from belvedere.kernels.opaque import opaque
 
 SIDES = (3, 5, 7)
 """Sides of filters that the kernel takes."""
@@ -54,40 +53,5 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor, sizes: Tensor, cells: int) 
     return torch.cat(done)
 
 
-# A compiler, which cannot see into sizes and fails to order the strides of grids it does not know, is given one
-# operation, and one for its backward.
-
-
-@torch.library.custom_op("belvedere::depthwise_packed", mutates_args=())
-def _packed_op(x: Tensor, weight: Tensor, bias: Tensor, sizes: Tensor, cells: int) -> Tensor:
-    return _packed(x, weight, bias, sizes, cells)
-
-
-@torch.library.custom_op("belvedere::depthwise_packed_backward", mutates_args=())
-def _packed_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, sizes: Tensor, cells: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return _packed(x, weight, bias, sizes, cells)
-
-    _, pull = torch.func.vjp(convolution, x, weight, bias)  # type: ignore[misc]
-    x_gradient, weight_gradient, bias_gradient = pull(gradient)
-    return x_gradient.contiguous(), weight_gradient.contiguous(), bias_gradient.contiguous()
-
-
-_packed_op.register_fake(lambda x, weight, bias, sizes, cells: x.new_empty(x.shape))
-_packed_backward.register_fake(
-    lambda gradient, x, weight, bias, sizes, cells: tuple(given.new_empty(given.shape) for given in (x, weight, bias))
-)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.cells = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _pull(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return *_packed_backward(gradient, *ctx.saved_tensors, ctx.cells), None, None
-
-
-_packed_op.register_autograd(_pull, setup_context=_keep)
+_packed_op = opaque("depthwise_packed", _packed, like=0)
+"""For a compiler, which cannot see into sizes and fails to order the strides of grids that it does not know."""

@@ -1,11 +1,12 @@
 """Attention by PyTorch's ``scaled_dot_product_attention``: flash on the CPU and, by device, flash or cuDNN on a GPU."""
 
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from belvedere.kernels.opaque import opaque
 
 
 def attend(
@@ -41,41 +42,5 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float | Non
     return torch.cat(rows) if rows else torch.empty_like(v)
 
 
-# For a compiler, which cannot see into offsets, packed attention is one operation, and so is its backward.
-
-
-@torch.library.custom_op("belvedere::packed_attention", mutates_args=())
-def _packed_op(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float | None) -> Tensor:
-    return _packed(q, k, v, offsets, scale).contiguous()
-
-
-@torch.library.custom_op("belvedere::packed_attention_backward", mutates_args=())
-def _packed_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _packed(q, k, v, offsets, scale)
-
-    _, pull = torch.func.vjp(attention, q, k, v)  # type: ignore[misc]
-    q_gradient, k_gradient, v_gradient = pull(gradient)
-    return q_gradient.contiguous(), k_gradient.contiguous(), v_gradient.contiguous()
-
-
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-_packed_op.register_fake(lambda q, k, v, offsets, scale: _empty(v))
-_packed_backward.register_fake(lambda gradient, q, k, v, offsets, scale: (_empty(q), _empty(k), _empty(v)))
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _pull(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return *_packed_backward(gradient, *ctx.saved_tensors, ctx.scale), None, None
-
-
-_packed_op.register_autograd(_pull, setup_context=_keep)
+_packed_op = opaque("packed_attention", _packed, like=2)
+"""For a compiler, which cannot see into offsets."""

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import STAGES, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     SUMMED,
     centred,
@@ -59,7 +59,7 @@ def _forward_kernel(
 def _backward_kernel(
     inner_ptr, x_ptr, dx_ptr, scaled_ptr, gain_ptr, mean_ptr, dmean_out_ptr, dsquare_ptr, dmean_ptr, partial_ptr,
     starts_ptr, count, length, gain_stride, before,
-    CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
@@ -68,7 +68,7 @@ def _backward_kernel(
         gain = load_image_row(gain_ptr, image, gain_stride, C, PART, COUNT)
     dgain = zero_parts(ROWS, PART, COUNT)
     share = C / (before + C)
-    for begin in tl.range(first, last, ROWS, num_stages=STAGES):
+    for begin in range(first, last, ROWS):
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
         x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
         dscaled = load_parts(inner_ptr, place, there, column, C, PART, COUNT)
@@ -117,7 +117,7 @@ def _backward(
     chunks = None if gain is None else partial_sums(segments, x, c)
     tensors = inner, x, dx, None if gain is None else scaled, gain, mean, dmean, dsquare, dmean_in, chunks
     sizes = 0 if gain is None else gain.stride(0), before
-    constants = {"CHUNK": segments.chunk, "STAGES": STAGES} | tile_of(c, SUMMED).constants(c)
+    constants = {"CHUNK": segments.chunk} | tile_of(c, SUMMED).constants(c)
     launch(_backward_kernel, (segments.slots,), *tensors, *segments.arguments, *sizes, **constants)
     return dx, scaled, sums if chunks is None else add_chunks(chunks, segments, torch.float32), dmean_in
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import empty_like_kept, helper, keep_inputs, launch, meta, register
-from belvedere.kernels.triton.rows import zero_parts
+from belvedere.kernels.triton.rows import repeated, zero_parts
 
 ROWS = 8
 """Rows of results that one program makes."""
@@ -38,15 +38,6 @@ def _reach(image_ptr, row, column, channel, height, width, c, COUNT: tl.constexp
         there = (row + i).to(tl.uint32) < height  # false above the picture too
         rows += (tl.load(first_ptr + i * width * c, inside & there, 0.0).to(tl.float32),)
     return rows
-
-
-@helper
-def _repeated(part, COUNT: tl.constexpr):
-    """The same part ``COUNT`` times."""
-    parts = ()
-    for _ in tl.static_range(COUNT):
-        parts += (part,)
-    return parts
 
 
 @triton.jit
@@ -73,7 +64,7 @@ def _filter_kernel(
     start = tl.zeros((COLUMNS, CHANNELS), tl.float32)
     if bias_ptr is not None:
         start += tl.load(bias_ptr + channel, channel < c, 0.0).to(tl.float32)[None, :]
-    sums = _repeated(start, ROWS)
+    sums = repeated(start, ROWS)
     for right in range(SIDE):
         seen = _reach(x_ptr, row - SIDE // 2, column + right - SIDE // 2, channel, height, width, c, ROWS + SIDE - 1)
         weights = ()

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import STAGES, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     KEPT,
     SUMMED,
@@ -68,7 +68,7 @@ def _forward_kernel(
 def _backward_kernel(
     dy_ptr, x_ptr, dx_ptr, statistics_ptr, scale_ptr, weight_ptr, partial_ptr, starts_ptr,
     count, length, n, scale_stride, eps,
-    NORM: tl.constexpr, ONE: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    NORM: tl.constexpr, ONE: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
@@ -77,7 +77,7 @@ def _backward_kernel(
     gain = gains(scale, weight_ptr, ONE, C, PART, COUNT)
     dscale = zero_parts(ROWS, PART, COUNT)
     dshift = zero_parts(ROWS, PART, COUNT)
-    for begin in tl.range(first, last, ROWS, num_stages=STAGES):
+    for begin in range(first, last, ROWS):
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
         x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
         dy = load_parts(dy_ptr, place, there, column, C, PART, COUNT)
@@ -165,7 +165,6 @@ def _backward(
         ONE=one,
         SHIFT=shifted,
         CHUNK=segments.chunk,
-        STAGES=STAGES,
         **tile_of(c, SUMMED).constants(c),
     )
     return dx, add_chunks(chunks, segments, summed_dtype(weight, scale))

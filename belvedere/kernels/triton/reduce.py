@@ -21,8 +21,6 @@ CHUNK = 32
 COLUMNS = 64
 """Channels whose chunks one program adds, ``SLOTS`` chunks at a time."""
 SLOTS = 32
-STAGES = 1
-"""With more than one, a program loads rows ahead of its sums, through shared memory."""
 STARTS = 1024
 """Rows of which one program looks where images begin."""
 
@@ -86,7 +84,7 @@ def image_of(row, there, index_ptr, length):
 def chunk_of(slot, starts_ptr, count, length, CHUNK: tl.constexpr):
     """The image of a slot, and its first row and the row behind its last; none where the two are equal or cross."""
     if starts_ptr is None:
-        chunks = (length + CHUNK - 1) // CHUNK
+        chunks = tl.cdiv(length, CHUNK)
         image = slot // chunks
         first = image * length + slot % chunks * CHUNK
         last = (image + 1) * length
@@ -105,14 +103,14 @@ def chunk_of(slot, starts_ptr, count, length, CHUNK: tl.constexpr):
 
 @triton.jit
 def _sum_kernel(
-    partial_ptr, sum_ptr, starts_ptr, count, length, width,
+    partial_ptr, sum_ptr, starts_ptr, length, width,
     CHUNK: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     if starts_ptr is None:
-        first = image * ((length + CHUNK - 1) // CHUNK)
-        last = first + (length + CHUNK - 1) // CHUNK
+        first = image * tl.cdiv(length, CHUNK)
+        last = first + tl.cdiv(length, CHUNK)
     else:
         first = tl.load(starts_ptr + image) // CHUNK + image
         last = tl.load(starts_ptr + image + 1) // CHUNK + image + 1
@@ -135,5 +133,5 @@ def add_chunks(partial: Tensor, segments: Segments, dtype: torch.dtype) -> Tenso
     width = sums[0].numel() if segments.images else 0
     grid = (segments.images, triton.cdiv(width, COLUMNS))
     constants = {"CHUNK": segments.chunk, "SLOTS": SLOTS, "COLUMNS": COLUMNS}
-    launch(_sum_kernel, grid, partial, sums, *segments.arguments, width, **constants, num_warps=4)
+    launch(_sum_kernel, grid, partial, sums, segments.starts, segments.length, width, **constants, num_warps=4)
     return sums

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import STAGES, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     SUMMED,
     inside_of,
@@ -43,14 +43,14 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     dsum_ptr, y_ptr, dy_ptr, gate_ptr, partial_ptr, starts_ptr, count, length, gate_stride,
-    CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     image, first, last = chunk_of(slot, starts_ptr, count, length, CHUNK)
     gate = load_image_row(gate_ptr, image, gate_stride, C, PART, COUNT)
     dgate = zero_parts(ROWS, PART, COUNT)
-    for begin in tl.range(first, last, ROWS, num_stages=STAGES):
+    for begin in range(first, last, ROWS):
         _, there, column, place = rows_at(begin, last, C, ROWS, PART)
         dsum = load_parts(dsum_ptr, place, there, column, C, PART, COUNT)
         y = load_parts(y_ptr, place, there, column, C, PART, COUNT)
@@ -77,7 +77,7 @@ def _backward(dsum: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> tu
     segments = segments_of(rows_of(y), len(gate), index)
     dy, chunks = torch.empty_like(y), partial_sums(segments, y, c)
     arguments = dsum, y, dy, gate, chunks, *segments.arguments, gate.stride(0)
-    constants = {"CHUNK": segments.chunk, "STAGES": STAGES} | tile_of(c, SUMMED).constants(c)
+    constants = {"CHUNK": segments.chunk} | tile_of(c, SUMMED).constants(c)
     launch(_backward_kernel, (segments.slots,), *arguments, **constants)
     return dy, add_chunks(chunks, segments, gate.dtype)
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from belvedere.kernels.triton.launch import launch, meta, register, rows_of
-from belvedere.kernels.triton.reduce import STAGES, add_chunks, chunk_of, image_of, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     KEPT,
     SUMMED,
@@ -65,7 +65,7 @@ def _forward_kernel(
 def _backward_kernel(
     dsum_ptr, dz_ptr, sum_ptr, y_ptr, dx_ptr, dy_ptr, statistics_ptr, gate_ptr, scale_ptr, weight_ptr, partial_ptr,
     starts_ptr, count, length, n, gate_stride, scale_stride, eps,
-    NORM: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    NORM: tl.constexpr, CHUNK: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
@@ -76,7 +76,7 @@ def _backward_kernel(
     dgate = zero_parts(ROWS, PART, COUNT)
     dscale = zero_parts(ROWS, PART, COUNT)
     dshift = zero_parts(ROWS, PART, COUNT)
-    for begin in tl.range(first, last, ROWS, num_stages=STAGES):
+    for begin in range(first, last, ROWS):
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
         dz = load_parts(dz_ptr, place, there, column, C, PART, COUNT)
         x = load_parts(sum_ptr, place, there, column, C, PART, COUNT)
@@ -178,7 +178,6 @@ def _backward(
         eps,
         NORM=norm,
         CHUNK=segments.chunk,
-        STAGES=STAGES,
         **tile_of(c, SUMMED).constants(c),
     )
     return dx, dy, add_chunks(chunks, segments, summed_dtype(weight, gate, scale))

@@ -20,7 +20,7 @@ from belvedere.kernels.triton.heads import (
     weights_of,
 )
 from belvedere.kernels.triton.launch import helper, launch, register
-from belvedere.kernels.triton.reduce import STAGES, add_chunks, partial_sums, segments_of
+from belvedere.kernels.triton.reduce import add_chunks, partial_sums, segments_of
 from belvedere.kernels.triton.rows import normalised, plus_products, pull_normal, times
 
 CHUNK = 16
@@ -54,7 +54,7 @@ def _no_sums(HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
 def _backward_kernel(
     dq_ptr, dk_ptr, q_ptr, k_ptr, q_slope_ptr, k_slope_ptr, q_weight_ptr, k_weight_ptr, partial_ptr, cos_ptr, sin_ptr,
     n, h, length, q_stride, k_stride, q_weight_head, q_weight_column, k_weight_head, k_weight_column, eps,
-    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, SHARED: tl.constexpr, CHUNK: tl.constexpr,
     D: tl.constexpr, HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
@@ -67,7 +67,7 @@ def _backward_kernel(
     )
     q_sums = _no_sums(HEADS, FIRST, SECOND)
     k_sums = _no_sums(HEADS, FIRST, SECOND)
-    for token in tl.range(slot * CHUNK, tl.minimum(slot * CHUNK + CHUNK, n), num_stages=STAGES):
+    for token in range(slot * CHUNK, tl.minimum(slot * CHUNK + CHUNK, n)):
         cos = angles_of(cos_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT)
         sin = negative(angles_of(sin_ptr, token, head, h, length, SHARED, D, FIRST, SECOND, COUNT), COUNT)
         flat = token * h * D
@@ -127,7 +127,6 @@ def backward(
         K_NORM=k_norm,
         SHARED=cos.shape[1] == 1,
         CHUNK=segments.chunk,
-        STAGES=STAGES,
         **heads_tile(q, 8),
     )
     if chunks is None:

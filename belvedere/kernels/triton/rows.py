@@ -82,12 +82,18 @@ def load_parts(ptr, place, there, column, C: tl.constexpr, PART: tl.constexpr, C
 
 
 @helper
-def zero_parts(ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
-    """Parts of zeros."""
+def repeated(part, COUNT: tl.constexpr):
+    """The same part, ``COUNT`` times."""
     parts = ()
     for _ in tl.static_range(COUNT):
-        parts += (tl.zeros((ROWS, PART), tl.float32),)
+        parts += (part,)
     return parts
+
+
+@helper
+def zero_parts(ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr):
+    """Parts of zeros."""
+    return repeated(tl.zeros((ROWS, PART), tl.float32), COUNT)
 
 
 @helper
