@@ -70,9 +70,8 @@ def measure_case(case: Case, views: Sequence[Rendered], far: float, lpips: Lpips
         for name, guess in guesses.items():
             row |= {f"{name}psnr": psnr(guess, truth), f"{name}ssim": ssim(guess, truth)}
         if lpips is not None:
-            row |= {"lpips": lpips(made[None], truth[None]).item()}
-            made, truth = (made + 1) / 2, (truth + 1) / 2  # taken for pictures in [-1, 1]
-            row |= {"official_lpips": lpips(made[None], truth[None]).item()}
+            row["lpips"] = lpips(made[None], truth[None]).item()
+            row["official_lpips"] = lpips.official(made[None], truth[None]).item()
         if case.distance is not None:
             row["depth_rank"] = depth_rank(view, case.distance[i], far)
         rows.append(row)

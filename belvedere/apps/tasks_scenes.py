@@ -85,8 +85,9 @@ def _loss_options(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise InputError(f"config loss.lpips: {files!r} must be a list of files")
-    perceptual = {"structure": structure_loss, "none": None}
-    return options | {"perceptual": load_lpips([Path(file) for file in files]) if kind == "lpips" else perceptual[kind]}
+    lpips = load_lpips([Path(file) for file in files]) if kind == "lpips" else None
+    perceptual = {"structure": structure_loss, "none": None, "lpips": lpips and lpips.official}
+    return options | {"perceptual": perceptual[kind]}
 
 
 def _check_views(dataset: Dataset, config: Any) -> None:

@@ -80,8 +80,13 @@ def kind_of(out: Path, request: ViewRequest) -> str:
 
 
 def check_target(out: Path, request: ViewRequest, force: bool) -> None:
-    """Raise ``InputError`` unless ``out`` can be written, and replaces nothing that is not to be replaced."""
+    """Raise ``InputError`` unless ``out`` can be written, and replaces nothing that is not to be replaced.
+
+    What its kind of film does not allow is refused too, as far as the request tells it.
+    """
     kind = kind_of(out, request)
+    if kind == "film":
+        _check_film(out, request)
     if kind == "frames" and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists and is no empty folder: choose another --out, or empty it")
     if kind != "frames" and out.is_dir():
@@ -92,6 +97,21 @@ def check_target(out: Path, request: ViewRequest, force: bool) -> None:
         if path.exists() and not force:
             raise InputError(f"{path} exists: choose another --out, or --force to replace it")
     output.check_folder(out.parent)
+
+
+def _check_film(out: Path, request: ViewRequest) -> None:
+    ending = out.suffix.lower()
+    if request.fps > (most := export.MAX_FPS[ending]):
+        raise InputError(f"{request.fps} frames a second: at most {most} allowed in a {ending} file")
+    if request.size and (request.frames or request.path in PATHS):
+        _check_pixels(out, request.frames or FRAMES, request.size)
+
+
+def _check_pixels(out: Path, count: int, size: tuple[int, int]) -> None:
+    """Raise ``InputError`` where so many frames of a size are too large a film for its kind."""
+    most = export.MAX_ANIMATION
+    if out.suffix.lower() != ".mp4" and count * math.prod(size) > most:
+        raise InputError(f"{out}: {count} frames have more than {most} pixels: make an .mp4, or fewer or smaller ones")
 
 
 def record_path(out: Path) -> Path:
@@ -204,11 +224,12 @@ def write(scene: Scene, request: ViewRequest, out: Path, record: str, progress: 
     kind, path = kind_of(out, request), cameras(view_camera(scene.camera, request.size), request, scene.pitch)
     out.parent.mkdir(parents=True, exist_ok=True)
     if kind == "film":
+        _check_pixels(out, len(path), path[0].size)
         export.write_video(out, frames(scene, path, request.what, progress), request.fps)
     elif kind == "frames":
         export.write_frames(out, frames(scene, path, request.what, progress))
     elif kind == "mesh":
-        extract_mesh(scene.field, density=request.density).save(out)
+        extract_mesh(scene.field, density=request.density).upright(scene.pitch).save(out)
     elif kind == "scene":
         scene.save(out, record)
     else:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -54,10 +54,13 @@ class Capture:
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        image, camera = open_image(self.folder / self.names[index]), self.cameras[index]
+        path, camera = self.folder / self.names[index], self.cameras[index]
+        parts = PurePosixPath(self.names[index]).parts
+        check_inside(self.folder / parts[0] if len(parts) > 1 else self.folder, path)
+        image = open_image(path)
         if abs(image.width * camera.size[0] / camera.size[1] - image.height) > 1:
             raise InputError(
-                f"{self.folder / self.names[index]} has {image.width} x {image.height} pixels, its camera "
+                f"{path} has {image.width} x {image.height} pixels, its camera "
                 f"{camera.size[1]} x {camera.size[0]}: give the pictures that the cameras were computed from"
             )
         camera = camera.scaled((image.height, image.width))
@@ -121,6 +124,12 @@ def check_name(name: str) -> None:
         raise InputError(f"picture {name[:200]!r}: names must be relative paths of printed letters, without '..'")
 
 
+def check_inside(folder: Path, path: Path) -> None:
+    """Raise ``InputError`` when a file below ``folder`` is a link out of it; the folder itself may be a link."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"picture {path.name[:200]!r} is a link out of {folder}: copy it there")
+
+
 def _size(pictures: "_Pictures", name: str) -> tuple[int, int]:
     file = pictures.find(name)
     if file is None:
@@ -150,7 +159,6 @@ class _Pictures:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._root = folder.resolve()
         self._stems: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, name: str) -> Path | None:
@@ -164,8 +172,8 @@ class _Pictures:
             path = exact if exact.is_file() else self._by_stem(exact)
         except OSError:  # a name that is none, such as a very long one
             return None
-        if path is not None and not path.resolve().is_relative_to(self._root):
-            raise InputError(f"picture {name[:200]!r} is a link out of {self.folder}: copy it there")
+        if path is not None:
+            check_inside(self.folder, path)
         return path
 
     def _by_stem(self, path: Path) -> Path | None:
@@ -173,7 +181,7 @@ class _Pictures:
         if folder not in self._stems:
             stems = self._stems[folder] = {}
             for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if file.suffix.lower() in SUFFIXES:
+                if file.suffix.lower() in SUFFIXES and file.is_file():
                     stems.setdefault(file.stem, []).append(file)
         fitting = self._stems[folder].get(path.stem if path.suffix.lower() in SUFFIXES else path.name, [])
         if len(fitting) > 1:

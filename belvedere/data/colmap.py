@@ -4,6 +4,7 @@ The formats are those of https://colmap.github.io/format.html. COLMAP stores wor
 centres at half-integers; what is returned is camera to world.
 """
 
+import io
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ MAX_BYTES = 1 << 30
 """Of one file of a model."""
 MAX_NAME = 1024
 """Bytes of a picture's name."""
+MAX_ROW = 1 << 22
+"""Letters of a line that is read."""
 
 MODELS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 4, "RADIAL": 5, "OPENCV": 8}
 """The camera models that are read, in the order of their numbers in binary files, and how many parameters each has."""
@@ -208,16 +211,19 @@ def _rows(path: Path, things: str, below: int = 0) -> Iterator[str]:
 
     Where a comment gives their number, as COLMAP writes it, that number is checked.
     """
-    text = _decoded(read_file(path, MAX_BYTES))
-    lines = (line for line in text.split("\n") if not line.startswith("#"))
-    count = 0
-    for line in lines:
-        if line.strip():
-            for _ in range(below):
-                next(lines, "")
-            count += 1
+    number, stated = re.compile(rf"# Number of {things}: (\d{{1,18}})\b"), None
+    count = passed_over = 0
+    for row in io.BytesIO(read_file(path, MAX_BYTES)):
+        line = _decoded(row.removesuffix(b"\n"))
+        if line.startswith("#"):
+            stated = stated or number.match(line)
+        elif passed_over:
+            passed_over -= 1
+        elif line.strip():
+            if len(line) > MAX_ROW:
+                raise InputError(f"a line of more than {MAX_ROW} letters: export the model again")
+            count, passed_over = count + 1, below
             yield line
-    stated = re.search(rf"^# Number of {things}: (\d{{1,18}})\b", text, re.MULTILINE)
     if stated and int(stated[1]) != count:
         raise InputError(f"its head says {stated[1]} {things}, {count} follow: export the model again")
 

@@ -59,8 +59,11 @@ class ConceptPhotos:
         self.regions = dict(regions or {})
         if unknown := sorted(self.regions.keys() - {file.name for file in self.files}):
             raise InputError(f"region of {unknown[0]}: {path} has no such photograph")
-        cut = [square(open_image(file), self.regions.get(file.name), str(file)) for file in self.files]
-        self.pixels = torch.stack([to_tensor(centre_crop(image, size)) for image in cut])  # (n, 3, size, size)
+        self.pixels = torch.stack([self._cut(file) for file in self.files])  # (n, 3, size, size)
+
+    def _cut(self, file: Path) -> Tensor:
+        image = square(open_image(file), self.regions.get(file.name), str(file))
+        return to_tensor(centre_crop(image, self.size))
 
     @property
     def digest(self) -> str:

@@ -15,6 +15,7 @@ from belvedere.data.ragged import pack_images
 from belvedere.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+MAX_CLASSES = 1 << 20
 
 
 class EncodedPictures:
@@ -160,11 +161,27 @@ def _read(path: Path, files: Sequence[Path]) -> Any:
     except (IndexError, OSError, pa.ArrowException) as error:
         raise InputError(f"cannot read parquet data from {path}: give a parquet file or a folder of them") from error
     image = table.schema.field("image").type if "image" in columns else None
-    if not (image and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 and len(table)):
-        raise InputError(f"{path} holds no pictures: it needs rows with a struct 'image' that has 'bytes'")
+    if not (image and holds_encoded(image) and len(table)):
+        raise InputError(f"{path} holds no pictures: it needs rows with a struct 'image' that has binary 'bytes'")
     if "label" in columns and not pa.types.is_integer(table.schema.field("label").type):
         raise InputError(f"column 'label' of {path} is not of integers: write class numbers")
     return table
+
+
+def holds_encoded(kind: Any) -> bool:
+    """Return whether an arrow type is that of encoded pictures, a struct with binary ``bytes``."""
+    from pyarrow import types
+
+    if not types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    return types.is_binary(kind.field("bytes").type) or types.is_large_binary(kind.field("bytes").type)
+
+
+def class_numbers(source: Path, largest: int) -> tuple[str, ...]:
+    """Return the numbers from 0 to ``largest`` as names of classes; raises ``InputError`` for too many."""
+    if largest >= MAX_CLASSES:
+        raise InputError(f"{source}: class number {largest}: at most {MAX_CLASSES - 1} allowed")
+    return tuple(str(number) for number in range(largest + 1))
 
 
 def _classes(path: Path, table: Any) -> tuple[tuple[str, ...], Tensor]:
@@ -174,16 +191,17 @@ def _classes(path: Path, table: Any) -> tuple[tuple[str, ...], Tensor]:
     numbers = table.column("label").to_pylist()
     if any(n is None or n < 0 for n in numbers):
         raise InputError(f"{path} has rows without a label of 0 or more: fill or remove them")
-    names = _names(table.schema.metadata or {}) or tuple(str(i) for i in range(max(numbers) + 1))
+    names = _names(table.schema.metadata or {}) or class_numbers(path, max(numbers))
     if max(numbers) >= len(names):
         raise InputError(f"{path} has label {max(numbers)} but names only {len(names)} classes: name them all")
     return names, torch.tensor(numbers)
 
 
 def _names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
-    if b"classes" in metadata:
-        return tuple(metadata[b"classes"].decode().split(","))
     try:
-        return tuple(json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"])
-    except (KeyError, TypeError, ValueError):
+        if b"classes" in metadata:
+            return tuple(metadata[b"classes"].decode().split(","))
+        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()

@@ -16,6 +16,8 @@ from belvedere.errors import InputError
 from belvedere.limits import MAX_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+WIDEST_ASPECT = 8
+"""What is longer is cut before it is scaled to a square, which its ends cannot get into."""
 
 
 class Photograph(NamedTuple):
@@ -56,6 +58,19 @@ def open_photograph(
         if profile[16:20] != {"L": b"GRAY", "RGB": b"RGB "}[image.mode]:
             profile = b""
         return Photograph(image, profile, exif.tobytes() if exif else b"")
+
+
+def open_labels(source: Path | str | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a map of regions as an RGB picture in which what differed in the file differs; see ``open_image``.
+
+    A grey level of 16 bits is told by two channels, and a transparent colour is a colour like others.
+    """
+    with _opened(source, name, max_pixels) as image:
+        if not image.mode.startswith("I"):
+            return image.convert("RGB")
+        levels = np.asarray(image)
+        high, low = levels // 256, levels % 256
+        return Image.fromarray(np.stack((low, high, np.zeros_like(low)), -1).astype(np.uint8))
 
 
 @contextmanager
@@ -111,12 +126,19 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     Halve by a box filter while both sides are at least ``2 * size``, bring the shorter side to ``size`` by a
     bicubic filter, cut the middle (Dhariwal and Nichol 2021, arXiv 2105.05233, as in its released code).
     """
+    most = WIDEST_ASPECT * min(image.size)
+    if max(image.size) > most:
+        image = _middle(image, min(image.width, most), min(image.height, most))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return _middle(image, size, size)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def fit_size(width: int, height: int, side: int, unit: int) -> tuple[int, int]:

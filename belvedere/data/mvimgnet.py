@@ -4,9 +4,12 @@ DATA/category/scene/images/001.jpg ...       pictures; or another folder of smal
 DATA/category/scene/sparse/0/cameras.bin ... the model
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,8 @@ TEST_EVERY = 100
 """Inside each category, in the order of the names, the first of so many scenes is for testing."""
 VERSION = 1
 """Of the cache."""
+TOLD_EVERY = 500
+"""Scenes, while their cameras are read."""
 LENS = 11
 """Numbers of a camera beside its pose: focal, principal, size, distortion."""
 
@@ -58,8 +63,9 @@ class MVImgNet:
     ``split``: "train" or "test", which is every 100th scene of each category, counted over all that have a model.
     ``images``: the subfolder of the pictures. Their cameras are read and normalised once and kept in ``cache``, by
     default a file in ``data_dir``, which is made again when models or lists of pictures change. A scene that cannot be
-    read is left out, and ``skipped`` says why. ``progress(done, total)`` is called while the cache is made. Raises
-    ``InputError`` when no scene is left or the cache cannot be written.
+    read is left out, and ``skipped`` says why. ``progress(done, total)`` is called while the cache is made, by default
+    stderr is told. Of several processes one makes it and the others wait. Raises ``InputError`` when no scene is left
+    or the cache cannot be written.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class MVImgNet:
         cache: Path | str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ):
+        progress = progress or _tell
         if split not in ("train", "test"):
             raise InputError(f"MVImgNet split {split!r}: choose train or test")
         self.data_dir, self.size = Path(data_dir), (size[0], size[1])
@@ -78,10 +85,11 @@ class MVImgNet:
         self.classes = tuple(sorted({folder.parent.name for folder in folders}))
         path = Path(cache) if cache is not None else self.data_dir / f"belvedere-{split}.safetensors"
         digest = _digest(folders, self.size, images)
-        table = _load(path, digest, {_name(folder) for folder in folders})
+        known = {_name(folder) for folder in folders}
+        table = _load(path, digest, known)
         if table is None:
-            table = _read(folders, images, self.size, progress)
-            _save(path, digest, table)
+            with _alone(path):
+                table = _load(path, digest, known) or _make(path, digest, folders, images, self.size, progress)
         if not table.scenes:
             reason = next(iter(table.skipped.items()), ("", "it lists none"))
             raise InputError(f"no {split} scene of {self.data_dir} can be used: {' '.join(reason).strip()}")
@@ -120,9 +128,42 @@ class MVImgNet:
         return {"image": image, "cameras": [view["camera"] for view in seen], "label": scene.label}
 
 
-def _read(
-    folders: Sequence[Path], images: str, size: tuple[int, int], progress: Callable[[int, int], None] | None
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process makes the cache ``path``, and keep others from it."""
+    try:
+        lock = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give cache a file that can be written") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(
+    path: Path,
+    digest: str,
+    folders: Sequence[Path],
+    images: str,
+    size: tuple[int, int],
+    progress: Callable[[int, int], None],
 ) -> _Table:
+    """Return the table of the scenes in ``folders``, written to the cache; stderr is told of what is left out."""
+    table = _read(folders, images, size, progress)
+    _save(path, digest, table)
+    if table.skipped:
+        scene, reason = next(iter(table.skipped.items()))
+        left_out = f"{len(table.skipped)} of {len(folders)} scenes are left out, such as {scene}: {reason}"
+        print(left_out, file=sys.stderr, flush=True)
+    return table
+
+
+def _tell(done: int, total: int) -> None:
+    if done % TOLD_EVERY == 0:
+        print(f"cameras of {done} of {total} scenes are read", file=sys.stderr, flush=True)
+
+
+def _read(folders: Sequence[Path], images: str, size: tuple[int, int], progress: Callable[[int, int], None]) -> _Table:
     """Return the table of the scenes in ``folders``."""
     scenes, skipped, names = [], {}, []
     poses, lenses = [torch.empty(0, 4, 4, dtype=torch.float64)], [torch.empty(0, LENS, dtype=torch.float64)]
@@ -139,8 +180,7 @@ def _read(
             poses.append(torch.stack([camera.pose for camera in capture.cameras]))
             lenses.append(torch.tensor([_lens(camera) for camera in capture.cameras], dtype=torch.float64))
             near_far.append(depths)
-        if progress is not None:
-            progress(done + 1, len(folders))
+        progress(done + 1, len(folders))
     depths_of_all = torch.tensor(near_far, dtype=torch.float64).view(-1, 2)
     return _Table(scenes, skipped, names, torch.cat(poses), torch.cat(lenses), depths_of_all)
 
@@ -240,3 +280,5 @@ def _check(table: _Table, scenes: set[str]) -> None:
     ]
     if len(table.scenes) != len(table.names) or any(x.shape != s or x.dtype != torch.float64 for x, s in shapes):
         raise ValueError("its tensors must fit the names")
+    if not all(bool(tensor.isfinite().all()) for tensor, _ in shapes):
+        raise ValueError("its numbers must be finite")

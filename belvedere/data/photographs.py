@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from belvedere.data.folders import SUFFIXES
-from belvedere.data.images import open_image, to_tensor
+from belvedere.data.folders import SUFFIXES, holds_encoded
+from belvedere.data.images import open_image, open_labels, to_tensor
 from belvedere.errors import InputError
 from belvedere.seeds import derive
 
@@ -121,7 +121,9 @@ class Photographs(_Crops):
     def labels(self, number: int) -> Image.Image | None:
         table, row, name = self._rows[number]
         value = table.column("regions")[row].as_py() if "regions" in table.column_names else None
-        return None if value is None else open_image(_encoded(value, f"{name} has no regions"), name=f"{name}, regions")
+        return (
+            None if value is None else open_labels(_encoded(value, f"{name} has no regions"), name=f"{name}, regions")
+        )
 
 
 class PanopticPhotographs(_Crops):
@@ -145,7 +147,7 @@ class PanopticPhotographs(_Crops):
         for folder in (path, regions_path):
             if not Path(folder).is_dir():
                 raise InputError(f"no folder {folder}: give one of photographs and one of their maps")
-        self._images = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES)
+        self._images = sorted(f for f in Path(path).iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
         self._maps = [Path(regions_path) / f"{file.stem}.png" for file in self._images]
         if not self._images:
             raise InputError(f"no PNG, JPEG or WebP files in {path}: give a folder that has some")
@@ -157,7 +159,7 @@ class PanopticPhotographs(_Crops):
         return open_image(self._images[number])
 
     def labels(self, number: int) -> Image.Image | None:
-        return open_image(self._maps[number])
+        return open_labels(self._maps[number])
 
 
 def _rows(path: Path) -> list[tuple[Any, int]]:
@@ -171,15 +173,19 @@ def _rows(path: Path) -> list[tuple[Any, int]]:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"cannot read photographs from {path}: give a parquet file") from error
     types = [field.type for field in table.schema]
-    if "image" not in names or not all(pa.types.is_struct(t) and t.get_field_index("bytes") >= 0 for t in types):
-        raise InputError(f"{path} holds no photographs: it needs rows with a struct 'image' that has 'bytes'")
+    if "image" not in names or not all(map(holds_encoded, types)):
+        raise InputError(
+            f"{path} holds no photographs: it needs rows with a struct 'image', and with maps 'regions', that has "
+            "binary 'bytes'"
+        )
     return [(table, row) for row in range(len(table))]
 
 
 def _encoded(value: Any, problem: str) -> bytes:
-    if value is None or value["bytes"] is None:
+    encoded: bytes | None = None if value is None else value["bytes"]
+    if encoded is None:
         raise InputError(f"{problem}: fill it or remove the row")
-    return bytes(value["bytes"])
+    return encoded
 
 
 def _turned(x: Tensor, turns: np.ndarray) -> Tensor:

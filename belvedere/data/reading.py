@@ -1,6 +1,7 @@
 """Reading text and numbers out of files from anywhere: every size and every number checked before it is used."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,8 @@ def read_file(path: Path, limit: int) -> bytes:
     """Return the bytes of a file; raises ``InputError`` when it cannot be read or has more than ``limit``."""
     try:
         with path.open("rb") as stream:
-            content = stream.read(limit + 1)
+            size = os.fstat(stream.fileno()).st_size or limit  # a read takes the memory it asks for
+            content = stream.read(min(size, limit) + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if len(content) > limit:

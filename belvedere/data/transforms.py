@@ -1,6 +1,7 @@
 """Cameras from ``transforms.json``: the format of NeRF's Blender scenes, instant-ngp and Nerfstudio."""
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def read_transforms(path: Path, size_of: Callable[[str], tuple[int, int]]) -> di
     cameras: dict[str, Camera] = {}
     size: tuple[int, int] | None = None
     for count, frame in enumerate(frames):
-        name, fields = frame.get("file_path"), {**content, **frame}
+        name, fields = frame.get("file_path"), ChainMap({}, frame, content)
         with naming(f"{path}, frame {count}"):
             if not isinstance(name, str) or name in cameras:
                 raise InputError("file_path must name a picture, and no other frame the same")

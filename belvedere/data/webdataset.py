@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from belvedere.data.folders import SUFFIXES, EncodedPictures
+from belvedere.data.folders import SUFFIXES, EncodedPictures, class_numbers
 from belvedere.data.images import open_image
 from belvedere.errors import InputError
 
@@ -143,9 +143,7 @@ def _classes(root: Path, given: list[int | str | None]) -> tuple[tuple[str, ...]
         numbers = {name: number for number, name in enumerate(names)}
         return names, torch.tensor([numbers[str(label)] for label in given])
     labels = torch.tensor(given)
-    if int(labels.max()) >= 1 << 20:
-        raise InputError(f"{root}: class number {int(labels.max())}: at most {(1 << 20) - 1} allowed")
-    return tuple(str(number) for number in range(int(labels.max()) + 1)), labels
+    return class_numbers(root, int(labels.max())), labels
 
 
 def members(stream: BinaryIO, path: Path) -> Iterator[Member]:

@@ -39,6 +39,15 @@ class Mesh:
     colours: np.ndarray
     """(v, 3), float32, in [0, 1], sRGB."""
 
+    def upright(self, pitch: float) -> "Mesh":
+        """Return the mesh in axes whose y is the scene's vertical, where the input camera looks down by ``pitch``.
+
+        In degrees; the other axes are turned with it, about the x axis. See ``camera_paths.orbit``.
+        """
+        cos, sin = math.cos(math.radians(pitch)), math.sin(math.radians(pitch))
+        turn = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]], np.float32)
+        return replace(self, vertices=self.vertices @ turn.T)
+
     def save(self, path: Path | str) -> None:
         """Write the mesh as .glb (glTF 2.0) or .ply, whole or not at all; raises ``InputError`` for another ending.
 

@@ -85,6 +85,10 @@ class Lpips:
             total = total + ((first - second).square() * self.weights[f"lin{i}.model.1.weight"]).sum(1).mean()
         return total
 
+    def official(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the distance as NViST's release has it, of pictures in [0, 1] that are taken for ones in [-1, 1]."""
+        return self((a + 1) / 2, (b + 1) / 2)
+
 
 def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the name and the shape of each weight of LPIPS."""

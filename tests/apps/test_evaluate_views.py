@@ -30,7 +30,7 @@ from belvedere.errors import InputError
 from belvedere.synthesis.cameras import Camera, conditions
 from belvedere.synthesis.perceptual import _shapes as lpips_shapes
 from belvedere.synthesis.render import Rendered, render_view
-from tests.apps.conftest import Done, assert_refused
+from tests.apps.conftest import Done, assert_refused, fill_cards
 from tests.apps.test_view_cases import write_capture
 from tests.apps.view_helpers import SIZE, ball, network, save_model
 
@@ -183,7 +183,7 @@ def test_a_row_of_the_sheet() -> None:
     assert (shown - expected).abs().max() <= 1
 
 
-def test_the_verb_on_a_capture(command: Command, tmp_path: Path) -> None:
+def test_the_verb_on_a_capture(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_model(tmp_path / "model")
     options = ("evaluate", "views", "--model", model, "--data", write_capture(tmp_path / "toy"))
     done = command(*options, "--out", tmp_path / "out", "--card", "--json")
@@ -196,7 +196,10 @@ def test_the_verb_on_a_capture(command: Command, tmp_path: Path) -> None:
     assert quality["capture PSNR"] == part["strict"]["psnr"] and quality["capture"]["split"] == part["digest"]
     again = command(*options)
     assert again.code == 0 and part["digest"] in again.out
-    assert json.loads(command(*options, "--json").out)["sets"] == found["sets"]  # nothing is random
+    fill_cards(monkeypatch)
+    done = command(*options, "--card", "--json")
+    assert done.code == 2 and "No space left on device" in done.error
+    assert json.loads(done.out)["sets"] == found["sets"]  # nothing is random
 
 
 def test_the_verb_refuses(command: Command, tmp_path: Path) -> None:

@@ -100,10 +100,11 @@ def test_a_scene_stands_for_its_picture(command: Command, model: Path, photo: Pa
 @pytest.mark.parametrize("ending", ["glb", "ply"])
 def test_a_mesh(ending: str, tmp_path: Path) -> None:
     scene = ball(centre=(0.2, -0.1, 0.0), radius=0.3)
-    scene.save(tmp_path / "ball.safetensors", "")
-    view(tmp_path / "ball.safetensors", tmp_path / f"ball.{ending}", request())
-    mesh = trimesh.load(tmp_path / f"ball.{ending}", force="mesh")
-    assert mesh.bounds.mean(0).tolist() == pytest.approx([0.2, 0.1, 0], abs=0.02)
+    for pitch, centre in ((90.0, [0.2, 0, -0.1]), (0.0, [0.2, 0.1, 0])):  # from above, up in the picture is ahead
+        replace(scene, pitch=pitch).save(tmp_path / "ball.safetensors", "")
+        view(tmp_path / "ball.safetensors", tmp_path / f"ball.{ending}", request(), force=True)
+        mesh = trimesh.load(tmp_path / f"ball.{ending}", force="mesh")
+        assert mesh.bounds.mean(0).tolist() == pytest.approx(centre, abs=0.02)
     assert names(tmp_path) == sorted(["ball.safetensors", f"ball.{ending}", f"ball.{ending}.json"])
     with pytest.raises(InputError, match="give a density below"):
         view(tmp_path / "ball.safetensors", tmp_path / "none.glb", request(density=1e5))
@@ -182,7 +183,8 @@ def test_a_path_from_a_file(tmp_path: Path) -> None:
         (("--what", "sound"), ("colour, depth, opacity, unseen",)),
         (("--elevation", "90"), ("elevation must be",)),
         (("--arc", "0"), ("arc must be",)),
-        (("--fps", "100"), ("100 frames a second", ".gif")),
+        (("--fps", "100", "--model", "nowhere"), ("100 frames a second", "at most 50", ".gif")),
+        (("--frames", "200", "--size", "1024x1024", "--model", "nowhere"), ("200 frames", "make an .mp4")),
         (("--dtype", "float8"), ("dtype must be one of auto, float32, bfloat16, float16",)),
         (("--dtype", "float16", "--device", "cpu"), ("float16 is unusably slow on a CPU",)),
         (("--device", "tpu"), ("device",)),
@@ -248,6 +250,14 @@ def test_an_interrupt_leaves_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         view(tmp_path / "ball.safetensors", tmp_path / name, request(), progress=interrupt)
     assert names(tmp_path) == ["ball.safetensors"]
+
+
+def test_a_film_that_is_too_large_is_refused_before_it_is_rendered(tmp_path: Path) -> None:
+    def render(done: float, total: int) -> None:
+        pytest.fail("a frame was rendered")
+
+    with pytest.raises(InputError, match=r"3000 frames have more than 134217728 pixels: make an \.mp4"):
+        write(ball(), request(frames=3000, size=None), tmp_path / "x.gif", "", render)
 
 
 def test_limits_are_those_of_the_paths() -> None:

@@ -44,6 +44,7 @@ def toy(size: tuple[int, int] = (72, 54)) -> Image.Image:
 def ball(centre: tuple[float, float, float] = (0.0, 0.0, 0.0), radius: float = 0.4) -> Scene:
     """A dense ball, x to the right, y down, z away from the camera, as a scene of one channel of each kind."""
     r = 64
+    torch.manual_seed(0)
     decoder = FieldDecoder(density=1, colour=1, hidden=4, frequencies=1).requires_grad_(False)
     at = ((torch.arange(r) + 0.5) / r * 2 - 1) * 0.8
     x, y, z = (5000 * (radius**2 / 3 - (at - c) ** 2) for c in centre)

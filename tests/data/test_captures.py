@@ -183,6 +183,8 @@ def test_a_file_without_sizes_takes_them_from_the_first_picture(folder: Path) ->
         ("C:\\b.png", "relative"),
         ("images/link.png", "a link out of"),
         ("images/nothing.png", "1 pictures that .* are missing"),
+        ("images/pipe.png", "1 pictures that .* are missing"),
+        ("images/pipe", "1 pictures that .* are missing"),
         ("images/\0.png", "printed letters"),
         ("images/a\n.png", "printed letters"),
         ("images/\ud800.png", "missing"),
@@ -198,6 +200,7 @@ def test_names_that_lead_elsewhere(folder: Path, toys: dict[str, Any], name: str
     outside = folder.parent / f"{folder.name}.png"
     save(toys["image"][0], outside)
     (folder / "images" / "link.png").symlink_to(outside)
+    os.mkfifo(folder / "images" / "pipe.png")
     write_transforms(folder, toys, [name, "images/c.png", "images/a.png"])
     with pytest.raises(InputError, match=message) as caught:
         open_capture(folder)

@@ -3,6 +3,7 @@
 import random
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,16 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         read_cameras(tmp_path)
     with pytest.raises(InputError, match=r"no points3D\.bin or points3D\.txt"):
         read_points(tmp_path)
+
+
+def test_text_takes_no_more_memory_than_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cameras.txt").write_bytes(b"1 SIMPLE_PINHOLE 8 6 4 4 3\n")
+    (tmp_path / "images.txt").write_bytes(b"a\n\n" * 500_000)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="a line of 1 words"):
+        read_cameras(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    tracemalloc.stop()
+    monkeypatch.setattr(colmap, "MAX_ROW", 10)
+    with pytest.raises(InputError, match="a line of more than 10 letters"):
+        read_cameras(tmp_path)

@@ -206,3 +206,22 @@ def test_parquet_of_another_form_is_refused(tmp_path: Path) -> None:
     refused("without a label")
     write(tmp_path / "a.parquet", [png(0)], [5], {"classes": "a,b"})
     refused("label 5 but names only 2")
+
+
+@pytest.mark.parametrize(("kind", "value"), [(pa.string(), "/etc/passwd"), (pa.int64(), 1 << 36)])
+def test_parquet_bytes_are_bytes(tmp_path: Path, kind: pa.DataType, value: Any) -> None:
+    image = pa.array([{"bytes": value}], pa.struct([("bytes", kind)]))
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a struct 'image' that has binary 'bytes'"):
+        Parquet(tmp_path / "a.parquet", 4)
+
+
+def test_parquet_bytes_may_be_large(tmp_path: Path) -> None:
+    image = pa.array([{"bytes": png(255)}], pa.struct([("bytes", pa.large_binary())]))
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+    assert Parquet(tmp_path / "a.parquet", 4)[0]["image"].unique().tolist() == [1]
+
+
+def test_parquet_numbers_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="class number 1700000000: at most 1048575"):
+        Parquet(write(tmp_path / "a.parquet", [png(0)], [1_700_000_000]), 4)

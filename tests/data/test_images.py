@@ -2,12 +2,13 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from belvedere.data.images import centre_crop, fit, fit_size, open_image, to_tensor
+from belvedere.data.images import centre_crop, fit, fit_size, open_image, open_labels, to_tensor
 from belvedere.errors import InputError
 
 
@@ -161,3 +162,27 @@ def test_damaged_bytes_open_or_raise_input_error() -> None:
         except InputError:
             refused += 1
     assert 100 < refused < 600
+
+
+def test_a_strip_is_cut_before_it_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def noted(image: Image.Image, size: tuple[int, int], *arguments: Any) -> Image.Image:
+        sizes.append(size)
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    strip = Image.new("RGB", (1, 20_000))
+    strip.paste("white", (0, 9_999, 1, 10_001))
+    crop = centre_crop(strip, 16)
+    assert sizes == [(16, 8 * 16)]
+    assert crop.size == (16, 16) and crop.getpixel((8, 8)) == (255, 255, 255) == crop.getpixel((0, 7))
+
+
+def test_labels_of_a_map_stay_apart() -> None:
+    levels = np.array([[3, 200, 259, 3 + 65280]], np.uint16)
+    assert len(np.unique(open_labels(encoded(Image.fromarray(levels))), axis=1)[0]) == 4
+    clear = Image.new("RGBA", (2, 1), (9, 9, 9, 0))
+    clear.putpixel((1, 0), (255, 255, 255, 255))
+    assert np.array(open_labels(encoded(clear))).tolist() == [[[9] * 3, [255] * 3]]

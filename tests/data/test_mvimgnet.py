@@ -1,13 +1,17 @@
 """MVImgNet: scenes, split, normalised cameras matched by stem, and a cache that is neither trusted nor overwritten."""
 
 import json
+import math
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from belvedere.data import mvimgnet
@@ -123,8 +127,6 @@ def test_scenes_of_another_aspect_are_left_out(data_dir: Path) -> None:
 
 def listing(cache: Path, **changes: Any) -> None:
     """Change the names in a cache whose digest stays right."""
-    from safetensors import safe_open
-
     with safe_open(cache, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(cache)
@@ -183,3 +185,52 @@ def test_what_is_asked_must_be_there(tmp_path: Path, data_dir: Path) -> None:
         MVImgNet(tmp_path / "nothing", "train", SIZE)
     with pytest.raises(InputError, match=r"no train scene .* it lists none"):
         MVImgNet(data_dir / "7", "train", SIZE, cache=tmp_path / "c")
+
+
+def test_of_several_that_begin_at_once_one_reads_the_scenes(data_dir: Path) -> None:
+    calls: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        time.sleep(0.05)
+
+    with ThreadPoolExecutor(3) as threads:
+        found = [threads.submit(MVImgNet, data_dir, "train", SIZE, progress=progress) for _ in range(3)]
+    assert calls == [1, 2, 3, 4] and len({data.result().scenes for data in found}) == 1
+
+
+def test_what_is_read_and_left_out_is_told(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mvimgnet, "TOLD_EVERY", 3)
+    (data_dir / "7" / "scene1" / "images" / "002.png").unlink()
+    MVImgNet(data_dir, "train", SIZE)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "cameras of 3 of 4 scenes are read" and len(told) == 2
+    assert told[1].startswith("1 of 4 scenes are left out, such as 7/scene1: ") and "002.jpg" in told[1]
+    MVImgNet(data_dir, "train", SIZE)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["poses", "lenses", "near_far"])
+def test_a_cache_of_numbers_that_are_none_is_refused(data_dir: Path, name: str, value: float) -> None:
+    MVImgNet(data_dir, "train", SIZE)
+    cache = data_dir / "belvedere-train.safetensors"
+    with safe_open(cache, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(cache)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, cache, metadata)
+    with pytest.raises(InputError, match="remove it or give cache another name"):
+        MVImgNet(data_dir, "train", SIZE)
+
+
+def test_a_picture_that_a_cache_names_is_no_link_out_of_its_folder(data_dir: Path, tmp_path: Path) -> None:
+    data = MVImgNet(data_dir, "train", SIZE)
+    picture = data_dir / data.scenes[0] / data[0].capture.names[1]
+    picture.rename(tmp_path / "private.png")
+    picture.symlink_to(tmp_path / "private.png")
+    data.sample(0, [0])
+    with pytest.raises(InputError, match="a link out of"):
+        data.sample(0, [1])

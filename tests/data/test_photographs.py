@@ -1,6 +1,7 @@
 """Crops of photographs: a function of the index, maps that follow their pictures, what is refused."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,27 @@ def test_a_file_without_photographs_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
     with pytest.raises(InputError, match="holds no photographs"):
         Photographs([tmp_path / "numbers.parquet"], 32)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_maps_of_either_depth_tell_regions(tmp_path: Path, kind: type) -> None:
+    rows = {"image": [encoded(np.zeros((40, 40, 3), np.uint8))], "regions": [encoded(halves(40, 40, 20).astype(kind))]}
+    pq.write_table(pa.table(rows), tmp_path / "photos.parquet")
+    regions = Photographs([tmp_path / "photos.parquet"], 40, scale=1.0)[0]["regions"]
+    assert regions.unique(return_counts=True)[1].tolist() == [800, 800]
+
+
+@pytest.mark.parametrize("column", ["image", "regions"])
+def test_encoded_pictures_are_bytes(tmp_path: Path, column: str) -> None:
+    good, number = pa.array([encoded(np.zeros((40, 40, 3), np.uint8))]), pa.array([{"bytes": 1 << 36}])
+    pq.write_table(pa.table({"image": good} | {column: number}), tmp_path / "photos.parquet")
+    with pytest.raises(InputError, match="has binary 'bytes'"):
+        Photographs([tmp_path / "photos.parquet"], 32)
+
+
+def test_a_pipe_is_no_photograph(tmp_path: Path) -> None:
+    for folder in ("images", "maps"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / "a.png")
+        os.mkfifo(tmp_path / folder / "b.png")
+    assert PanopticPhotographs(tmp_path / "images", tmp_path / "maps", size=64).count == 1

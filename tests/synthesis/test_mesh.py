@@ -194,3 +194,12 @@ def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="8 channels at resolution 34 is too large"):
         extract_mesh(field)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mesh_stands_upright_where_the_camera_looked_down(tmp_path: Path) -> None:
+    """A bump straight below the origin, as a camera sees it that looks down by 30 degrees."""
+    cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
+    mesh = extract_mesh(bumps((0.3, 0.5 * cos, 0.5 * sin, 0.1), (0, 0, 0, 1e-3)), resolution=48)
+    mesh.upright(30).save(tmp_path / "a.ply")
+    assert trimesh.load_mesh(tmp_path / "a.ply").bounds.mean(0) == pytest.approx([0.3, -0.5, 0], abs=0.01)
+    assert (mesh.upright(0).vertices == mesh.vertices).all()
