@@ -10,7 +10,7 @@ import json
 import platform
 import resource
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,34 +26,22 @@ from belvedere.kernels import reference
 GEMM_SHAPES = ((512, 960, 3840), (2048, 1920, 960), (2048, 2048, 2048), (4096, 4096, 4096))
 
 
-class Parts(list):
-    """What the plain twin keeps where the fast one keeps moments: every activation."""
-
-    channels = 0
-
-
 @contextmanager
 def plain_ops() -> Iterator[None]:
     """Let models call the plain twins."""
 
-    def begin(gain: Tensor, x: Tensor, outputs: int) -> Parts:
-        return Parts()
+    def begin(x: Tensor, outputs: int) -> list[Tensor]:
+        return []
 
-    def add(seen: Parts, x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor) -> Parts:
-        seen.append((x, gain, bias, weight))
-        seen.channels += x.shape[-1]
-        return seen
-
-    def end(seen: Parts, linear_bias: Tensor) -> Tensor:
-        xs, gains, biases, weights = zip(*seen, strict=True)
-        joined = [torch.cat(part, -1) for part in (gains, biases, weights)]
-        return reference.concat_norm_linear(xs, *joined, linear_bias)
+    def add(seen: list[Tensor], x: Tensor, gain: Tensor, weight: Tensor) -> list[Tensor]:
+        return [*seen, x]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return reference.attend(q, k, v)
 
-    twins = {"attend": attend, "concat_begin": begin, "concat_add": add, "concat_end": end}
-    names = ("time_norm", "rms_norm", "rotate_pairs", "qk_norm_rope", "gated_mlp")
+    twins: dict[str, Callable[..., Any]] = {"attend": attend, "concat_begin": begin, "concat_add": add}
+    twins["concat_end"] = reference.concat_norm_linear
+    names = ("time_norm", "residual_time_norm", "rms_norm", "rotate_pairs", "qk_norm_rope", "gated_mlp")
     twins |= {name: getattr(reference, name) for name in names}
     before = {name: getattr(kernels, name) for name in twins}
     try:

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere import kernels
 from belvedere.kernels import reference
-from belvedere.kernels.backends import BACKENDS, OPERATIONS, Request, why_not_fused
+from belvedere.kernels.backends import BACKENDS, Request, why_not_fused
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic products are refused
 os.environ.pop("BELVEDERE_KERNELS", None)  # here the ways are named
@@ -103,21 +103,34 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
         x = random(b, tokens, d)
         yield case(f"TD-LN {name}", kernels.time_norm, reference.time_norm, x, random(b, d), random(b, d))
         yield case(f"TD-RMSN {name}", kernels.time_norm, reference.time_norm, x, random(b, d))
-    for name, h, d in (("FiTv2-XL", 16, 72), ("DiMR-XL", 16, 60)):
-        angle = torch.rand(n, 1, d // 2, device=device)
-        op, twin = (partial(module.qk_norm_rope, cos=angle.cos(), sin=angle.sin()) for module in (kernels, reference))
-        yield case(f"qk_norm_rope {name}", op, twin, random(b, n, h, d), random(b, n, h, d))
+    x = random(b, n + 1, 960), random(b, n + 1, 960), random(b, 960)
+    yield case("sum, TD-RMSN DiMR-XL", kernels.residual_time_norm, reference.residual_time_norm, *x)
+    for name, h, d, own in (("FiTv2-XL", 16, 72, 1), ("DiMR-XL", 16, 60, 16)):  # angles of each head, or of all
+        angle = torch.rand(n, own, d // 2, device=device)
+        op, twin = (partial(_normed_and_turned, module, angle) for module in (kernels, reference))
+        gains = [random(h, 1), random(h, 1)] if own > 1 else []
+        yield case(f"qk_norm_rope {name}", op, twin, random(b, n, h, d), random(b, n, h, d), *gains)
     c, side = (480, 32) if device == "cuda" else (4, 8)
-    ours = OPERATIONS["depthwise_residual"] if device == "cuda" else kernels.depthwise_residual
+    ours = kernels.depthwise_residual
     filters = random(c, 1, 7, 7), random(c)
     dense = case("depthwise_residual DiMR-XL", ours, reference.depthwise_residual, random(b, side, side, c), *filters)
-    plain = kernels.depthwise_residual
-    dense.ways = {"ours": ours, "cudnn": plain, "compile": torch.compile(plain)}
+    dense.ways = {"ours": ours, "cudnn": convolved, "compile": torch.compile(convolved)}
     yield dense
     c, side = (192, 64) if device == "cuda" else (4, 8)
     maps = random(b // 2, c, side, side), random(b // 2, c, side, side)
     weights = random(9 * c, 1, 3, 3), random(9 * c)
     yield case("region_filter SegPIC", kernels.region_filter, reference.region_filter, *maps, *weights)
+
+
+def _normed_and_turned(module: Any, angle: Tensor, q: Tensor, k: Tensor, *gains: Tensor) -> tuple[Tensor, Tensor]:
+    weights = dict(zip(("q_weight", "k_weight"), gains, strict=False))
+    return module.qk_norm_rope(q, k, angle.cos(), angle.sin(), **weights)
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the depthwise convolution and the residual sum as PyTorch has them, by cuDNN on a GPU."""
+    image = x.permute(0, 3, 1, 2)  # channels last in memory
+    return x + torch.nn.functional.conv2d(image, weight, bias, padding="same", groups=x.shape[-1]).permute(0, 2, 3, 1)
 
 
 def rays(device: str) -> Iterator[Case]:

@@ -53,6 +53,11 @@ def cases() -> Iterator[Case]:
     )
     yield "time_norm, TD-LN", lambda ops: ops.time_norm, ((s, 4, c), row, row)
     yield "time_norm, TD-RMSN", lambda ops: ops.time_norm, ((s, 4, c), row)
+    yield (
+        "residual_time_norm, TD-RMSN",
+        lambda ops: lambda x, y, w: torch.cat(ops.residual_time_norm(x, y, w), -1),
+        ((s, 4, c), (s, 4, c), row),
+    )
     yield "rms_norm", lambda ops: ops.rms_norm, ((s, 4, c), (s, 1, c))
     yield "rotate_pairs", lambda ops: lambda x: ops.rotate_pairs(x, angle.cos(), angle.sin()), (head,)
     yield "qk_norm_rope", lambda ops: _queries(ops, angle.cos(), angle.sin()), (head, head, (HEAD,), (HEAD,))
@@ -96,10 +101,10 @@ def _rays(ops: Any) -> Op:
 
 
 def _streamed(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor) -> Tensor:
-    seen, c = kernels.concat_begin(gain, x, len(weight)), x.shape[-1]
+    seen, c = kernels.concat_begin(x, len(weight)), x.shape[-1]
     for one, part in ((x, slice(c)), (y, slice(c, 2 * c))):
-        seen = kernels.concat_add(seen, one, gain[:, part], bias[:, part], weight[:, part])
-    return kernels.concat_end(seen, linear_bias)
+        seen = kernels.concat_add(seen, one, gain[:, part], weight[:, part])
+    return kernels.concat_end(seen, gain, bias, weight, linear_bias)
 
 
 def _joined(x: Tensor, y: Tensor, *others: Tensor) -> Tensor:

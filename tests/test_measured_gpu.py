@@ -126,6 +126,11 @@ def test_what_kernels_of_a_network_take() -> None:
     ours = next(each for each in busy if each["name"].startswith("_filter"))
     copies = next(each for each in busy if "elementwise_kernel<128, 4" in each["name"])
     told = f"({copies['calls']} copies, {copies['seconds'] * 1e3:.1f} ms), and the depthwise kernel"
+    eager = rows["DiMR-XL/2R, 64 pictures, eager"]["kernels"]
+    mixed = next(
+        each for each in eager if "unrolled_elementwise_kernel<at::native::CUDAFunctor_add<float>" in each["name"]
+    )
+    assert f"sums of two dtypes ({mixed['seconds'] * 1e3:.1f} ms) have a kernel" in page("kernels.md")
     steps = [sum(x["seconds"] for x in row["kernels"]) * 1e3 for name, row in rows.items() if "training" in name]
     assert f"24 busiest kernels take {steps[0]:.0f}, {steps[1]:.0f} and {steps[2]:.0f} ms" in page("kernels.md")
     assert told in page("kernels.md") and f"kernel ({ours['seconds'] * 1e3:.1f} ms)" in page("kernels.md")

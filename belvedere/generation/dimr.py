@@ -38,7 +38,11 @@ class GatedMLP(nn.Module):
         self.project_out = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.project_out(kernels.gated_mlp(self.project_in(self.norm(x, time))))
+        return self.project(self.norm(x, time))
+
+    def project(self, normal: Tensor) -> Tensor:
+        """Return what the MLP makes of its normalised input."""
+        return self.project_out(kernels.gated_mlp(self.project_in(normal)))
 
 
 class AxialRoPE(nn.Module):
@@ -90,8 +94,8 @@ class TransformerBlock(nn.Module):
         self.mlp = GatedMLP(stage.dim, stage.hidden, norm)
 
     def forward(self, x: Tensor, time: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = x + self.attention(x, time, grid)
-        return x + self.mlp(x, time)
+        x, normal = self.mlp.norm.after(x, self.attention(x, time, grid), time)
+        return x + self.mlp.project(normal)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -110,7 +114,7 @@ class ConvNeXtBlock(nn.Module):
 class Upsample(nn.Module):
     """All activations of the lower stage -> features of this one: norm, linear, pixel shuffle, norm.
 
-    Activations are folded in one by one (``begin``, ``add`` ... ``end``), so none has to be kept; what is made of a
+    Activations are folded in one by one, from ``begin`` to ``end``, so none has to be kept; what is made of a
     class token, the first row, is dropped at the end, for to drop it before is to copy every activation.
     """
 
@@ -122,16 +126,21 @@ class Upsample(nn.Module):
         self.linear = nn.Linear(channels, stage.dim * self.factor**2)
         self.out_norm = TimeLayerNorm(stage.dim)
 
-    def begin(self, x: Tensor, time: Tensor) -> kernels.Accumulated:
-        return kernels.concat_begin(self.norm.weight.read(time), x, self.linear.out_features)
+    def begin(self, x: Tensor) -> kernels.Accumulated:
+        return kernels.concat_begin(x, self.linear.out_features)
 
-    def add(self, seen: kernels.Accumulated, x: Tensor, time: Tensor) -> kernels.Accumulated:
-        part = slice(seen.channels, seen.channels + self.low_dim)
-        gain, bias = self.norm.weight.read(time)[:, part], self.norm.bias.read(time)[:, part]
-        return kernels.concat_add(seen, x, gain, bias, self.linear.weight[:, part])
+    def parts(self, time: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the norm's gain and the linear map's weight for each activation in turn, what ``concat_add`` takes.
+
+        They are split at once: a slice for each would have as many gradients of the size of the whole.
+        """
+        gains, weights = (x.split(self.low_dim, 1) for x in (self.norm.weight.read(time), self.linear.weight))
+        return list(zip(gains, weights, strict=True))
 
     def end(self, seen: kernels.Accumulated, grid: tuple[int, int], time: Tensor) -> Tensor:
-        x = kernels.concat_end(seen, self.linear.bias)[:, -grid[0] * grid[1] :].to(self.linear.weight.dtype)
+        gain, bias = self.norm.weight.read(time), self.norm.bias.read(time)
+        x = kernels.concat_end(seen, gain, bias, self.linear.weight, self.linear.bias)
+        x = x[:, -grid[0] * grid[1] :].to(self.linear.weight.dtype)
         x = x.unflatten(-1, (self.factor, self.factor, -1)).unflatten(1, grid)  # (b, h, w, r, r, c)
         x = x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)  # (b, h r, w r, c)
         return self.out_norm(x, time)
@@ -199,13 +208,13 @@ class Stage(nn.Module):
     def _run(
         self, x: Tensor, grid: tuple[int, int], time: Tensor, up: Upsample | None, detach: bool
     ) -> tuple[Tensor, kernels.Accumulated | None]:
-        seen = up.begin(x.flatten(1, -2), time) if up else None
+        seen, parts = (up.begin(x.flatten(1, -2)), up.parts(time)) if up else (None, [])
         stack: list[Tensor] = []
         half = len(self.blocks) // 2
         for i in range(len(self.blocks) + 1):
-            if up is not None and seen is not None:
+            if seen is not None:
                 rows = x.flatten(1, -2)  # (b, n, c)
-                seen = up.add(seen, rows.detach() if detach else rows, time)
+                seen = kernels.concat_add(seen, rows.detach() if detach else rows, *parts[i])
             if i == len(self.blocks):
                 break
             if 1 <= i <= half:
@@ -229,9 +238,9 @@ class DiMR(ModelMixin, ConfigMixin):
     """The network. Every field of its config is a keyword of the constructor.
 
     ``channels``: of the image or latent. ``num_classes``: classes and the null class, which is the last; None for
-    an unconditional model. ``stage_configs``: mappings of ``StageConfig`` fields, lowest resolution first.
-    ``norm``: LN (time-dependent), RMSN, TDRMSN (published) or ADARMSN. ``position``: APE (published) or Axial_RoPE.
-    ``detach_lowres``: no gradient from a stage into the one below.
+    an unconditional model, which has no pipeline. ``stage_configs``: mappings of ``StageConfig`` fields, lowest
+    resolution first. ``norm``: LN (time-dependent), RMSN, TDRMSN (published) or ADARMSN. ``position``: APE (published)
+    or Axial_RoPE. ``detach_lowres``: no gradient from a stage into the one below.
 
     Ours, with defaults that give the published network: ``class_everywhere`` adds a class embedding to every
     position of every stage; ``class_std`` is the deviation of class embeddings at the start; ``prediction`` is what

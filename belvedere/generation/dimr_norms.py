@@ -30,7 +30,19 @@ class TimeParameter(nn.Module):
         return time[:, self.start : self.start + len(self.param0)]
 
 
-class TimeLayerNorm(nn.Module):
+class Norm(nn.Module):
+    """What the norms have in common."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def after(self, x: Tensor, y: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x + y`` and the norm of it."""
+        x = x + y
+        return x, self(x, time)
+
+
+class TimeLayerNorm(Norm):
     """TD-LN: layer norm whose weight and bias depend on time."""
 
     def __init__(self, dim: int):
@@ -40,8 +52,11 @@ class TimeLayerNorm(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return kernels.time_norm(x, self.weight.read(time), self.bias.read(time))
 
+    def after(self, x: Tensor, y: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.residual_time_norm(x, y, self.weight.read(time), self.bias.read(time))
 
-class TimeRMSNorm(nn.Module):
+
+class TimeRMSNorm(Norm):
     """TD-RMSN, the published norm: root-mean-square norm whose scale depends on time."""
 
     def __init__(self, dim: int):
@@ -51,8 +66,11 @@ class TimeRMSNorm(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return kernels.time_norm(x, self.scale.read(time))
 
+    def after(self, x: Tensor, y: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.residual_time_norm(x, y, self.scale.read(time))
 
-class RMSNorm(nn.Module):
+
+class RMSNorm(Norm):
     """Root-mean-square norm, blind to time."""
 
     def __init__(self, dim: int):
@@ -62,8 +80,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return kernels.time_norm(x, self.scale[None])
 
+    def after(self, x: Tensor, y: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.residual_time_norm(x, y, self.scale[None])
 
-class AdaptiveRMSNorm(nn.Module):
+
+class AdaptiveRMSNorm(Norm):
     """Root-mean-square norm scaled by a linear map of the first position: the class token, or the first image row."""
 
     def __init__(self, dim: int):
@@ -74,6 +95,6 @@ class AdaptiveRMSNorm(nn.Module):
         return kernels.rms_norm(x, (1 + self.linear(x[:, 0])).unsqueeze(1))  # (b, 1, [w,] c)
 
 
-def make_norm(kind: str, dim: int) -> nn.Module:
+def make_norm(kind: str, dim: int) -> Norm:
     """Return the norm called LN (time-dependent), RMSN, TDRMSN or ADARMSN; its forward takes ``x`` and ``time``."""
     return {"LN": TimeLayerNorm, "RMSN": RMSNorm, "TDRMSN": TimeRMSNorm, "ADARMSN": AdaptiveRMSNorm}[kind](dim)

@@ -10,6 +10,7 @@ from belvedere.kernels.norms import (
     gated_residual_norm,
     modulate_norm,
     normalise,
+    residual_time_norm,
     rms_norm,
     time_norm,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "region_filter",
     "render_factored",
     "renders_in_one_pass",
+    "residual_time_norm",
     "rms_norm",
     "rotate_pairs",
     "sample_grid",

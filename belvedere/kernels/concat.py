@@ -25,8 +25,6 @@ class Accumulated(NamedTuple):
 
     product: Tensor
     """sum of W_i (g_i x_i): (b, n, o)."""
-    shift: Tensor
-    """sum of W_i [g_i; b_i]: (2, b', o)."""
     mean: Tensor
     """mean of the channels seen so far: (b, n, 1)."""
     square: Tensor
@@ -84,24 +82,21 @@ class _Fold(torch.autograd.Function):
         return dx, dgain.to(gain.dtype), outer.to(weight.dtype), dmean, dsquare, None
 
 
-def concat_begin(gain: Tensor, x: Tensor, outputs: int) -> Accumulated:
-    """Return the empty accumulator for rows like ``x`` (b, n, c), a norm's ``gain`` (b', k c) and ``outputs``."""
-    rows = (*x.shape[:2], 1)
+def concat_begin(x: Tensor, outputs: int) -> Accumulated:
+    """Return the empty accumulator for rows like ``x`` (b, n, c) and ``outputs`` of the linear map."""
     product = x.new_zeros((*x.shape[:2], outputs), dtype=torch.float32)
-    shift = x.new_zeros((2, len(gain), outputs), dtype=torch.float32)
-    mean, square = x.new_zeros((2, *rows), dtype=torch.float32)
-    return Accumulated(product, shift, mean, square, 0)
+    mean, square = x.new_zeros((2, *x.shape[:2], 1), dtype=torch.float32)
+    return Accumulated(product, mean, square, 0)
 
 
-def concat_add(seen: Accumulated, x: Tensor, gain: Tensor, bias: Tensor, weight: Tensor) -> Accumulated:
-    """Fold the next activation in: ``x`` (b, n, c), norm ``gain``, ``bias`` (b', c), ``weight`` (o, c)."""
+def concat_add(seen: Accumulated, x: Tensor, gain: Tensor, weight: Tensor) -> Accumulated:
+    """Fold the next activation in: ``x`` (b, n, c), its part of the norm's ``gain`` (b', c) and ``weight`` (o, c)."""
     channels = x.shape[-1]
     count = seen.channels + channels
-    gain, bias = gain.to(x.dtype), bias.to(x.dtype)
-    shift = seen.shift + F.linear(torch.stack((gain, bias)), weight)
+    gain = gain.to(x.dtype)
     if fused(x) and channels <= WIDEST:
         product, mean, square = _Fold.apply(x, gain, weight, seen.mean, seen.square, seen.channels)
-        return Accumulated(seen.product + product, shift, mean, square, count)
+        return Accumulated(_plus(seen.product, product), mean, square, count)
     wide = x.float()
     mean = wide.mean(-1, keepdim=True)
     square = (wide - mean).square().sum(-1, keepdim=True)
@@ -109,15 +104,26 @@ def concat_add(seen: Accumulated, x: Tensor, gain: Tensor, bias: Tensor, weight:
     delta = mean - seen.mean
     return Accumulated(
         seen.product + _ScaledLinear.apply(x, gain[:, None], weight),
-        shift,
         seen.mean + delta * (channels / count),
         seen.square + square + delta.square() * (seen.channels * channels / count),
         count,
     )
 
 
-def concat_end(seen: Accumulated, linear_bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Return ``W LN(cat) + c`` (b, n, o), float32, from the accumulator of all activations."""
+def _plus(total: Tensor, product: Tensor) -> Tensor:
+    """Return the sum, whose dtypes may differ; a compiler joins it with those that follow."""
+    if torch.compiler.is_compiling() or total.shape[-1] > WIDEST:
+        return total + product
+    return OPERATIONS["gated_residual"](total, product, None, None)
+
+
+def concat_end(
+    seen: Accumulated, gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """Return ``W LN(cat) + c`` (b, n, o), float32, from the accumulator of all activations.
+
+    ``gain``, ``bias`` (b', k c) of the norm, ``weight`` (o, k c) and ``linear_bias`` (o,): the whole of them.
+    """
     inverse = torch.rsqrt(seen.square / seen.channels + eps)
-    gain, bias = seen.shift[:, :, None]  # (b', 1, o) each
-    return (seen.product - seen.mean * gain) * inverse + bias + linear_bias.float()
+    of_gain, of_bias = F.linear(torch.stack((gain, bias)).to(weight.dtype), weight).float()[:, :, None]  # (b', 1, o)
+    return (seen.product - seen.mean * of_gain) * inverse + of_bias + linear_bias.float()

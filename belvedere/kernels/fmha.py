@@ -30,8 +30,9 @@ def mask_of(offsets: Tensor) -> Any:
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
     version, mask = _masks.get(offsets, (None, None))
-    if version != offsets._version:
+    if offsets.is_inference() or version != offsets._version:  # inference tensors do not count what is written
         lengths = [length for length in offsets.diff().tolist() if length]
         mask = BlockDiagonalMask.from_seqlens(lengths, device=offsets.device)
-        _masks[offsets] = offsets._version, mask
+        if not offsets.is_inference():
+            _masks[offsets] = offsets._version, mask
     return mask

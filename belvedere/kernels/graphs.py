@@ -82,7 +82,8 @@ class Graphs:
             return recording.output.clone()
 
     def _record(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recording:
-        still = [x.to(inputs[0].device, copy=True) for x in inputs]
+        with torch.inference_mode(False):  # later calls write into them in whatever mode they are made
+            still = [x.detach().to(inputs[0].device, copy=True) for x in inputs]
         with torch.cuda.device(inputs[0].device):
             here, aside, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()

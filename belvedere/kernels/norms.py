@@ -33,9 +33,23 @@ def time_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     outside the root. Statistics in float32, the result in the dtype of ``x``. Differentiable in all three tensors.
     """
     if _fuses(x):
-        norm, eps = ("td-rms", 1e-8) if bias is None else ("layer", 1e-5)
-        return OPERATIONS["scaled_norm"](x, bias, weight, None, None, norm, eps, 0.0)[0]
+        return OPERATIONS["scaled_norm"](x, bias, weight, None, None, *_kind(bias), 0.0)[0]
     return _rms(x, weight) if bias is None else _layer(x, weight, bias)
+
+
+def residual_time_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return ``x + y`` (b, ..., d) and ``time_norm(x + y, weight, bias)``."""
+    if _fuses(x) and fused(y) and x.shape == y.shape and x.dtype == torch.promote_types(x.dtype, y.dtype):
+        norm, eps = _kind(bias)
+        made = OPERATIONS["gated_residual_norm"](x, y, None, bias, weight, None, None, norm, eps, 0.0)
+        return made[0], made[1]
+    x = x + y
+    return x, time_norm(x, weight, bias)
+
+
+def _kind(bias: Tensor | None) -> tuple[str, float]:
+    """Return the statistics and the eps of TD-LN, or without a bias of TD-RMSN."""
+    return ("td-rms", 1e-8) if bias is None else ("layer", 1e-5)
 
 
 def _layer(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -128,7 +142,7 @@ def gated_residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return ``x = gated_residual(x, y, gate, index)`` and ``modulate_norm(x, shift, scale, index, ...)`` of it."""
     if norm in get_args(Norm) and _fuses(x, weight) and fused(y):
-        made = OPERATIONS["gated_residual_norm"](x, y, gate, shift, scale, index, weight, norm, eps)
+        made = OPERATIONS["gated_residual_norm"](x, y, gate, shift, scale, index, weight, norm, eps, 1.0)
         return made[0], made[1]
     x = gated_residual(x, y, gate, index)
     return x, modulate_norm(x, shift, scale, index, norm=norm, weight=weight, eps=eps)

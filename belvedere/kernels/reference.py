@@ -103,6 +103,11 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
 
 
+def residual_time_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Twin of ``belvedere.kernels.residual_time_norm``."""
+    return x + y, time_norm(x + y, weight, bias)
+
+
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,

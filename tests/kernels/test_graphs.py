@@ -88,6 +88,17 @@ def test_played_is_what_was_called() -> None:
 
 
 @gpu
+def test_what_was_recorded_in_inference_mode_is_played_outside_of_it() -> None:
+    network, play = nn.Linear(4, 4).cuda(), Graphs()
+    play.follow(network)
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            x = torch.randn(3, 4, device="cuda")
+            torch.testing.assert_close(play(network, x), network(x))
+    assert len(play._kept) == 1
+
+
+@gpu
 @torch.no_grad()
 def test_weights_that_moved_are_not_played() -> None:
     network, play = nn.Linear(4, 4).cuda(), Graphs()

@@ -65,8 +65,11 @@ def _filter_kernel(
     if bias_ptr is not None:
         start += tl.load(bias_ptr + channel, channel < c, 0.0).to(tl.float32)[None, :]
     sums = repeated(start, ROWS)
+    seen = _reach(x_ptr, row - SIDE // 2, column - SIDE // 2, channel, height, width, c, ROWS + SIDE - 1)
     for right in range(SIDE):
-        seen = _reach(x_ptr, row - SIDE // 2, column + right - SIDE // 2, channel, height, width, c, ROWS + SIDE - 1)
+        # The next column is on its way while this one is multiplied; behind the last there is none to be loaded.
+        beyond = tl.where(right + 1 < SIDE, column + right + 1 - SIDE // 2, width)
+        ahead = _reach(x_ptr, row - SIDE // 2, beyond, channel, height, width, c, ROWS + SIDE - 1)
         weights = ()
         for down in tl.static_range(SIDE):
             weight = tl.load(weight_ptr + (down * SIDE + right) * c + channel, channel < c, 0.0)
@@ -79,7 +82,7 @@ def _filter_kernel(
             for down in tl.static_range(SIDE):
                 total += seen[r + down] * weights[down][None, :]
             added += (total,)
-        sums = added
+        sums, seen = added, ahead
     for r in tl.static_range(ROWS):
         inside = ((row + r < height) & (column < width))[:, None] & (channel < c)[None, :]
         tl.store(y_ptr + ((row + r) * width + column)[:, None] * c + channel[None, :], sums[r], inside)
@@ -155,7 +158,8 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tens
     grid = (shares, side, triton.cdiv(c, CHANNELS))
     launch(_weight_kernel, grid, dy, x, sums, h, width=w, c=c, **sizes, num_warps=4)
     of_weight, of_bias = sums.sum(0).split((side * side, 1))
-    return dx, of_weight.mT.reshape(weight.shape).to(weight.dtype), of_bias[0].to(bias.dtype).clone()
+    of_weight = of_weight.mT.reshape(weight.shape).to(weight.dtype).contiguous()
+    return dx, of_weight, of_bias[0].to(bias.dtype).clone()
 
 
 def _pull(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:

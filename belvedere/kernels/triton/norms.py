@@ -20,6 +20,7 @@ from belvedere.kernels.triton.reduce import add_chunks, chunk_of, image_of, part
 from belvedere.kernels.triton.rows import (
     KEPT,
     SUMMED,
+    check_rows,
     gains,
     inside_of,
     keep,
@@ -104,6 +105,7 @@ def _forward(
     eps: float,
     one: float,
 ) -> tuple[Tensor, Tensor]:
+    check_rows(x, index, shift, scale)
     x, scale = x.contiguous(), rows_with_stride(scale)
     shift = None if shift is None else rows_with_stride(shift)
     y, kept = _empty(x, shift, scale, index, weight, norm, eps, one)

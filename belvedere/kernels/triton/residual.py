@@ -1,4 +1,7 @@
-"""x + gate[image] * y in one pass; backward too, with the sum over each image that its gate needs."""
+"""x + gate[image] * y in one pass; backward too, with the sum over each image that its gate needs.
+
+Without a gate it is x + y, which PyTorch adds slowly where their dtypes differ.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +16,7 @@ from belvedere.kernels.triton.launch import launch, meta, register, rows_of
 from belvedere.kernels.triton.reduce import add_chunks, chunk_of, image_of, partial_sums, segments_of
 from belvedere.kernels.triton.rows import (
     SUMMED,
+    check_rows,
     inside_of,
     load_image_row,
     load_image_rows,
@@ -32,12 +36,16 @@ def _forward_kernel(
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     row, there, column, place = rows_at(tl.program_id(0).to(tl.int64) * ROWS, n, C, ROWS, PART)
-    image = image_of(row, there, index_ptr, length)
-    gate = load_image_rows(gate_ptr, image, gate_stride, there, column, C, PART, COUNT)
+    if gate_ptr is not None:
+        image = image_of(row, there, index_ptr, length)
+        gate = load_image_rows(gate_ptr, image, gate_stride, there, column, C, PART, COUNT)
     x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
     y = load_parts(y_ptr, place, there, column, C, PART, COUNT)
     for i in tl.static_range(COUNT):
-        tl.store(sum_ptr + place + i * PART, x[i] + gate[i] * y[i], inside_of(there, column, i, C, PART))
+        added = y[i]
+        if gate_ptr is not None:
+            added *= gate[i]
+        tl.store(sum_ptr + place + i * PART, x[i] + added, inside_of(there, column, i, C, PART))
 
 
 @triton.jit
@@ -60,13 +68,15 @@ def _backward_kernel(
     store_sums(partial_ptr + slot * C, dgate, C, PART, COUNT)
 
 
-def _forward(x: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> Tensor:
-    x, y, gate = x.contiguous(), y.contiguous(), rows_with_stride(gate)
+def _forward(x: Tensor, y: Tensor, gate: Tensor | None, index: Tensor | None) -> Tensor:
+    check_rows(x, index, gate)
+    x, y = x.contiguous(), y.contiguous()
+    gate = None if gate is None else rows_with_stride(gate)
     out = torch.empty_like(x)
     index = None if index is None else index.contiguous()
     n, c = rows_of(x), x.shape[-1]
     tile = tile_of(c)
-    sizes = n, n // max(len(gate), 1), gate.stride(0)
+    sizes = (n, 1, 0) if gate is None else (n, n // max(len(gate), 1), gate.stride(0))
     launch(_forward_kernel, (tile.programs(n),), x, y, out, gate, index, *sizes, **tile.constants(c))
     return out
 
@@ -88,6 +98,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, dsum: Tensor) -> tuple[Tensor | None, ...]:
     y, gate, index = ctx.saved_tensors
+    if gate is None:
+        return dsum, dsum.to(y.dtype), None, None
     dy, sums = gated_residual_backward(dsum, y, gate, index)
     return dsum, dy, sums, None
 
@@ -100,7 +112,7 @@ gated_residual_backward = register(
     None,
 )
 gated_residual = register("gated_residual", _forward, lambda x, *_: x.new_empty(x.shape), _keep, _pull)
-"""(x, y, gate, index) -> x + gate[image] * y; shapes as in ``norms.scaled_norm``."""
+"""(x, y, gate, index) -> x + gate[image] * y, without a gate x + y; shapes as in ``norms.scaled_norm``."""
 
 
 def production() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -111,3 +123,5 @@ def production() -> Iterator[tuple[str, Callable[[], Any]]]:
         index = meta(64 * 256, dtype=torch.int64) if packed else None
         yield f"gate {name} forward", partial(_forward, x, x, gate, index)
         yield f"gate {name} backward", partial(_backward, x, x, gate, index)
+    total, product = meta(64, 257, 1920, dtype=torch.float32), meta(64, 257, 1920)
+    yield "sum DiMR-XL/2R", partial(_forward, total, product, None, None)

@@ -269,6 +269,18 @@ def gains(scale, weight_ptr, ONE: tl.constexpr, C: tl.constexpr, PART: tl.conste
     return parts
 
 
+def check_rows(x: Tensor, index: Tensor | None, *rows: Tensor | None) -> None:
+    """Raise ``ValueError`` unless ``rows`` (s, c) serve ``x`` (..., c): one for all, or one an image, as many of each.
+
+    An image is a part of ``x`` along its first axis, or what ``index`` names for each row of a packed one.
+    """
+    shapes = {tuple(one.shape) for one in rows if one is not None}
+    counts = {shape[0] for shape in shapes}
+    fit = counts <= {1, len(x)} if index is None else index.shape == x.shape[:-1]
+    if not fit or len(counts) > 1 or any(shape[1:] != x.shape[-1:] for shape in shapes):
+        raise ValueError(f"rows {sorted(shapes)} for {tuple(x.shape)}: one for all or for each image, as many of each")
+
+
 def rows_with_stride(x: Tensor) -> Tensor:
     """Return rows (s, c), copied only when channels do not lie side by side."""
     return x if x.stride(-1) == 1 else x.contiguous()

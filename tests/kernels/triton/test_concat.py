@@ -25,11 +25,11 @@ def _routed() -> Iterator[None]:
 
 def streamed(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
     """The activations folded in one by one."""
-    seen, c = kernels.concat_begin(gain, xs[0], len(weight)), xs[0].shape[-1]
+    seen, c = kernels.concat_begin(xs[0], len(weight)), xs[0].shape[-1]
     for i, x in enumerate(xs):
         part = slice(i * c, (i + 1) * c)
-        seen = kernels.concat_add(seen, x, gain[:, part], bias[:, part], weight[:, part])
-    return kernels.concat_end(seen, linear_bias)
+        seen = kernels.concat_add(seen, x, gain[:, part], weight[:, part])
+    return kernels.concat_end(seen, gain, bias, weight, linear_bias)
 
 
 def plain(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
@@ -63,9 +63,9 @@ def test_images_of_many_chunks() -> None:
 def test_precision_far_from_zero() -> None:
     # Statistics by sums of squares would lose everything at a mean of 1e4 with a deviation of 1.
     gain, xs = torch.ones(1, 64), [random(2, 3, 16, seed=i).detach() + 1e4 for i in range(4)]
-    seen = kernels.concat_begin(gain, xs[0], 5)
+    seen = kernels.concat_begin(xs[0], 5)
     for x in xs:
-        seen = kernels.concat_add(seen, x, gain[:, :16], gain[:, :16], torch.ones(5, 16))
+        seen = kernels.concat_add(seen, x, gain[:, :16], torch.ones(5, 16))
     deviation = (seen.square / seen.channels).sqrt().double()
     assert torch.allclose(deviation, torch.cat(xs, -1).double().std(-1, correction=0, keepdim=True), rtol=1e-3)
 

@@ -65,3 +65,6 @@ def test_registration() -> None:
     given = random(1, 3, 4, 2), random(2, 1, 3, 3), random(2)
     parts = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.belvedere.depthwise_residual, given, test_utils=parts)
+    for dtype in (torch.float32, torch.bfloat16):
+        kept = [x.detach().to(dtype) for x in (given[0], *given)]
+        torch.library.opcheck(torch.ops.belvedere.depthwise_residual_backward, kept)

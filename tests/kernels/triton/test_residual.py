@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'belvedere[test]'")
@@ -93,12 +94,17 @@ def test_one_of_two_results_may_be_unused() -> None:
 def test_registration() -> None:
     x, y, rows, index = random(5, 8), random(5, 8), random(2, 8), torch.tensor([0, 0, 1, 1, 1])
     torch.library.opcheck(torch.ops.belvedere.gated_residual, (x, y, rows, index))
-    inputs = (x, y, rows, rows, rows, index, random(8), "rms", 1e-6)
+    torch.library.opcheck(torch.ops.belvedere.gated_residual, (x, y, None, None))
+    inputs = (x, y, rows, rows, rows, index, random(8), "rms", 1e-6, 1.0)
     torch.library.opcheck(torch.ops.belvedere.gated_residual_norm, inputs)
+    for shift in (None, rows):
+        inputs = (x, y, None, shift, rows, index, None, "td-rms", 1e-8, 0.0)
+        torch.library.opcheck(torch.ops.belvedere.gated_residual_norm, inputs)
     x, y, rows = x.detach(), y.detach(), rows.detach()
     torch.library.opcheck(torch.ops.belvedere.gated_residual_backward, (x, y, rows, index))
-    inputs = (x, x, x, y, torch.ones(1, 5), rows, rows, index, None, "rms", 1e-6)
-    torch.library.opcheck(torch.ops.belvedere.gated_residual_norm_backward, inputs)
+    for gate, shifted in ((rows, True), (None, True), (None, False)):
+        inputs = (x, x, x, y, torch.ones(1, 5), gate, rows, index, None, "rms", 1e-6, 1.0, shifted)
+        torch.library.opcheck(torch.ops.belvedere.gated_residual_norm_backward, inputs)
 
 
 def test_compiles_whole() -> None:
@@ -111,3 +117,67 @@ def test_compiles_whole() -> None:
 def test_the_kernel_is_what_runs() -> None:
     x, rows = torch.ones(1, 2, 4), torch.ones(1, 4)
     assert torch.equal(kernels.gated_residual(x, x, rows), residual.gated_residual(x, x, rows, None))
+
+
+@fewer
+@given(st.integers(1, 3), st.integers(0, 5), WIDTHS, DTYPES, DTYPES, st.booleans(), st.booleans())
+def test_residual_time_norm(
+    b: int, n: int, d: int, dtype: torch.dtype, added: torch.dtype, shared: bool, layer: bool
+) -> None:
+    parameters = [random(1 if shared else b, d, seed=seed) for seed in range(2, 4 if layer else 3)]
+
+    def of(ops: ModuleType) -> Callable[..., Tensor]:
+        return lambda *inputs: torch.cat(ops.residual_time_norm(*inputs), -1)
+
+    loosest = max(EPS[dtype], EPS[added])
+    agree(
+        of(kernels),
+        of(reference),
+        random(b, n, d, dtype=dtype),
+        random(b, n, d, dtype=added, seed=1),
+        *parameters,
+        loosest=loosest,
+    )
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_residual_time_norm_is_the_norm_of_the_sum(layer: bool) -> None:
+    x, y, weight = random(3, 35, 60), random(3, 35, 60, seed=1), random(3, 60, seed=2)
+    bias = random(3, 60, seed=3) if layer else None
+    total, normal = kernels.residual_time_norm(x, y, weight, bias)
+    assert torch.equal(total, x + y) and torch.equal(normal, kernels.time_norm(total, weight, bias))
+    for which in (0, 1):  # one of the two alone is needed
+
+        def op(x: Tensor, y: Tensor, weight: Tensor, which: int = which) -> Tensor:
+            return kernels.residual_time_norm(x, y, weight)[which]
+
+        def twin(x: Tensor, y: Tensor, weight: Tensor, which: int = which) -> Tensor:
+            return reference.residual_time_norm(x, y, weight)[which] + 0 * weight.sum()
+
+        agree(op, twin, x, y, weight)
+
+
+def test_a_sum_without_a_gate() -> None:
+    x, y = random(2, 5, 36), random(2, 5, 36, dtype=torch.bfloat16, seed=1)
+
+    def op(x: Tensor, y: Tensor) -> Tensor:
+        return residual.gated_residual(x, y, None, None)
+
+    assert same(gradients(op, x, y), gradients(torch.add, x, y))
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    x, index = torch.ones(4, 6, 8), torch.zeros(24, dtype=torch.int64)
+    for count, width in ((2, 8), (3, 8), (1, 4)):
+        rows = torch.ones(count, width)
+        for call in (
+            lambda rows=rows: kernels.gated_residual(x, x, rows),
+            lambda rows=rows: kernels.modulate_norm(x, rows, rows),
+            lambda rows=rows: kernels.time_norm(x, rows),
+        ):
+            with pytest.raises(ValueError, match="one for all or for each image"):
+                call()
+    with pytest.raises(ValueError, match="as many of each"):
+        kernels.gated_residual_norm(x, x, torch.ones(4, 8), torch.ones(1, 8), torch.ones(1, 8))
+    with pytest.raises(ValueError, match="for each image"):
+        kernels.modulate_norm(x.flatten(0, 1), torch.ones(2, 8), torch.ones(2, 8), index[1:])
