@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from belvedere.apps.peers import Peer
+    from belvedere.compression.bitstream import Header
     from belvedere.compression.codec import Codec
 
 ROOM = "Compress"
@@ -44,23 +45,26 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def codec_name(studio: Studio) -> str:
-    """Return the name of the codec of this room, "" where there is none."""
-    names = studio.offered(CODEC)
-    return DEFAULT_CODEC if DEFAULT_CODEC in names else next(iter(names), "")
+def codecs(studio: Studio) -> list[str]:
+    """Return the names of the codecs, the usual one first."""
+    return sorted(studio.offered(CODEC), key=lambda name: name != DEFAULT_CODEC)
+
+
+def codec_of(studio: Studio, header: "Header") -> str:
+    """Return the name of the codec that a file was made with; the first one, which refuses it, where it is not here."""
+    names = codecs(studio)
+    return next((name for name in names if studio.digest(name).startswith(header.model.hex())), names[0])
 
 
 def rates(studio: Studio, name: str) -> int:
     """Return how many rates a codec has learned, the highest quality, by its config alone."""
-    folder = store.resolve(studio.model(name), download=False)
-    return max(1, store.read_json(folder / "network" / "config.json")["rates"])
+    return max(1, store.read_json(studio.folder_of(name) / "network" / "config.json")["rates"])
 
 
-def load(studio: Studio) -> "Codec":
-    """Return the codec; it is kept for the next request."""
+def load(studio: Studio, name: str) -> "Codec":
+    """Return an offered codec; it is kept for the next request."""
     from belvedere.checkpoints.codecs import load_codec
 
-    name = codec_name(studio)
     return studio.loaded("codec", name, lambda: load_codec(studio.model(name), studio.device))
 
 
@@ -70,22 +74,31 @@ def preview(studio: Studio, upload: uploads.Upload) -> "Image.Image":
 
 
 def compress(
-    studio: Studio, upload: uploads.Upload, quality: float, strokes: Any, tell: Tell, *, bpp: float = 0
+    studio: Studio,
+    upload: uploads.Upload,
+    quality: float,
+    strokes: Any,
+    tell: Tell,
+    *,
+    bpp: float = 0,
+    model: str = DEFAULT_CODEC,
 ) -> Outcome:
     """Compress an uploaded picture, put the file on the shelf, and decode it; ``tell`` gets shares of the work.
 
     ``strokes``: what is to stay sharp (``strokes.importance``); the rest then has the lowest quality. ``bpp``: instead
-    of ``quality``, the best one is searched for that needs no more bits a pixel. Raises ``InputError`` for a picture,
-    quality, bpp or strokes out of range, and for fewer bits than the lowest quality needs.
+    of ``quality``, the best one is searched for that needs no more bits a pixel. ``model``: an offered codec.
+
+    Raises ``InputError`` for a picture, quality, bpp or strokes out of range, and for fewer bits than the lowest
+    quality needs.
     """
     from belvedere.apps.compress import compress as run
     from belvedere.compression.codec import decode
 
     data = uploads.read(upload, studio.limits)
     photograph = uploads.photograph(upload, studio.limits)
-    request = CompressRequest(quality=None if bpp else quality, bpp=bpp or None, device=studio.device)
+    request = CompressRequest(studio.model(model), None if bpp else quality, bpp or None, device=studio.device)
     share = SEARCHED if bpp else 0.5
-    codec, before = load(studio), photograph.image
+    codec, before = load(studio, model), photograph.image
     painted = importance(strokes, before.size)
     done = run(photograph, codec, request, painted, lambda part, of: tell(share * part / of))
     began = time.monotonic()
@@ -111,8 +124,10 @@ def compress(
 
 
 def open_file(studio: Studio, data: bytes, tell: Tell) -> Outcome:
-    """Decode a .bvd file and put it and its picture on the shelf; raises a ``BitstreamError`` for what is no such file
-    of the codec at hand."""
+    """Decode a .bvd file by the codec it was made with, and put it and its picture on the shelf, once.
+
+    Raises a ``BitstreamError`` for what is no such file of an offered codec.
+    """
     from belvedere.apps.compress import OPTIONS, metadata
     from belvedere.compression.bitstream import QUALITY_STEP, read
     from belvedere.compression.codec import decode
@@ -121,9 +136,7 @@ def open_file(studio: Studio, data: bytes, tell: Tell) -> Outcome:
     if header.width * header.height > studio.limits.upload_pixels:
         raise InputError(f"the file holds {header.width} x {header.height} pixels, more than the studio opens")
     began = time.monotonic()
-    image = decode(data, load(studio), progress=lambda part, of: tell(part / of))
-    stream = io.BytesIO()
-    image.save(stream, "png", **OPTIONS["png"], **metadata(image))
+    image = decode(data, load(studio, codec_of(studio, header)), progress=lambda part, of: tell(part / of))
     facts = {
         "width": image.width,
         "height": image.height,
@@ -132,10 +145,23 @@ def open_file(studio: Studio, data: bytes, tell: Tell) -> Outcome:
         "quality": 1 + header.quality / QUALITY_STEP,
         "decode_seconds": time.monotonic() - began,
     }
-    files = {FILE: data, PICTURE: stream.getvalue(), SMALL: _small(image)}
-    return Outcome(
-        studio.shelf.put(ROOM, files, {**facts, "picture": _digest(image)}), None, reduced(image, SHOWN_SIDE), facts
-    )
+    known = _same(studio, data)
+    id = next((entry.id for entry in known if PICTURE in entry.names), "")
+    if not id:
+        stream = io.BytesIO()
+        image.save(stream, "png", **OPTIONS["png"], **metadata(image))
+        picture = known[0].facts["picture"] if known else _digest(image)
+        files = {FILE: data, PICTURE: stream.getvalue(), SMALL: _small(image)}
+        id = studio.shelf.put(ROOM, files, {**facts, "picture": picture})
+    return Outcome(id, None, reduced(image, SHOWN_SIDE), facts)
+
+
+def _same(studio: Studio, data: bytes) -> list[Entry]:
+    """Return the results whose file has these bytes."""
+    alike = [
+        entry for entry in studio.shelf.newest(ROOM, studio.limits.results) if entry.facts.get("bytes") == len(data)
+    ]
+    return [entry for entry in alike if studio.shelf.file(entry.id, FILE).read_bytes() == data]
 
 
 def psnr(before: "Image.Image", after: "Image.Image", where: "np.ndarray | None" = None) -> float:

@@ -10,7 +10,7 @@ from belvedere.apps.requests import GenerateRequest
 from belvedere.apps.web import making
 from belvedere.apps.web.learning import Classroom
 from belvedere.apps.web.running import Tell
-from belvedere.apps.web.shelf import Entry
+from belvedere.apps.web.shelf import LASTING, Entry
 from belvedere.apps.web.studio import Studio
 from belvedere.errors import InputError
 
@@ -29,12 +29,12 @@ def keep(studio: Studio, classroom: Classroom, lesson: str) -> str:
     if found.sheets:
         files[SHEET] = found.sheets[-1].read_bytes()
     told = {"token": found.lesson.token, "like": found.lesson.like, "base": found.lesson.base}
-    return studio.shelf.put(ROOM, files, {"kind": "concept", "lesson": lesson, "steps": found.step, **told})
+    return studio.shelf.put(ROOM, files, {"kind": LASTING, "lesson": lesson, "steps": found.step, **told})
 
 
 def concepts(studio: Studio) -> list[Entry]:
     """Return the kept concepts, the newest first."""
-    return [entry for entry in studio.shelf.newest(ROOM, studio.limits.results) if entry.facts.get("kind") == "concept"]
+    return [entry for entry in studio.shelf.newest(ROOM, studio.limits.results) if entry.facts.get("kind") == LASTING]
 
 
 def pictures(studio: Studio, count: int) -> list[Entry]:

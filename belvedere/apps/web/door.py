@@ -2,23 +2,24 @@
 
 - With a user and a password, nothing is served without them (HTTP Basic authentication, RFC 7617).
 - Without, only requests to a name of this machine: another page cannot have its own name lead here (DNS rebinding).
-- A request that another page sends (its ``Origin`` is not the host asked) is refused.
+- A request that another page sends (its ``Origin`` is not the host asked) is refused, and so is a path that holds an
+  address of elsewhere: Gradio would fetch it for whoever asks.
 - Answers may load nothing from elsewhere, are shown as what they are said to be, and files can run nothing.
 """
 
 import base64
 import binascii
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PAGE = "; ".join(
     (
         "default-src 'self'",
@@ -36,6 +37,8 @@ _PAGE = "; ".join(
     )
 )
 _FILE = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; media-src 'self'"
+_FILES = ("/gradio_api/file", "/gradio_api/stream/", "/file", "/studio/")
+"""How the paths of files begin: uploads, results, whatever Gradio hands out."""
 _SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "x-frame-options": "DENY"}
 
 
@@ -59,19 +62,31 @@ class Door:
             )
         elif not self._is_ours(headers):
             await _refuse(send, 403, "this request comes from another page")
+        elif "://" in scope["path"]:
+            await _refuse(send, 403, "no address of elsewhere is opened here")
         else:
             await self.app(scope, receive, _guarded(send, scope["path"]))
 
     def _is_ours(self, headers: dict[bytes, str]) -> bool:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if self.auth is None and _name(host) not in LOOPBACK:
+        asked, sender = _parts(f"//{host}"), _parts(origin or "")
+        if self.auth is None and not (asked and is_loopback(asked.hostname or "")):
             return False
-        return origin is None or urlsplit(origin).netloc == host
+        return origin is None or (sender is not None and sender.netloc == host)
 
 
-def _name(host: str) -> str | None:
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine alone: ``localhost``, or an address that cannot lead anywhere else."""
     try:
-        return urlsplit(f"//{host}").hostname
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parts(address: str) -> SplitResult | None:
+    """Return the parts of an address; None for what is none."""
+    try:
+        return urlsplit(address)
     except ValueError:
         return None
 
@@ -86,8 +101,7 @@ def _knows(header: str, auth: tuple[str, str]) -> bool:
 
 
 def _guarded(send: Send, path: str) -> Send:
-    is_file = "/file=" in path or path.startswith("/studio/")
-    extra = {**_SAFE, "content-security-policy": _FILE if is_file else _PAGE}
+    extra = {**_SAFE, "content-security-policy": _FILE if path.startswith(_FILES) else _PAGE}
 
     async def sent(message: Scope) -> None:
         if message["type"] == "http.response.start":

@@ -8,7 +8,6 @@
 The page may be left and the server may end: the process keeps a checkpoint when it is told to end, and goes on from it.
 """
 
-import atexit
 import contextlib
 import fcntl
 import json
@@ -21,20 +20,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from belvedere.apps.web import uploads
-from belvedere.apps.web.lesson import OUT, Lesson, Progress, check_word, command, read_log
+from belvedere.apps.web.lesson import OUT, Lesson, Progress, check_word, command, environment, read_log
+from belvedere.apps.web.pictures import reduced
 from belvedere.apps.web.shelf import ID, fresh_id
 from belvedere.apps.web.studio import Studio
+from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
-BASES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+if TYPE_CHECKING:
+    from PIL import Image
+
+BASES = tuple(TEXT_TO_IMAGE)
 FEWEST = 2
 """Photographs."""
 PHOTOGRAPH_SIDE = 1024
 LESSONS = 20
 """That are kept; the oldest go."""
+TOLD_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes of a process that was stopped while it was not learning yet, or no longer."""
 GRACE = 60
 """Seconds that a process has to write its checkpoint."""
 
@@ -46,7 +53,7 @@ class Classroom:
         self.studio, self.folder = studio, studio.folder / "lessons"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        atexit.register(self.close)
+        studio.at_end.append(self.close)
 
     def begin(self, photographs: Sequence[uploads.Upload], token: str, like: str, base: str, steps: int) -> str:
         """Start a lesson and return its id; ``InputError`` for what cannot be learned, or while one is learned."""
@@ -64,15 +71,9 @@ class Classroom:
             )
         self.studio.limits.check_learning(len(photographs), steps)
         self._check_free()
+        pictures = [reduced(uploads.picture(each, self.studio.limits), PHOTOGRAPH_SIDE) for each in photographs]
         key = fresh_id()
-        folder = self.folder / key / "photographs"
-        folder.mkdir(parents=True, mode=0o700)
-        for number, photograph in enumerate(photographs):
-            picture = uploads.picture(photograph, self.studio.limits)
-            picture.thumbnail((PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE))
-            picture.save(folder / f"{number:02d}.png")
-        with atomic_write(self.folder / key / "lesson.json") as file:
-            file.write(json.dumps(asdict(lesson)).encode())
+        self._write(self.folder / key, lesson, pictures)
         self._trim()
         self.go_on(key)
         return key
@@ -84,14 +85,11 @@ class Classroom:
             self._check_free()
             if self._learned(id):
                 raise InputError("this is learned already: keep it, or begin another")
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-            if self.studio.device == "cpu":
-                environment["ACCELERATE_USE_CPU"] = "true"
             with (folder / "fault.txt").open("wb") as fault:
                 child = subprocess.Popen(
                     command(lesson, folder, self.studio.model(lesson.base)),
-                    env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=fault,
-                    start_new_session=True,
+                    env=environment(self.studio.device), start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=fault,
                 )  # fmt: skip
             self._children[id] = child
             (folder / "process").write_text(str(child.pid))
@@ -156,6 +154,18 @@ class Classroom:
         found = [path.name for path in self.folder.glob("*") if ID.fullmatch(path.name) and self._is_lesson(path.name)]
         return sorted(found, key=lambda id: self.lesson(id).when, reverse=True)
 
+    def _write(self, folder: Path, lesson: Lesson, pictures: "Sequence[Image.Image]") -> None:
+        folder.mkdir(parents=True, mode=0o700)  # for all that comes into it, the run too
+        try:
+            (folder / "photographs").mkdir()
+            for number, picture in enumerate(pictures):
+                picture.save(folder / "photographs" / f"{number:02d}.png")
+            with atomic_write(folder / "lesson.json") as file:
+                file.write(json.dumps(asdict(lesson)).encode())
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
     def _trim(self) -> None:
         for id in self._ids()[LESSONS:]:
             shutil.rmtree(self.folder / id, ignore_errors=True)
@@ -168,7 +178,7 @@ class Classroom:
 
     def _busy(self, id: str) -> bool:
         child = self._children.get(id)
-        return child.poll() is None if child is not None else self._held(id)
+        return (child is not None and child.poll() is None) or self._held(id)  # or by another server's process
 
     def _held(self, id: str) -> bool:
         """Return whether some process holds the run's folder (``training_state.only_run``)."""
@@ -182,8 +192,7 @@ class Classroom:
         return False
 
     def _check_free(self) -> None:
-        newest = self.newest()
-        if any(child.poll() is None for child in self._children.values()) or (newest and self._busy(newest)):
+        if any(map(self._busy, self._ids())):
             raise InputError("another thing is being learned: wait until it is, or stop it")
 
     def _watch(self, id: str, child: subprocess.Popen[bytes]) -> None:
@@ -199,5 +208,5 @@ class Classroom:
         told = [line.split("belvedere: error: ", 1)[1] for line in text.splitlines() if "belvedere: error: " in line]
         if told:
             return told[-1].replace(str(self.folder / id), "the lesson")
-        failed = child is not None and child.returncode not in (0, -signal.SIGTERM)
+        failed = child is not None and child.returncode not in (0, *TOLD_TO_END)
         return "learning ended unexpectedly: see fault.txt of the lesson in the server's folder" if failed else ""

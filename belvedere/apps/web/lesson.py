@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -71,6 +72,17 @@ def command(lesson: Lesson, folder: Path, base: str) -> list[str]:
         *(f"--{key}={value}" for key, value in asked.items()),
         f"--out={folder / OUT}",
     ]
+
+
+def environment(device: str) -> dict[str, str]:
+    """Return the variables of a lesson's process, which keep it to the server's ``device``."""
+    found = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if device == "cpu":
+        found["ACCELERATE_USE_CPU"] = "true"
+    if device.startswith("cuda:"):
+        number, seen = device.removeprefix("cuda:"), os.environ.get("CUDA_VISIBLE_DEVICES")
+        found["CUDA_VISIBLE_DEVICES"] = number if seen is None else "".join(seen.split(",")[int(number) :][:1])
+    return found
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from belvedere.apps.requests import GenerateRequest
 from belvedere.apps.web.pictures import data_uri, reduced
 from belvedere.apps.web.shelf import Entry
 from belvedere.apps.web.studio import Studio
+from belvedere.checkpoints.components import PIPELINES
+from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 ROOM = "Make"
 PICTURE = "picture.png"
 """Name of the file of each result, which carries its record."""
-CLASSES = ("DiMRPipeline", "FiTv2Pipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
+CLASSES = (*PIPELINES, *TEXT_TO_IMAGE)
 """Models that this room offers."""
 CHIPS = 40
 """Kinds that can be chosen by a click; of more, they are written."""
+EXACT = 2**53 - 1
+"""The largest whole number that a browser holds as it is."""
 PREVIEW_SIDE = 192
 PREVIEW_SECONDS = 0.4
 """Between two previews at least, and four times what one costs."""
@@ -91,7 +95,10 @@ def warm(studio: Studio) -> None:
 
 def abilities(studio: Studio, name: str) -> Abilities:
     """Return what an offered model takes."""
-    job = _job(studio, name, GenerateRequest(studio.model(name), device=studio.device))
+    return _abilities(_job(studio, name))
+
+
+def _abilities(job: "Job") -> Abilities:
     height, width = job.pipeline.default_size
     unit = job.pipeline.unit if job.pipeline.any_size else 0
     names = () if job.request.prompts else tuple(job.names.values())
@@ -104,9 +111,11 @@ def _takes_text(model: "Model") -> bool:
     return not isinstance(model.pipeline, ClassPipeline)
 
 
-def _job(studio: Studio, name: str, request: GenerateRequest) -> "Job":
+def _job(studio: Studio, name: str) -> "Job":
+    """Return a job that has the own settings of an offered model."""
     model = load(studio, name)
-    if _takes_text(model) and not request.prompts:
+    request = GenerateRequest(studio.model(name), device=studio.device)
+    if _takes_text(model):
         request = replace(request, prompts=("a picture",))
     return work.prepare(request, download=False, model=model)
 
@@ -191,43 +200,57 @@ def recall(studio: Studio, record: "Record") -> tuple[Settings, Abilities, str]:
 
     Raises ``InputError`` for a picture of a model that is not offered here.
     """
-    asked = record.request
-    names = [name for name in studio.offered(*CLASSES) if studio.model(name) == asked.model]
-    if not names:
-        raise InputError(f"this picture is of model {asked.model}, which this studio does not offer")
-    able = abilities(studio, names[0])
+    asked, name = record.request, _model_of(studio, record)
+    job = _job(studio, name)
+    able = _abilities(job)
     width, height = asked.sizes[record.index % len(asked.sizes)] if asked.sizes else able.size
-    count = max(record.index + 1, min(asked.count, studio.limits.count))
-    known = dict(enumerate(able.names))
-    kinds = () if able.takes_text else tuple(known[work.find_class(item, known)] for item in asked.classes)
+    ids = () if able.takes_text else tuple(work.find_class(item, job.names) for item in asked.classes)
     chips = len(able.names) <= CHIPS
     settings = Settings(
-        names[0],
-        kinds if chips else (),
-        record.kind if able.takes_text else "" if chips else ", ".join(kinds),
+        name,
+        tuple(job.names[id] for id in ids) if chips else (),
+        record.kind if able.takes_text else "" if chips else ", ".join(map(str, ids)),
         asked.negative,
         width,
         height,
         asked.steps or able.steps,
         able.guidance if asked.guidance is None else asked.guidance,
         asked.seed,
-        count,
+        max(record.index + 1, min(asked.count, studio.limits.count)),
     )
-    return settings, able, ". ".join(_told(studio, record, names[0]))
+    return settings, able, ". ".join(_told(studio, record, job, ids))
 
 
-def _told(studio: Studio, record: "Record", name: str) -> Iterator[str]:
-    asked = record.request
+def _model_of(studio: Studio, record: "Record") -> str:
+    """Return the offered model that made a picture: by its weights, wherever they lie, else by its name."""
+    names = studio.offered(*CLASSES)
+    called = [name for name in names if studio.model(name) == record.request.model]
+    same = [name for name in names if studio.digest(name) == record.weights]
+    found = [name for name in called if name in same] or same or called
+    if not found:
+        raise InputError(f"this picture is of model {record.request.model}, which this studio does not offer")
+    return found[0]
+
+
+def _told(studio: Studio, record: "Record", job: "Job", ids: Sequence[int]) -> Iterator[str]:
+    asked, here = record.request, job.request
     yield f"Settings of picture {record.index + 1} of {asked.count} ({record.kind})"
     if record.index >= studio.limits.count:
         yield f"It comes after the {studio.limits.count} that can be made here at once: use belvedere regenerate"
+    if job.weights != record.weights:
+        yield "Its model has other weights by now, so another picture will come"
     if asked.concepts:
         yield "It shows a concept, which this room does not know: see Personalise"
     if len(asked.sizes) > 1 or len(asked.prompts) > 1:
         yield "It was one of several sizes or prompts: only its own are set, so another picture will come"
-    network = getattr(load(studio, name).pipeline, "network", None)
-    if asked.extrapolation not in (None, getattr(getattr(network, "config", None), "extrapolation", None)):
+    if len(set(ids)) < len(ids):
+        yield "Its kinds repeat, which is not set here, so another picture may come"
+    if asked.extrapolation not in (None, here.extrapolation):
         yield f"It was made with --extrapolation {asked.extrapolation}, which is not set here: use belvedere regenerate"
+    if asked.dtype not in ("auto", here.dtype):
+        yield f"It was made in {asked.dtype}, which is not set here, where it is {here.dtype}: use belvedere regenerate"
+    if asked.seed > EXACT:
+        yield f"Its seed, {asked.seed}, is larger than a browser can hold: use belvedere regenerate"
 
 
 def earlier(studio: Studio, count: int = 24) -> list[Entry]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from belvedere.apps.requests import DEFAULT_CODEC
 from belvedere.apps.web import cards, compressing, uploads
 from belvedere.apps.web.component import component
 from belvedere.apps.web.compressing import FILE, PICTURE, SMALL, Outcome
@@ -22,27 +23,26 @@ NONE_YET = cards.empty("No files yet", "What is compressed stays here, also when
 NO_MODEL = cards.empty("No codec here", "Start the studio with --model NAME=FOLDER to compress with your own.")
 USUAL = 4
 """Quality."""
-PAINTED = "(file, quality, brush, bpp) => [file, quality, (brush && brush.strokes) || [], bpp]"
-FRESH = "(file, quality, brush, bpp) => [file, quality, [], bpp]"
+PAINTED = "(file, quality, brush, ...rest) => [file, quality, (brush && brush.strokes) || [], ...rest]"
+FRESH = "(file, quality, brush, ...rest) => [file, quality, [], ...rest]"
 
 
 def build(studio: Studio, page: gr.Blocks) -> None:
     """Fill the tab."""
-    codec = compressing.codec_name(studio)
-    if not codec:
+    names = compressing.codecs(studio)
+    if not names:
         gr.HTML(NO_MODEL)
         return
-    rates = compressing.rates(studio, codec)
+    rates = compressing.rates(studio, names[0])
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             file = gr.File(
                 label="Photograph, or .bvd file", type="filepath", height=130,
                 file_types=[".png", ".jpg", ".jpeg", ".webp", f".{uploads.BVD}"],
             )  # fmt: skip
-            quality = gr.Slider(
-                1, rates, value=min(USUAL, rates), step=0.25, label="Quality", visible=rates > 1, elem_id="bvd-quality",
-                info=f"Higher is sharper and larger. 1, 2, ... {rates} were learned; fractions lie between.",
-            )  # fmt: skip
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
+            quality: Any = gr.Slider(1, step=0.25, label="Quality", elem_id="bvd-quality", **_qualities(rates))
+            quality.preprocess = lambda payload: payload  # its range is that of one codec, which itself refuses others
             most = gr.Number(
                 0, label="Bits a pixel at most", minimum=0, step=0.05, visible=rates > 1, elem_id="bvd-bpp",
                 info="Enter searches for the best quality that fits; 0 for none.",
@@ -58,22 +58,43 @@ def build(studio: Studio, page: gr.Blocks) -> None:
             )  # fmt: skip
             alone = gr.Image(label="Opened", format="png", visible=False, buttons=["fullscreen"])
             told = gr.HTML(EMPTY, elem_id="bvd-told", apply_default_css=False)
-    shown = [both, alone, told]
-    _events(studio, page, [file, quality, brush, most], stop, shown, old)
+    last, shown = gr.State(names[0]), [both, alone, told]
+    model.input(
+        lambda model, last: _choose(studio, model, last), [model, last], [quality, most, last],
+        api_visibility="private", **QUICK,
+    )  # fmt: skip
+    _events(studio, page, [file, quality, brush, most, model], stop, shown, old)
+
+
+def _qualities(rates: int) -> dict[str, Any]:
+    """Return what the slider is for a codec that has learned so many rates."""
+    told = f"Higher is sharper and larger. 1, 2, ... {rates} were learned; fractions lie between."
+    return {"maximum": rates, "value": min(USUAL, rates), "visible": rates > 1, "info": told}
+
+
+def _choose(studio: Studio, model: str, last: str) -> list[Any]:
+    """Return what the quality, the bits a pixel and ``last`` become for a codec; the list tells of one choice twice."""
+    if model == last:
+        return [gr.skip()] * 3
+    with in_words():
+        rates = compressing.rates(studio, model)
+    return [gr.update(**_qualities(rates)), gr.update(value=0, visible=rates > 1), model]
 
 
 def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown: list[Any], old: Any) -> None:
-    file, quality, brush, most = asked
+    file, quality, brush, most = asked[:4]
     chosen = gr.Textbox(visible=False, label="id")
 
-    def drop(file: str, quality: float, strokes: Any, target_bpp: float | None = 0) -> Iterator[list[Any]]:
+    def drop(
+        file: str, quality: float, strokes: Any, target_bpp: float | None = 0, model: str = DEFAULT_CODEC
+    ) -> Iterator[list[Any]]:
         """Compress a picture, or open a .bvd file."""
 
         def work(tell: Tell) -> Outcome:
             data = uploads.read(file, studio.limits, (*uploads.PICTURES, uploads.BVD))
             if uploads.kind_of(data) == uploads.BVD:
                 return compressing.open_file(studio, data, tell)
-            return compressing.compress(studio, file, quality, strokes, tell, bpp=target_bpp or 0)
+            return compressing.compress(studio, file, quality, strokes, tell, bpp=target_bpp or 0, model=model)
 
         yield from _shown(studio, work)
 

@@ -10,6 +10,7 @@ from belvedere.apps import doctor, models
 from belvedere.apps.web import cards
 from belvedere.apps.web.running import in_words
 from belvedere.apps.web.studio import Studio
+from belvedere.checkpoints import store
 
 WHEN_SEEN = """let seen = false;
 const look = () => {{
@@ -36,7 +37,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                     no = gr.Button("Keep them", size="sm")
                     yes = gr.Button("Remove them", size="sm", variant="stop")
         with gr.Column(scale=1, min_width=320):
-            gr.HTML(_heading("Models") + _models())
+            gr.HTML(_heading("Models") + _models(studio))
     found = gr.HTML(_heading("Doctor") + "<p>Looking at this machine ...</p>", js_on_load=ONCE)
 
     def state() -> str:
@@ -88,11 +89,14 @@ def _now(studio: Studio, waiting: int) -> str:
     return f"{_heading('Work')}{cards.table((), facts)}{_heading('Done last')}{table}"
 
 
-def _models() -> str:
-    rows = models.listing()
-    if not rows:
+def _models(studio: Studio) -> str:
+    folders = {name: studio.folder_of(name) for name in studio.names}
+    if not folders:
         return cards.empty("No models", "This build carries none.")
-    told = [(row["name"], f"{row['bytes'] / 1e6:.1f} MB", models.quality(row["card"])) for row in rows]
+    told = [
+        (name, f"{models.size(folder) / 1e6:.1f} MB", models.quality(store.card(folder)))
+        for name, folder in folders.items()
+    ]
     return cards.table(("name", "size", "measured"), told)
 
 

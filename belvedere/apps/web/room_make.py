@@ -13,7 +13,7 @@ from belvedere.apps.web import cards, making, uploads
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.making import CHIPS, Abilities, Making, Settings
 from belvedere.apps.web.shelf import Entry
-from belvedere.apps.web.studio import BUSY, QUICK, WORK, Studio
+from belvedere.apps.web.studio import BUSY, QUICK, RAW, WORK, Studio
 from belvedere.checkpoints import store
 
 SHAPES = {"Square": 1.0, "Portrait 3:4": 3 / 4, "Landscape 4:3": 4 / 3, "Tall 1:2": 1 / 2, "Wide 2:1": 2.0}
@@ -54,7 +54,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
 
 def _first(studio: Studio, name: str) -> Abilities:
     """Return what a model takes as far as its index tells, so that the page is there before the model is."""
-    index = store.read_json(store.resolve(studio.model(name), download=False) / "model_index.json")
+    index = store.read_json(studio.folder_of(name) / "model_index.json")
     labels = index.get("id2label") or {}
     names = tuple(labels[key] for key in sorted(labels, key=int))
     return Abilities(names, (64, 64), 0, index.get("default_steps") or 25, index.get("default_guidance") or 2.0)
@@ -141,7 +141,7 @@ def _events(
         guidance: float, seed: float | None, count: float,
     ) -> Iterator[tuple[str, list[dict[str, Any]]]]:  # fmt: skip
         numbers = int(width), int(height), int(steps), float(guidance), int(seed or 0), int(count)
-        settings = Settings(model, tuple(kinds), words, negative, *numbers)
+        settings = Settings(model, tuple(kinds or ()), str(words or ""), str(negative or ""), *numbers)
         what = f"{settings.count} pictures by {settings.model}"
         for news in studio.runner.run(making.ROOM, lambda tell: making.make(studio, settings, tell), what=what):
             yield _shown(news), news.made if news else []
@@ -183,7 +183,7 @@ def _events(
         return _finished(studio, ids), _earlier(studio, ids)
 
     gr.api(own, api_name="choose", **WORK)
-    run = go.click(make, asked, [shown, made], api_name="make", scroll_to_output=True, **BUSY)
+    run = go.click(make, asked, [shown, made], api_name="make", scroll_to_output=True, **RAW)
     run.then(earlier, made, old, api_visibility="private", **QUICK)
     ended = stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", **QUICK)
     # Once more in turn, when the work has ended: its last news may come after the answer to the click.

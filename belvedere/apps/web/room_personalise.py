@@ -13,7 +13,7 @@ from belvedere.apps.web.learning import BASES, Classroom
 from belvedere.apps.web.lesson import Progress
 from belvedere.apps.web.pictures import data_uri, reduced
 from belvedere.apps.web.running import Tell, in_words
-from belvedere.apps.web.studio import BUSY, QUICK, Studio
+from belvedere.apps.web.studio import BUSY, QUICK, RAW, Studio
 
 BEAT = 2.0
 """Seconds between two looks at a lesson."""
@@ -167,14 +167,13 @@ def _learning_events(
 
 def _trying_events(studio: Studio, page: gr.Blocks, asked: list[Any], make: Any, halt: Any, made: Any) -> None:
     def try_prompt(
-        concept: str, prompt: str, editability: float, count: float, seed: float, steps: float
+        concept: str, prompt: str, editability: float, count: float, seed: float | None, steps: float
     ) -> Iterator[str]:
         """Make pictures of a prompt that holds a kept concept."""
 
         def work(tell: Tell) -> list[str]:
-            return concept_results.make(
-                studio, concept, prompt, float(editability), int(count), int(seed), int(steps), tell
-            )
+            numbers = float(editability), int(count), int(seed or 0), int(steps)
+            return concept_results.make(studio, concept, str(prompt or ""), *numbers, tell)
 
         for news in studio.runner.run(ROOM, work, what=f"{int(count)} pictures of a concept"):
             if not isinstance(news, list):
@@ -190,7 +189,7 @@ def _trying_events(studio: Studio, page: gr.Blocks, asked: list[Any], make: Any,
             token = str(studio.shelf.entry(concept).facts["token"])
         return prompt if token in prompt else f"a photo of a {token}"
 
-    run = make.click(try_prompt, asked, made, api_name="personalise_try", **BUSY)
+    run = make.click(try_prompt, asked, made, api_name="personalise_try", **RAW)
     asked[0].change(written, asked[:2], asked[1], api_visibility="private", **QUICK)
     halt.click(None, None, None, cancels=[run], api_visibility="private").then(
         lambda: _pictures(studio), None, made, api_visibility="private", **BUSY

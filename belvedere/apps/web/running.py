@@ -87,6 +87,8 @@ class Runner:
             try:
                 with self._busy:
                     work()
+            except InputError as error:
+                log.error("%s: could not be prepared: %s", room, error)
             except Exception:
                 log.exception("%s: could not be prepared", room)
 

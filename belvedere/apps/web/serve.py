@@ -1,6 +1,6 @@
 """The server: settings checked, the page behind its door, results by id, an end when it is asked to end."""
 
-import ipaddress
+import contextlib
 import logging
 import os
 import re
@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from belvedere.apps.importing import uncollected
 from belvedere.apps.output import check_folder
+from belvedere.apps.requests import GenerateRequest
+from belvedere.apps.web.door import is_loopback
+from belvedere.apps.web.shelf import age
 from belvedere.checkpoints import store
+from belvedere.checkpoints.components import CODEC, PIPELINES, SCENES
+from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,8 +38,12 @@ TYPES = {
 }
 """Media types of results; any other file is only for download."""
 SHOWN = (".png", ".jpg", ".webp", ".gif", ".mp4")
+KINDS = (*PIPELINES, *TEXT_TO_IMAGE, SCENES, CODEC)
+"""Models that some room offers, as ``model_index.json`` calls them."""
 GRACE = 2
 """Seconds that open connections, and then work under way, have when the server ends."""
+_FETCH = "async_ssrf_protected_download"
+"""What Gradio's ``processing_utils`` calls the function by which an event fetches an upload that is an address."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +63,13 @@ class Settings:
             raise InputError(f"port {self.port}: give one from 1 to 65535")
         if self.auth is not None and not all(self.pair or ("", "")):
             raise InputError("the user and password must be written USER:PASSWORD, neither empty")
-        if self.auth is None and not _is_loopback(self.host):
+        if self.auth is None and not is_loopback(self.host):
             raise InputError(
                 f"host {self.host} can be reached from other machines: set BELVEDERE_AUTH=USER:PASSWORD, or give --auth"
             )
-
+        GenerateRequest(device=self.device)  # refuses a device as requests do
         for name, path in self.models.items():
-            if not re.fullmatch(r"[\w.-]{1,60}", name) or name in store.embedded():
-                raise InputError(f"model {name!r}: give letters, digits, . and -, and no name of an embedded model")
-            if not (path / "model_index.json").is_file():
-                raise InputError(f"model {name}: no model_index.json in {path}; give the folder of a saved model")
+            _check_model(name, path)
 
     @property
     def pair(self) -> tuple[str, str] | None:
@@ -80,11 +86,14 @@ class Settings:
         return f"http://{host}:{self.port}/"
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _check_model(name: str, path: Path) -> None:
+    if not re.fullmatch(r"[\w.-]{1,60}", name) or name in store.embedded():
+        raise InputError(f"model {name!r}: give letters, digits, . and -, and no name of an embedded model")
+    if not (path / "model_index.json").is_file():
+        raise InputError(f"model {name}: no model_index.json in {path}; give the folder of a saved model")
+    kind = str(store.read_json(path / "model_index.json").get("_class_name"))
+    if kind not in KINDS:
+        raise InputError(f"model {name}: no room offers a {kind[:80]!r}; give one of {', '.join(KINDS)}")
 
 
 def default_folder() -> Path:
@@ -100,6 +109,7 @@ def application(studio: "Studio", auth: tuple[str, str] | None = None, port: int
     from belvedere.apps.web import door, page, theme
     from belvedere.apps.web import studio as shared
 
+    _fetch_nothing()
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get(f"/{shared.FILES}/{{id}}/{{name}}")
@@ -140,6 +150,19 @@ def application(studio: "Studio", auth: tuple[str, str] | None = None, port: int
     return door.Door(app, auth)
 
 
+def _fetch_nothing() -> None:
+    """Refuse uploads that are addresses: Gradio fetches them whole, of any size, before an event sees them."""
+    from gradio import Error, processing_utils
+
+    if not hasattr(processing_utils, _FETCH):
+        raise RuntimeError(f"this Gradio has no processing_utils.{_FETCH}: uploads by address cannot be refused")
+
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise Error("Give a file, not an address.", print_exception=False)
+
+    setattr(processing_utils, _FETCH, refuse)
+
+
 def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     """Serve the studio until the process is told to end; ``ready`` is called with the address once it answers.
 
@@ -149,7 +172,8 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     check_folder(folder)
     taken = _bind(settings)
     uploads = folder / "uploads"
-    uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for private in (folder, uploads):
+        private.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chdir(uploads)  # Gradio may serve files of the working directory
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(uploads)}
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores that serve the page
@@ -157,8 +181,10 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     with uncollected():
         import uvicorn
 
+        from belvedere.apps.web.page import CACHE
         from belvedere.apps.web.studio import Studio
 
+        _clear(uploads, CACHE[1])
         studio = Studio(folder, settings.device, models=models)
         app = application(studio, settings.pair, settings.port)
     config = uvicorn.Config(
@@ -175,10 +201,21 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     try:
         server.run(sockets=[taken])
     finally:
-        ended = studio.runner.close(GRACE)
+        ended = studio.close(GRACE)
     if not ended:  # an import or a step that takes long; whatever is on the shelf is whole
         sys.stdout.flush()
         os._exit(0)
+
+
+def _clear(uploads: Path, seconds: float) -> None:
+    """Remove what is older than so many seconds: Gradio removes only what came to a server that has not been killed."""
+    old = [path for path in uploads.rglob("*") if age(path) > seconds]
+    for path in sorted(old, reverse=True):  # what is in a folder before the folder
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
 
 
 def _greet(server: Any, address: str, ready: Callable[[str], object], studio: "Studio") -> None:

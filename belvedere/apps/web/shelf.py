@@ -27,6 +27,8 @@ ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 ID = re.compile(f"[{ALPHABET}]{{20}}")
 """What ids look like."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}(\.[a-z0-9]{1,12}){1,2}")
+LASTING = "concept"
+"""A result whose facts have this ``kind`` goes after all others: it took long to make, and others are made with it."""
 _GONE = "there is no such result any more"
 STALE = 600.0
 """Seconds after which what is still being filled was left by a server that ended."""
@@ -52,7 +54,7 @@ class Entry:
 
 
 class Shelf:
-    """The results in ``folder``, at most ``results`` of them and ``result_bytes`` in all: the oldest go.
+    """The results in ``folder``, at most ``results`` of them and ``result_bytes`` in all: the oldest go, concepts last.
 
     Any thread may call it, and several shelves may share a folder. Raises ``InputError`` when the folder cannot be
     written.
@@ -64,7 +66,7 @@ class Shelf:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for left in folder.glob(".*.new"):
-                if _age(left) > STALE:
+                if age(left) > STALE:
                     shutil.rmtree(left, ignore_errors=True)
         self._entries: dict[str, Entry] = {}
         self._seen = 0
@@ -95,7 +97,7 @@ class Shelf:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
             self._look()
-            self._trim()
+            self._trim(key)
         return key
 
     def newest(self, room: str | None, count: int) -> list[Entry]:
@@ -150,17 +152,20 @@ class Shelf:
     def _bytes(self) -> int:
         return sum(entry.bytes for entry in self._entries.values())
 
-    def _trim(self) -> None:
+    def _trim(self, new: str) -> None:
         while len(self._entries) > self.results or self._bytes() > self.result_bytes:
-            self._remove(next(iter(self._entries)))
+            old = [key for key in self._entries if key != new]
+            if not old:
+                return
+            self._remove(next((key for key in old if self._entries[key].facts.get("kind") != LASTING), old[0]))
 
     def _remove(self, key: str) -> None:
         del self._entries[key]
         shutil.rmtree(self.folder / key, ignore_errors=True)
 
 
-def _age(path: Path) -> float:
-    """Return the seconds since a folder last changed; 0 when it is gone."""
+def age(path: Path) -> float:
+    """Return the seconds since a file or folder last changed; 0 when it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

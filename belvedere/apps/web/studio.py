@@ -19,6 +19,9 @@ WORK: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1}
 """What everything that computes is given: one at a time."""
 BUSY: dict[str, Any] = {**WORK, "show_progress": "hidden"}
 """What events that compute are given."""
+RAW: dict[str, Any] = {**BUSY, "preprocess": False}
+"""What events are given that judge their values themselves: the page's lists and ranges are those of one model, and
+Gradio would hold a program that asks for another one to them."""
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 """What events are given that need no turn."""
 FILES = "studio/files"
@@ -43,6 +46,8 @@ class Studio:
         self.models = {name: str(path) for name, path in (models or {}).items()}
         self.shelf = Shelf(folder / "results", self.limits.results, self.limits.result_bytes)
         self.runner = Runner(self.limits.seconds)
+        self.at_end: list[Callable[[], object]] = []
+        """What is called when the server ends."""
         self._lock, self._loaded = threading.RLock(), dict[str, tuple[Hashable, Any]]()
 
     def loaded(self, kind: str, key: Hashable, load: Callable[[], T]) -> T:
@@ -57,11 +62,17 @@ class Studio:
                 held = self._loaded[kind] = (key, load())
             return held[1]
 
+    @property
+    def names(self) -> list[str]:
+        """The models at hand: the embedded ones, then others."""
+        return [*store.embedded(), *self.models]
+
     def offered(self, *classes: str) -> list[str]:
         """Return the names of the models at hand that are of one of these classes (of ``model_index.json``)."""
-        names = [*store.embedded(), *self.models]
         return [
-            name for name in names if store.read_json(self._folder(name) / "model_index.json")["_class_name"] in classes
+            name
+            for name in self.names
+            if store.read_json(self.folder_of(name) / "model_index.json")["_class_name"] in classes
         ]
 
     def model(self, name: str) -> str:
@@ -70,8 +81,13 @@ class Studio:
             raise InputError(f"this studio offers no model {str(name)[:80]!r}: choose one of the list")
         return self.models.get(name, name)
 
-    def _folder(self, name: str) -> Path:
+    def folder_of(self, name: str) -> Path:
+        """Return the folder of an offered model."""
         return store.resolve(self.model(name), download=False)
+
+    def digest(self, name: str) -> str:
+        """Return the digest in the card of an offered model, "" where there is none."""
+        return str(store.card(self.folder_of(name)).get("digest", ""))
 
     def url(self, id: str, name: str) -> str:
         """Return the address, relative to the page, of a result's file."""
@@ -82,3 +98,10 @@ class Studio:
         """Yield an empty folder that is removed afterwards."""
         with tempfile.TemporaryDirectory(prefix="belvedere-") as folder:
             yield Path(folder)
+
+    def close(self, seconds: float) -> bool:
+        """Stop the work under way, call what is ``at_end``, and return whether the work ended within ``seconds``."""
+        ended = self.runner.close(seconds)
+        for end in self.at_end:
+            end()
+        return ended

@@ -71,12 +71,6 @@ def picture(upload: Upload, limits: Limits) -> "Image.Image":
     return photograph(upload, limits).image.convert("RGB")
 
 
-def save_picture(upload: Upload, limits: Limits, path: Path) -> Path:
-    """Write an uploaded picture, encoded anew as PNG without metadata, to ``path`` (a name of ours) and return it."""
-    picture(upload, limits).save(path, "PNG")
-    return path
-
-
 def record(upload: Upload, limits: Limits) -> "Record":
     """Return the record in an uploaded picture that Belvedere made; no pixel is decoded."""
     import io

@@ -1,6 +1,8 @@
 """What docs/studio.md tells of ``gradio_client`` for the rooms Make and Machine."""
 
 import io
+import json
+import shutil
 import time
 import urllib.request
 from pathlib import Path
@@ -13,7 +15,8 @@ from PIL import Image
 
 from belvedere.apps import output, record, work
 from belvedere.apps.requests import GenerateRequest
-from tests.apps.web.conftest import Server
+from belvedere.apps.web.shelf import Shelf
+from tests.apps.web.conftest import Server, start, stop
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +90,37 @@ def test_no_other_model_is_opened(model: str, client: Client) -> None:
         make(client, model=model)
     with pytest.raises(AppError):
         client.predict(model, api_name="/choose")
+
+
+def test_a_model_of_ones_own_makes_kinds_that_no_other_knows(tmp_path: Path, tiny_model: Path) -> None:
+    own = shutil.copytree(tiny_model, tmp_path / "own")
+    index = json.loads((own / "model_index.json").read_text()) | {"id2label": {"0": "cat", "1": "dog"}}
+    (own / "model_index.json").write_text(json.dumps(index))
+    for name in ("card.json", "manifest.json"):
+        (own / name).unlink()
+    server = start(tmp_path / "kept", "--model", f"mine={own}")
+    try:
+        client = Client(server.url, verbose=False)
+        assert client.predict("mine", api_name="/choose")["kinds"] == ["cat", "dog"]
+        (made,) = make(client, model="mine", kinds=["dog"])
+        (tmp_path / "dog.png").write_bytes(fetch(server, made["url"]))
+        assert client.predict(handle_file(tmp_path / "dog.png"), api_name="/recall")[0] == "mine"
+        (other,) = make(client, kinds=["mug"])  # the list of the session has the kinds of the other model now
+        assert (made["kind"], other["kind"]) == ("dog", "mug")
+        with pytest.raises(AppError, match="No class 'mug' in this model"):
+            make(client, model="mine", kinds=["mug"])
+    finally:
+        assert stop(server) == 0
+
+
+def test_a_concept_that_was_kept_before_is_taken(client: Client, server: Server) -> None:
+    facts = {"kind": "concept", "token": "<thing>", "like": "car", "base": "toybox-diffusion", "steps": 1}
+    id = Shelf(server.folder / "results").put("Personalise", {"thing.concept.safetensors": b"x"}, facts)
+    try:
+        with pytest.raises(AppError, match="must hold <thing>"):
+            client.predict(id, "a photo of a car", seed=None, api_name="/personalise_try")
+    finally:
+        shutil.rmtree(server.folder / "results" / id)  # other tests show what is on the shelf
 
 
 def test_settings_come_back_from_a_picture(client: Client, server: Server, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from tests.apps.web.conftest import PHONE, Server
+from belvedere.checkpoints.codecs import save_codec
+from tests.apps.web.conftest import PHONE, Server, start, stop
+from tests.compression.test_segpic import small
 
 pytestmark = pytest.mark.slow
 DROP = "[role=tabpanel]:visible input[type=file]"
@@ -84,6 +86,30 @@ def test_a_search_is_stopped_and_leaves_nothing(open_page: Callable[..., Any], s
     page.get_by_role("tabpanel").get_by_role("button", name="Stop", exact=True).click()
     told.get_by_text("Nothing new was kept").wait_for()
     assert sorted(path.name for path in shelf.iterdir()) == before
+
+
+def test_another_codec_is_chosen(open_page: Callable[..., Any], cat: Path, tmp_path: Path) -> None:
+    save_codec(small(rates=12), "float16", tmp_path / "codec", {})
+    server = start(tmp_path / "kept", "--model", f"mine={tmp_path / 'codec'}")
+    try:
+        client = pytest.importorskip("gradio_client")
+        studio = client.Client(server.url, verbose=False)
+        asked = {"quality": 9.0, "strokes": [], "api_name": "/compress"}
+        _, _, told = studio.predict(client.handle_file(cat), model="mine", **asked)
+        assert "<dt>Quality</dt><dd>9</dd>" in told
+        with pytest.raises(Exception, match="this model has 1 to 8"):
+            studio.predict(client.handle_file(cat), **asked)
+        page = open_page("Compress", url=server.url)
+        number = page.locator("#bvd-quality input[type=number]")
+        assert number.get_attribute("max") == "8"
+        page.get_by_role("tabpanel").get_by_label("Model").click()
+        page.get_by_role("option", name="mine").click()
+        page.wait_for_function("document.querySelector('#bvd-quality input[type=number]').max === '12'")
+        page.locator(DROP).first.set_input_files(cat)
+        page.locator("#bvd-told").get_by_text("Compressed in").wait_for()
+        page.close()
+    finally:
+        assert stop(server) == 0
 
 
 def test_the_same_through_the_client(server: Server, cat: Path) -> None:

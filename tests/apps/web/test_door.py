@@ -37,7 +37,7 @@ def basic(words: str) -> tuple[str, str]:
     return "Authorization", "Basic " + base64.b64encode(words.encode()).decode()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost", "[::1]:7860", "localhost:1"])
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost", "[::1]:7860", "localhost:1", "127.3.2.1:7860"])
 def test_this_machine_may_come_in(host: str) -> None:
     assert ask(Door(page, None), ("host", host))[0] == 200
     assert ask(Door(page, None), ("host", host), ("origin", f"http://{host}"))[0] == 200
@@ -50,7 +50,9 @@ def test_names_that_lead_here_from_elsewhere_are_refused(host: str) -> None:
     assert ask(Door(page, None), ("host", host))[0] == 403
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://localhost:7860"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://localhost:7860", "http://["]
+)
 def test_other_pages_may_not_ask(origin: str) -> None:
     for door, more in ((Door(page, None), ()), (Door(page, AUTH), (basic("ada:secret:word"),))):
         assert ask(door, ("host", "127.0.0.1:7860"), ("origin", origin), *more)[0] == 403
@@ -82,10 +84,21 @@ def test_answers_are_guarded() -> None:
     assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
     assert "X-Frame-Options" not in headers, "ours replaces it"
     assert "default-src 'self'" in headers["content-security-policy"]
-    for path in ("/gradio_api/file=/tmp/x.svg", "/studio/files/a/b.svg"):
-        assert ask(Door(page, None), ("host", "localhost"), path=path)[1]["content-security-policy"].startswith(
-            "sandbox"
-        )
+    for path in (
+        "/gradio_api/file=/tmp/x.svg",
+        "/gradio_api/file//tmp/x.svg",
+        "/gradio_api/stream/a/1/2/playlist-file",
+        "/studio/files/a/b.svg",
+    ):
+        _, headers = ask(Door(page, None), ("host", "localhost"), path=path)
+        assert headers["content-security-policy"].startswith("sandbox"), path
+
+
+@pytest.mark.parametrize("route", ["file=", "file/", "proxy="])
+@pytest.mark.parametrize("address", ["https://evil.example/x.png", "http://evil.example/x.png"])
+def test_no_address_of_elsewhere_is_opened(address: str, route: str) -> None:
+    for door, more in ((Door(page, None), ()), (Door(page, AUTH), (basic("ada:secret:word"),))):
+        assert ask(door, ("host", "localhost"), *more, path=f"/gradio_api/{route}{address}")[0] == 403
 
 
 def test_there_are_no_websockets() -> None:

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image
 
 from belvedere.apps.web import concept_results, room_personalise
 from belvedere.apps.web.learning import LESSONS, Classroom
-from belvedere.apps.web.lesson import Lesson, Progress, command, read_log
+from belvedere.apps.web.lesson import Lesson, Progress, command, environment, read_log
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.shelf import ALPHABET
 from belvedere.apps.web.studio import Studio
@@ -76,6 +78,41 @@ def test_a_lesson_whose_folder_is_held_is_being_learned(classroom: Classroom, ph
     assert classroom.look(ID).status == "stopped"
 
 
+def ended(code: int) -> subprocess.Popen[bytes]:
+    """A process that has ended with this code."""
+    child = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+    child.wait()
+    return child
+
+
+def test_a_lesson_that_another_server_goes_on_with_is_being_learned(classroom: Classroom) -> None:
+    run = write(classroom)
+    write(classroom, lesson=Lesson("<b>", "car", "tiny", 10, 3, 2.0), id="b" * 20)
+    classroom._children[ID] = ended(0)
+    with (run / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert classroom.look(ID).status == "learning"
+        for id in (ID, "b" * 20):  # it is not the newest
+            with pytest.raises(InputError, match="another thing is being learned"):
+                classroom.go_on(id)
+    assert classroom.look(ID).status == "stopped"
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "stopped"), (143, "stopped"), (1, "failed")])
+def test_a_process_that_is_told_to_end_before_it_learns_has_not_failed(
+    classroom: Classroom, code: int, status: str
+) -> None:
+    write(classroom)
+    classroom._children[ID] = ended(code)
+    assert classroom.look(ID).status == status
+
+
+def test_the_end_of_the_server_is_that_of_its_lessons(studio: Studio, classroom: Classroom) -> None:
+    child = classroom._children[ID] = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert studio.close(1.0)
+    assert child.returncode == -15
+
+
 def test_the_newest_lesson_is_that_which_began_last(classroom: Classroom) -> None:
     assert classroom.newest() == ""
     write(classroom, lesson=Lesson("<b>", "car", "tiny", 10, 3, 2.0), id="b" * 20)
@@ -134,6 +171,47 @@ def test_the_number_of_photographs_is_bounded(classroom: Classroom, photographs:
     for given, words in ((photographs[:1], "too few"), (photographs * 20, "too many")):
         with pytest.raises(InputError, match=words):
             classroom.begin(given, "<thing>", "car", "toybox-diffusion", 4)
+
+
+def test_photographs_that_are_refused_leave_nothing(
+    classroom: Classroom, photographs: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match="PNG, JPEG or WebP"):
+        classroom.begin([*photographs, str(tmp_path / "text.png")], "<thing>", "car", "toybox-diffusion", 4)
+    assert not classroom.folder.exists()
+
+
+def test_a_lesson_is_for_its_owner_alone_to_read(classroom: Classroom) -> None:
+    folder = classroom.folder / ID
+    classroom._write(folder, LESSON, [Image.new("RGB", (8, 8))])
+    assert folder.stat().st_mode & 0o777 == 0o700 and classroom.lesson(ID) == LESSON
+    with pytest.raises(AttributeError):
+        classroom._write(classroom.folder / ("b" * 20), LESSON, ["no picture"])  # type: ignore[list-item]
+    assert [path.name for path in classroom.folder.iterdir()] == [ID]
+
+
+@pytest.mark.parametrize(
+    ("device", "seen", "cards"),
+    [
+        ("auto", None, None),
+        ("cpu", "1,2", "1,2"),
+        ("cuda", "1,2", "1,2"),
+        ("cuda:3", None, "3"),
+        ("cuda:1", "4,GPU-5", "GPU-5"),
+        ("cuda:2", "4,5", ""),
+    ],
+)
+def test_a_lesson_keeps_to_the_device_of_the_server(
+    device: str, seen: str | None, cards: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    found = environment(device)
+    assert found.get("CUDA_VISIBLE_DEVICES") == cards
+    assert ("ACCELERATE_USE_CPU" in found) == (device == "cpu")
 
 
 def test_text_from_the_page_cannot_become_an_option(tmp_path: Path) -> None:

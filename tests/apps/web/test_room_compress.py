@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from belvedere.apps.web import compressing, room_compress
+from belvedere.apps.web import compressing, room_compress, room_machine
 from belvedere.apps.web.compressing import FILE, PICTURE
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.running import Stopped
 from belvedere.apps.web.studio import Studio
+from belvedere.checkpoints.codecs import save_codec
+from belvedere.compression.bitstream import read
 from belvedere.errors import BitstreamError, InputError
+from tests.compression.test_segpic import small
 
 SHARP = [{"radius": 0.2, "points": [[0.25, 0.5]]}]
 
@@ -29,6 +32,14 @@ def cat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "cat.png"
     Image.fromarray(data.chelsea()[40:168, 80:272]).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """A studio that also offers a small codec of two rates with random weights."""
+    folder = tmp_path_factory.mktemp("own")
+    save_codec(small(rates=2), "float16", folder / "codec", {"quality": {"psnr": 7.25}})
+    return Studio(folder / "studio", "cpu", models={"mine": folder / "codec"})
 
 
 def nothing(_: Any) -> None:
@@ -102,6 +113,43 @@ def test_a_file_opens_again_as_the_same_picture(studio: Studio, cat: Path) -> No
     assert opened.before is None and opened.facts["quality"] == 2
     assert "Download .png" in room_compress.figures(studio, opened)
     assert opened.id in {entry.id for entry in compressing.earlier(studio)}
+
+
+def test_a_file_that_is_opened_again_is_kept_once(studio: Studio, cat: Path) -> None:
+    done = compressing.compress(studio, str(cat), 5.0, [], nothing)
+    content, (before, _) = studio.shelf.file(done.id, FILE).read_bytes(), studio.shelf.used
+    ids = {compressing.open_file(studio, content, nothing).id for _ in range(3)}
+    assert len(ids) == 1 and ids != {done.id} and studio.shelf.used[0] == before + 1
+    listed = [entry.id for entry in compressing.earlier(studio)]
+    assert ids <= set(listed) and done.id not in listed, "one of each picture"
+
+
+def test_another_codec_is_chosen_and_opens_its_own_files(own: Studio, cat: Path) -> None:
+    assert compressing.codecs(own) == ["segpic-photo", "mine"]
+    made = {name: compressing.compress(own, str(cat), 2.0, [], nothing, model=name) for name in compressing.codecs(own)}
+    for name, done in made.items():
+        content = own.shelf.file(done.id, FILE).read_bytes()
+        assert own.digest(name).startswith(read(content)[0].model.hex())
+        assert compressing.open_file(own, content, nothing).after.tobytes() == done.after.tobytes()
+    with pytest.raises(InputError, match="this model has 1 to 2"):
+        compressing.compress(own, str(cat), 3.0, [], nothing, model="mine")
+    for name, words in (("dimr-toybox", "is no codec"), ("../mine", "offers no model")):
+        with pytest.raises(InputError, match=words):
+            compressing.compress(own, str(cat), 2.0, [], nothing, model=name)
+
+
+def test_a_file_of_a_codec_that_is_not_offered_is_refused(studio: Studio, own: Studio, cat: Path) -> None:
+    done = compressing.compress(own, str(cat), 2.0, [], nothing, model="mine")
+    with pytest.raises(BitstreamError, match="give the model it was made with"):
+        compressing.open_file(studio, own.shelf.file(done.id, FILE).read_bytes(), nothing)
+
+
+def test_the_page_follows_the_codec(own: Studio) -> None:
+    quality, most, last = room_compress._choose(own, "mine", "segpic-photo")
+    assert (quality["maximum"], quality["value"], most["visible"], last) == (2, 2, True, "mine")
+    assert room_compress._choose(own, "mine", "mine") == [{"__type__": "update"}] * 3
+    told = room_machine._models(own)
+    assert "<td>mine</td>" in told and "psnr 7.25" in told and "<td>dimr-toybox</td>" in told
 
 
 def test_the_newest_file_of_each_picture_is_listed(studio: Studio, cat: Path) -> None:

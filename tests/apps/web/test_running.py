@@ -154,6 +154,18 @@ def test_what_cannot_be_prepared_is_logged(runner: Runner, caplog: pytest.LogCap
     assert "could not be prepared" in caplog.text
 
 
+def test_what_cannot_be_prepared_for_bad_input_is_logged_in_one_line(
+    runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise InputError("no device cuda:3 on this machine")
+
+    runner.background("Make", refuse)
+    assert runner.result("Make", lambda tell: 1) == 1
+    (told,) = caplog.records
+    assert told.exc_info is None and "no device cuda:3" in told.getMessage()
+
+
 def test_silent_work_is_known_not_to_have_ended(runner: Runner) -> None:
     gate = threading.Event()
     running = runner.run("Make", lambda tell: gate.wait(20))

@@ -106,6 +106,17 @@ def test_an_event_takes_no_path_of_the_server(server: Server, secret: Path, resu
             assert b"event: error" in told and b"Settings of" not in told and SECRET.encode() not in told, told
 
 
+def test_nothing_is_fetched_from_an_address(server: Server, client: Client) -> None:
+    address = "https://example.com/x.png"
+    held = [{"id": handle_file(address)}]
+    for asked, event in ((handle_file(address), "/recall"), (held, "/results")):
+        with pytest.raises(AppError, match="Give a file, not an address"):
+            client.predict(asked, api_name=event)
+    for route in ("file=", "file/", "proxy="):
+        assert get(f"{server.url}gradio_api/{route}{address}")[0] == 403
+        assert get(f"{server.url}gradio_api/{route}{quote(address, safe='')}")[0] == 403
+
+
 def upload(server: Server, name: str, data: bytes, kind: str = "application/octet-stream") -> httpx.Response:
     return httpx.post(f"{server.url}gradio_api/upload", files={"files": (name, data, kind)}, timeout=60)
 

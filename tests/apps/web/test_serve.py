@@ -1,20 +1,31 @@
 """The server starts when it may, says where it is, tells no secret, and ends when it is asked to."""
 
+import asyncio
+import contextlib
+import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gradio as gr
 import pytest
+from gradio import processing_utils
+from gradio_client import Client, handle_file
+from PIL import Image
 
+from belvedere.apps.web import serve as serving
 from belvedere.apps.web.serve import Settings, default_folder
 from belvedere.errors import InputError
 from tests.apps.conftest import assert_refused
-from tests.apps.web.conftest import Server, start, stop
+from tests.apps.web.conftest import Server, answers, free_port, start, stop
 
 SECRET = "correct-horse-battery"
 
@@ -50,6 +61,14 @@ def test_models_of_ones_own_are_checked(tmp_path: Path, tiny_model: Path) -> Non
             Settings(tmp_path, models=models)
 
 
+def test_a_model_that_no_room_offers_is_refused(tmp_path: Path, command: Callable) -> None:
+    for kind in ("FluxPipeline", None, ["x"]):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        with pytest.raises(InputError, match="no room offers"):
+            Settings(tmp_path, models={"mine": tmp_path})
+    assert_refused(command("serve", "--model", f"mine={tmp_path}", "--folder", tmp_path), "model mine", "SegPICCodec")
+
+
 def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "belvedere" / "studio"
@@ -65,11 +84,39 @@ def test_refusals_are_one_line(command: Callable, tmp_path: Path, monkeypatch: p
     assert_refused(command("serve", "--port", 70000, "--folder", tmp_path), "port 70000")
     assert_refused(command("serve", "--model", "mine", "--folder", tmp_path), "NAME=FOLDER")
     assert_refused(command("serve", "--folder", file / "below"), "cannot write")
+    assert_refused(command("serve", "--device", "gpu", "--folder", tmp_path), "cuda:N", "'gpu'")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert_refused(command("serve", "--port", port, "--folder", tmp_path), f"port {port}", "--port")
+
+
+def test_no_upload_is_fetched_from_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processing_utils, serving._FETCH, None)  # so that it is as it was at the end
+    serving._fetch_nothing()
+    box, address = gr.File(render=False), "https://example.org/x.png"
+    with pytest.raises(gr.Error, match="not an address"):
+        box.move_resource_to_block_cache(address)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(gr.Error, match="not an address"):
+        pool.submit(asyncio.run, box.async_move_resource_to_block_cache(address)).result()
+
+
+def test_a_gradio_that_would_fetch_uploads_in_another_way_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(processing_utils, serving._FETCH)
+    with pytest.raises(RuntimeError, match=serving._FETCH):
+        serving._fetch_nothing()
+
+
+def test_old_uploads_go_and_new_ones_stay(tmp_path: Path) -> None:
+    for name in ("old/a.png", "both/a.png", "both/b.png", "new/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("old/a.png", "old", "both/a.png", "both"):
+        os.utime(tmp_path / name, (time.time() - 4000,) * 2)
+    serving._clear(tmp_path, 3600)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["both", "both/b.png", "new", "new/a.png"]
 
 
 @pytest.mark.slow
@@ -89,6 +136,64 @@ def test_it_ends_when_asked(how: signal.Signals, tmp_path: Path) -> None:
     server.process.send_signal(how)
     assert server.process.wait(30) == 0
     assert "Traceback" not in (tmp_path / "kept.log").read_text()
+
+
+@pytest.mark.slow
+def test_what_a_server_that_was_killed_left_goes(tmp_path: Path) -> None:
+    first = start(tmp_path / "kept")
+    first.process.kill()
+    first.process.wait()
+    for folder in (first.folder, first.folder / "uploads", first.folder / "results"):
+        assert folder.stat().st_mode & 0o777 == 0o700, "for its owner alone to read"
+    old, new = (first.folder / "uploads" / name for name in ("old.png", "new.png"))
+    for path, seconds in ((old, 4000), (new, 0)):
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - seconds,) * 2)
+    second = start(tmp_path / "kept")
+    try:
+        assert not old.exists() and new.exists()
+    finally:
+        assert stop(second) == 0
+
+
+SLOW_TO_OPEN = """import sys, time
+from pathlib import Path
+from belvedere.apps.web import making, serve
+
+making.warm = lambda studio: None
+making.load = lambda studio, name: time.sleep(60)
+settings = serve.Settings(Path(sys.argv[1]), port=int(sys.argv[2]), device="cpu")
+serve.serve(settings, ready=lambda address: None)
+"""
+"""A studio whose models take a minute to open, which nothing can cut short."""
+
+
+@pytest.mark.slow
+def test_a_lesson_ends_with_the_server_while_a_model_is_opened(tmp_path: Path) -> None:
+    folder, port = tmp_path / "kept", free_port()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SLOW_TO_OPEN, str(folder), str(port)], env=environment)
+    url, child = f"http://127.0.0.1:{port}/", 0
+    try:
+        while not answers(url):
+            assert process.poll() is None
+            time.sleep(0.1)
+        client = Client(url, verbose=False)
+        Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+        photographs = [handle_file(tmp_path / "a.png")] * 3
+        lesson = client.predict(photographs, "<thing>", "car", "toybox-diffusion", 400, api_name="/personalise_begin")
+        child = int((folder / "lessons" / lesson / "process").read_text())
+        client.submit("dimr-toybox", ["car"], api_name="/make")
+        while "Make, for" not in client.predict(api_name="/state"):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(90) == 0
+        assert not Path(f"/proc/{child}").exists()
+    finally:
+        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            if child:
+                os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -45,6 +45,17 @@ def test_the_oldest_go(tmp_path: Path) -> None:
         shelf.put("Make", {"a.png": bytes(101)}, {})
 
 
+def test_concepts_go_after_all_others(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, results=3)
+    concepts = [shelf.put("Personalise", {"a.safetensors": b"x"}, {"kind": "concept"}) for _ in range(2)]
+    *_, last = [shelf.put("Make", {"a.png": b"x"}, {}) for _ in range(3)]
+    assert [entry.id for entry in shelf.newest(None, 9)] == [last, *concepts[::-1]]
+    more = [shelf.put("Personalise", {"a.safetensors": b"x"}, {"kind": "concept"}) for _ in range(2)]
+    assert [entry.id for entry in shelf.newest(None, 9)] == [*more[::-1], concepts[1]]
+    picture = shelf.put("Make", {"a.png": b"x"}, {})
+    assert [entry.id for entry in shelf.newest(None, 9)] == [picture, *more[::-1]], "what is new stays"
+
+
 def test_emptying_leaves_nothing(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     key = shelf.put("Make", {"a.png": b"x"}, {})
