@@ -34,6 +34,22 @@ def of_data(loss: Loss, ragged: bool, vae: Any = None) -> Loss:
     return of_batch
 
 
+def shape_of(sample: dict[str, Tensor], vae: Any = None) -> tuple[int, int, int]:
+    """Return the (c, h, w) of what a loss is given of a batch of one sample: of its latent, or of its picture.
+
+    ``vae``: what its picture goes through, where it has no ``moments``.
+    """
+    values = sample["moments"] if "moments" in sample else sample["image"]
+    height, width = sample["size"][0].tolist() if "size" in sample else values.shape[-2:]
+    channels = values.numel() // (height * width)
+    if "moments" in sample:
+        return channels // 2, height, width
+    if vae is None:
+        return channels, height, width
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, height // factor, width // factor
+
+
 def draw(batch: dict[str, Tensor], rng: BatchRng) -> dict[str, Tensor]:
     """Return a batch with latents as ``image``, drawn from its ``moments``, of one size or ragged."""
     moments = batch["moments"]

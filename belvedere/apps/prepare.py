@@ -33,7 +33,7 @@ from belvedere.checkpoints import store
 from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
 from belvedere.checkpoints.components import read_json
 from belvedere.data.folders import EncodedPictures, ImageFolder, Parquet
-from belvedere.data.latents import CLASSES, MANIFEST, SCALE, mixed_shard
+from belvedere.data.latents import CLASSES, MANIFEST, check_scale, mixed_shard
 from belvedere.data.webdataset import WebDataset
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
@@ -91,9 +91,7 @@ class Encoder:
     """A KL autoencoder that gives the moments of pictures and, with ``flip``, of their mirror images."""
 
     def __init__(self, vae: Any, flip: bool):
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor
-        if scale != SCALE or shift:
-            raise InputError(f"the autoencoder scales latents by {scale}, training by {SCALE}: use Stable Diffusion's")
+        check_scale(vae)
         self.vae, self.views = vae, 2 if flip else 1
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         """Pixels along the side of one latent."""

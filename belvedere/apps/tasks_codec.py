@@ -39,8 +39,7 @@ def segpic_task(config: TrainConfig) -> Task:
         raise InputError(
             f"config loss.weights: {len(weights)} for {max(1, model.config.rates)} rates; give one for each"
         )
-    if getattr(dataset, "size", 0) % STRIDE:
-        raise InputError(f"config data.size {dataset.size}: must be a multiple of {STRIDE}")  # type: ignore[attr-defined]
+    _check_shape(dataset.batch([0]), config.data["kind"], STRIDE)
     examples = (dataset.batch(range(0, len(dataset), max(1, len(dataset) // EXAMPLES)))["image"] + 1) / 2
     if start == "linear":
         initial.begin_linear(model, examples)
@@ -54,6 +53,15 @@ def segpic_task(config: TrainConfig) -> Task:
         ),
         sheet=lambda network, path: _segpic_sheet(network, examples[:8], path),
     )
+
+
+def _check_shape(first: dict[str, Tensor], kind: str, stride: int) -> None:
+    """Raise ``InputError`` unless the first sample of the data is a picture that the codec can learn from."""
+    if "image" not in first or "size" in first:
+        raise InputError(f"config data.kind {kind!r}: the codec learns from pictures of one size, as photographs has")
+    height, width = first["image"].shape[-2:]
+    if height % stride or width % stride:
+        raise InputError(f"config data.size: {width}x{height} must be multiples of {stride}")
 
 
 @torch.no_grad()

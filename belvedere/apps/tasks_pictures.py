@@ -1,12 +1,12 @@
 """The tasks of networks that make pictures of classes, and of the classifier that measures them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from belvedere.apps.config import ExportConfig, TrainConfig, call
-from belvedere.apps.latents import Loss, load_vae, of_data
+from belvedere.apps.latents import Loss, load_vae, of_data, shape_of
 from belvedere.apps.task import (
     Groups,
     Task,
@@ -19,6 +19,7 @@ from belvedere.apps.task import (
 )
 from belvedere.apps.written import check_keys
 from belvedere.data import Dataset
+from belvedere.data.latents import check_scale
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 from belvedere.seeds import generator
@@ -63,19 +64,24 @@ def _generator_task(
 ) -> Task:
     """Return the task of a network that makes pictures of classes."""
     dataset, vae = make_dataset(config.data), load_vae(config.vae)
-    model = make_network(cls, variants, config.model)
-    _check_classes(model, dataset)
-    if not pipeline.any_size and "size" in dataset.batch([0]):
+    if not dataset.classes:
         raise InputError(
-            f"config data.kind {config.data['kind']!r} has many sizes: {config.task} takes pictures of one"
+            "config data: has no classes: put the pictures into one subfolder a class (one will do), or give the file "
+            "labels"
         )
-    for height, width in getattr(dataset, "sizes", ()):
-        if height % model.config.patch or width % model.config.patch:
-            raise InputError(f"config data.sizes: {width}x{height} is no multiple of patches of {model.config.patch}")
+    model = make_network(cls, variants, config.model)
+    if model.null_class != (classes := len(dataset.classes)):
+        raise InputError(
+            f"config model.num_classes: {classes} classes in the data need {classes + 1} (one is for no class), "
+            f"not {model.config.num_classes}"
+        )
 
     def make(network: Any) -> Any:
+        if vae is not None:
+            vae.to(network.device)
         return pipeline(network, vae=vae, **_defaults(dataset, config.export))
 
+    _check_shapes(config, make(model), dataset)
     return Task(
         model=model,
         dataset=dataset,
@@ -86,12 +92,44 @@ def _generator_task(
     )
 
 
-def _check_classes(model: Any, dataset: Dataset) -> None:
-    if model.null_class is not None and model.null_class != len(dataset.classes):
+def _check_shapes(config: TrainConfig, pipeline: Any, dataset: Dataset) -> None:
+    """Raise ``InputError`` unless the network can learn from the data what its pipeline makes."""
+    network, vae, first = pipeline.network.config, pipeline.vae, dataset.batch([0])
+    if not pipeline.any_size and "size" in first:
         raise InputError(
-            f"config model.num_classes: {len(dataset.classes)} classes in the data need "
-            f"{len(dataset.classes) + 1} (one is for no class), not {model.config.num_classes}"
+            f"config data.kind {config.data['kind']!r} has many sizes: {config.task} takes pictures of one"
         )
+    if vae is not None:
+        check_scale(vae)
+        if vae.config.latent_channels != network.channels:
+            raise InputError(f"config vae: has {vae.config.latent_channels} channels, the model {network.channels}")
+    shape = shape_of(first, vae)
+    what = "pictures" if vae is None and "moments" not in first else "latents"
+    if shape[0] != network.channels:
+        mend = "give their autoencoder as vae, or " if what == "pictures" else ""
+        raise InputError(
+            f"config data: {what} of {shape[0]} channels, the model has {network.channels}: {mend}"
+            f"model.channels={shape[0]}"
+        )
+    if pipeline.any_size:
+        _check_patches(what, [shape[1:]], network.patch)
+        _check_patches("pictures", getattr(dataset, "sizes", ()), pipeline.unit)
+    elif shape != pipeline.sample_shape:
+        raise InputError(
+            f"config data: {what} of {_spelled(shape[1:])}, the model makes {_spelled(pipeline.sample_shape[1:])}: "
+            "give data of that size, or change model.stage_configs"
+        )
+
+
+def _check_patches(what: str, sizes: Iterable[Sequence[int]], unit: int) -> None:
+    for size in sizes:
+        if any(side % unit for side in size):
+            raise InputError(f"config data: {what} of {_spelled(size)} do not divide into patches of {unit}")
+
+
+def _spelled(size: Sequence[int]) -> str:
+    height, width = size
+    return f"{width}x{height}"
 
 
 def _defaults(dataset: Dataset, export: ExportConfig) -> dict[str, Any]:

@@ -148,6 +148,13 @@ class MixedLatents(_Shards):
         return {"moments": moments, "size": size, "label": self._labels[list(indices)]}
 
 
+def check_scale(vae: Any) -> None:
+    """Raise ``InputError`` for an autoencoder that decodes latents of another scale than those that are drawn here."""
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+    if scale != SCALE or shift:
+        raise InputError(f"the autoencoder scales latents by {scale}, training by {SCALE}: use Stable Diffusion's")
+
+
 def mixed_shard(moments: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
     """Return the tensors of a shard of ``MixedLatents`` with ``moments``, (2 c, h_i, w_i) each; float16."""
     flat, size = pack_images(moments)

@@ -12,7 +12,9 @@ from belvedere.errors import InputError
 from belvedere.kernels.graphs import Graphs
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-StepCallback = Callable[[Any, int, float, dict[str, Any]], dict[str, Any]]
+StepCallback = Callable[[Any, int, float, dict[str, Any]], dict[str, Any] | None]
+"""Called with the pipeline, the step, the time reached and the samples there, "latents"; as in diffusers, "latents" of
+what it returns take their place."""
 CLASSES_SHOWN = 12
 
 
@@ -22,7 +24,8 @@ class ClassPipeline(DiffusionPipeline):
     ``id2label``, in the config, has the names of the classes by id.
     """
 
-    model_cpu_offload_seq = "network->vae"
+    model_cpu_offload_seq = "vae"
+    _exclude_from_cpu_offload = ("network",)  # it says where tensors go, and its hooks would not see all calls
     _optional_components = ("vae", "scheduler")
     any_size = False
     """Whether a call takes ``sizes`` and ``extrapolation``."""
@@ -33,6 +36,12 @@ class ClassPipeline(DiffusionPipeline):
     def __init__(self) -> None:
         super().__init__()
         self._graphs = Graphs()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._optional_components and value is not None and self.__dict__.get(name, value) is None:
+            # diffusers forgets the class of what takes the place of None, and would not save it
+            self.register_to_config(**{name: ("diffusers", type(value).__name__)})
+        super().__setattr__(name, value)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -78,6 +87,24 @@ class ClassPipeline(DiffusionPipeline):
     def _pixels(self, sample: Tensor) -> Tensor:
         """Return the pixels (c, H, W), about [-1, 1], of one sample (c, h, w), a latent or the picture itself."""
         return to_pixels(self.vae, sample)
+
+    def _offload(self) -> None:
+        """Send the autoencoder back to the CPU after ``enable_model_cpu_offload``."""
+        for hook in getattr(self, "_all_hooks", ()):
+            hook.offload()
+
+
+def after_step(callback: StepCallback, pipeline: Any, step: int, t: float, values: dict[str, Any]) -> list[Tensor]:
+    """Call back after a step; return the samples (c, h, w) to go on with: the "latents" that it returns, or its own.
+
+    Raises ``InputError`` for others in number or shape.
+    """
+    own = values["latents"]
+    latents = (callback(pipeline, step, t, values) or {}).get("latents", own)
+    found, wanted = ([tuple(x.shape) for x in samples] for samples in (latents, own))
+    if found != wanted:
+        raise InputError(f"callback_on_step_end returned latents of {found}, not {wanted}")
+    return [new.to(old) for new, old in zip(latents, own, strict=True)]
 
 
 def to_pixels(vae: Any, sample: Tensor) -> Tensor:

@@ -130,12 +130,9 @@ class Upsample(nn.Module):
         return kernels.concat_begin(x, self.linear.out_features)
 
     def parts(self, time: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the norm's gain and the linear map's weight for each activation in turn, what ``concat_add`` takes.
-
-        They are split at once: a slice for each would have as many gradients of the size of the whole.
-        """
-        gains, weights = (x.split(self.low_dim, 1) for x in (self.norm.weight.read(time), self.linear.weight))
-        return list(zip(gains, weights, strict=True))
+        """Return gain and weight for each activation in turn; a slice for each would have gradients as of the whole."""
+        both = self.norm.weight.read(time), self.linear.weight
+        return list(zip(*(x.split(self.low_dim, 1) for x in both), strict=True))
 
     def end(self, seen: kernels.Accumulated, grid: tuple[int, int], time: Tensor) -> Tensor:
         gain, bias = self.norm.weight.read(time), self.norm.bias.read(time)

@@ -9,6 +9,13 @@ from belvedere.errors import InputError
 
 NORMS = ("LN", "RMSN", "TDRMSN", "ADARMSN")
 POSITIONS = ("APE", "Axial_RoPE")
+CHOICES = {
+    "norm": NORMS,
+    "position": POSITIONS,
+    "prediction": ("epsilon", "velocity", "sample"),
+    "schedule": ("scaled_linear", "flow"),
+}
+"""Fields that are names, and the names they may have."""
 LARGEST = {"blocks": 1000, "height": 4096, "width": 4096, "kernel": 255, "head_kernel": 255}
 """Bounds of a stage's sizes, so that no config can ask for endless work; 65536 for the others."""
 
@@ -49,6 +56,9 @@ class StageConfig:
                 raise InputError(f"stage {field.name} {value!r}: must be an integer from 1 to {top}")
         if self.kind == "transformer" and self.dim % self.heads:
             raise InputError(f"stage dim {self.dim} is not a multiple of its {self.heads} heads")
+        for name in ("head_kernel", *(["kernel"] if self.kind == "convnext" else [])):
+            if getattr(self, name) % 2 == 0:
+                raise InputError(f"stage {name} {getattr(self, name)}: must be odd")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "StageConfig":
@@ -122,15 +132,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def check_config(config: Any, stages: list[StageConfig]) -> None:
-    """Raise ``InputError`` unless the numbers, the norm, the position and the stages of a DiMR's config fit."""
+    """Raise ``InputError`` unless the fields of a DiMR's config are known and fit together."""
     if config.channels < 1 or (config.num_classes is not None and config.num_classes < 1):
         raise InputError(f"{config.channels} channels, {config.num_classes} classes: a DiMR has 1 or more")
-    if config.norm not in NORMS:
-        raise InputError(f"norm {config.norm!r}: choose from {', '.join(NORMS)}")
-    if config.position not in POSITIONS:
-        raise InputError(f"position {config.position!r}: choose from {', '.join(POSITIONS)}")
+    for field, names in CHOICES.items():
+        if config[field] not in names:
+            raise InputError(f"{field} {config[field]!r}: choose from {', '.join(names)}")
+    if config.prediction == "epsilon" and config.schedule == "flow":
+        raise InputError("prediction epsilon of schedule flow tells nothing of pure noise: choose sample or velocity")
     if not stages:
         raise InputError("stage_configs is empty: a DiMR has at least one stage")
+    for stage in stages:
+        if config.position == "Axial_RoPE" and stage.kind == "transformer" and stage.dim // stage.heads % 4:
+            raise InputError(
+                f"stage dim {stage.dim} over {stage.heads} heads: Axial_RoPE needs channels of a head that divide by 4"
+            )
     for low, high in itertools.pairwise(stages):
         if high.height % low.height or low.ratio * low.height != high.ratio * high.height:
             raise InputError(f"stages of {low.height} and {high.height} rows do not see the same image")

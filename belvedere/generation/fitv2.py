@@ -22,6 +22,7 @@ from belvedere.data.ragged import unpack_images
 from belvedere.errors import InputError
 from belvedere.generation.extrapolation import each, frequencies, grid_rotations, rotations
 from belvedere.generation.fitv2_config import VARIANTS, check_config, mlp_width
+from belvedere.generation.fitv2_initial import initialise
 from belvedere.generation.fitv2_modulation import Modulation
 from belvedere.generation.fitv2_refine import Refinement
 from belvedere.generation.flow_training import flow_loss, flow_times
@@ -195,7 +196,7 @@ class FiTv2(ModelMixin, ConfigMixin):
         self.head_norm = AdaptiveNorm(norm, dim)
         self.head = nn.Linear(dim, channels * patch**2 * (2 if learn_sigma else 1))
         self.refinement = Refinement(config) if refine_depth else None
-        self._initialise()
+        initialise(self)
 
     @classmethod
     def from_variant(cls, name: str) -> "FiTv2":
@@ -203,21 +204,6 @@ class FiTv2(ModelMixin, ConfigMixin):
         if name not in VARIANTS:
             raise InputError(f"no FiTv2 variant {name!r}: choose from {', '.join(VARIANTS)}")
         return cls(**VARIANTS[name])
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.class_embed.weight, std=self.config.class_std)
-        for layer in self.time_embed:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
-        for module in (self.modulation.head, self.head, self.modulation.shared, self.modulation.refine):
-            if module is not None:
-                nn.init.zeros_(module.weight)
-        if self.refinement is not None:
-            nn.init.zeros_(self.refinement.head.weight)
 
     @property
     def null_class(self) -> int:

@@ -11,12 +11,12 @@ from diffusers import AutoencoderKL, ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
-from belvedere.generation.class_pipeline import ClassPipeline, Generators, StepCallback, draw
+from belvedere.generation.class_pipeline import ClassPipeline, Generators, StepCallback, after_step, draw
 from belvedere.generation.extrapolation import each
 from belvedere.generation.fitv2 import FiTv2
 from belvedere.generation.flow_sampling import Plan, run_schedulers, scheduler_times, solve, visited
 from belvedere.generation.packed_sampling import Guidance, PackedCall, split
-from belvedere.generation.tokens import unpatchify
+from belvedere.generation.tokens import patchify, unpatchify
 
 TOKENS_PER_CALL = 256
 """Tokens that small images share in a network call on a CPU, for each half of the guidance; 32 times that on a GPU."""
@@ -120,7 +120,8 @@ class FiTv2Pipeline(ClassPipeline):
         ``generator``: one per image, or one for all, from which the images draw in order. An image with its own
         depends on nothing else, bit for bit on a CPU. ``output_type``: pil, np (b, h, w, 3), pt (b, 3, h, w) or
         latent; a list where sizes differ. ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` is given
-        lists of (c, h, w) after every step of every call; t runs from 0 to 1.
+        lists of (c, h, w) after every step of every call, and the time reached, from 0 to 1; "latents" that it returns
+        take their place, of dopri5 the one whose step it was.
         """
         ids, config = self.class_ids(class_labels), self.config
         grids = [self.grid(size) for size in self._sizes(len(ids), height, width, sizes)]
@@ -143,6 +144,7 @@ class FiTv2Pipeline(ClassPipeline):
                 noise[chosen], grids[chosen], ids[chosen], names[chosen], sources[chosen], plan, callback_on_step_end
             )
         images = self._output(samples, output_type)
+        self._offload()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _sizes(self, count: int, height: int | None, width: int | None, sizes: Sequence[Size] | None) -> list[Size]:
@@ -185,9 +187,11 @@ class FiTv2Pipeline(ClassPipeline):
             parts = zip(x.split(call.lengths), grids, strict=True)
             return [unpatchify(tokens, grid, patch) for tokens, grid in parts]
 
-        def report(step: int, t: float, x: Tensor, clean: Tensor) -> None:
-            if callback:
-                callback(self, step, t, {"latents": pictures(x), "clean": pictures(clean)})
+        def report(step: int, t: float, x: Tensor, clean: Tensor) -> Tensor | None:
+            if callback is None:
+                return None
+            latents = after_step(callback, self, step, t, {"latents": pictures(x), "clean": pictures(clean)})
+            return torch.cat([patchify(latent, patch) for latent in latents])
 
         x = torch.cat(noise).to(self.network.device)
         if schedulers is not None:

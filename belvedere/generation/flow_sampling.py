@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation.callbacks import Callback, tell
 from belvedere.generation.flow_solvers import dopri5, integrate, sde
 from belvedere.generation.packed_sampling import Guidance, PackedCall
 from belvedere.generation.samplers import dpm_solver_multistep
+from belvedere.generation.scheduler_checks import check_flow, set_steps
 from belvedere.generation.schedules import Flow, time_grid
 
 Noise = Callable[[int], Tensor]
-Report = Callable[[int, float, Tensor, Tensor], None]
-"""Told the step, the time reached, all samples there (n, c) and the clean data seen last (n, c)."""
+Report = Callback
+"""Told the step, the time reached, all samples there (n, c) and the clean data seen last (n, c); what it returns takes
+the samples' place, unless it is None."""
 
 
 class Field(Protocol):
@@ -79,8 +82,8 @@ def _fixed(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) ->
     watched = _Watched(field)
 
     def part(x: Tensor, first: int, stop: int, method: Any) -> Tensor:
-        def seen(step: int, t: float, x: Tensor, v: Tensor) -> None:
-            report(first + step, t, x, watched.clean)
+        def seen(step: int, t: float, x: Tensor, v: Tensor) -> Tensor | None:
+            return report(first + step, t, x, watched.clean)
 
         return integrate(watched.velocity, x, times[first : stop + 1], method, callback=seen) if first < stop else x
 
@@ -94,9 +97,12 @@ def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report)
     now = list(x.split(field.lengths))
     clean, times, steps = list(now), [0.0] * len(now), iter(range(10**9))
 
-    def seen(image: int, t: float, x: Tensor, v: Tensor) -> None:
+    def seen(image: int, t: float, x: Tensor, v: Tensor) -> Tensor:
         now[image], clean[image], times[image] = x, x + (1 - t) * v, t
-        report(next(steps), min(times), torch.cat(now), torch.cat(clean))
+        told = report(next(steps), min(times), torch.cat(now), torch.cat(clean))
+        if told is not None:
+            now[image] = told.split(field.lengths)[image]  # the others are in the middle of a step
+        return now[image]
 
     return torch.cat(dopri5(field.velocities, list(now), callback=seen, **plan.options))
 
@@ -104,8 +110,8 @@ def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report)
 def _stochastic(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
     watched = _Watched(field)
 
-    def seen(step: int, t: float, x: Tensor, v: Tensor) -> None:
-        report(step, t, x, watched.clean)
+    def seen(step: int, t: float, x: Tensor, v: Tensor) -> Tensor | None:
+        return report(step, t, x, watched.clean)
 
     method: Any = plan.solver.removeprefix("sde-")
     return sde(watched.velocity, x, plan.steps, noise=noise, method=method, callback=seen, **plan.options)
@@ -162,14 +168,9 @@ def visited(plan: Plan, reaches_end: bool) -> list[float]:
 
 def scheduler_times(schedulers: Sequence[Any], steps: int) -> list[float]:
     """Set the steps of flow-match schedulers, one an image, and return the times they visit."""
-    if steps < 1:
-        raise InputError(f"num_inference_steps {steps}: a scheduler needs steps >= 1")
     for scheduler in schedulers:
-        config = scheduler.config
-        flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
-        if not flow or not config.get("use_flow_sigmas", True):
-            raise InputError(f"{type(scheduler).__name__} is not configured for flows: use a FlowMatch scheduler")
-        scheduler.set_timesteps(steps)
+        check_flow(scheduler)
+        set_steps(scheduler, steps)
     return [1 - float(n) / 1000 for n in schedulers[0].timesteps]
 
 
@@ -194,5 +195,5 @@ def run_schedulers(
         ]
         clean = x + (1 - t) * v
         x = torch.cat([sample for sample, *_ in stepped])
-        report(i, times[i + 1] if i + 1 < len(times) else 1.0, x, clean)
+        x = tell(report, i, times[i + 1] if i + 1 < len(times) else 1.0, x, clean)
     return x

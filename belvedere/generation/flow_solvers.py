@@ -3,12 +3,12 @@
 ``integrate`` and ``sde`` take ``velocity(x, t) -> v`` in the shape of x, which is any: a packed batch (n, c) as
 well as images; ``dopri5`` gives every image a step size of its own. The state is float32, or x's type where that
 is wider; times are Python floats. A callback ``(step, t, x, v)`` is called after every update with its number,
-the time reached, the sample there and the velocity at the step's start; it may raise to stop.
+the time reached, the sample there and the velocity at the step's start; it may raise to stop, or return what takes
+the sample's place.
 """
 
 import math
 from collections.abc import Callable, Collection, Generator, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation.callbacks import Callback, tell
 
 Velocity = Callable[[Tensor, float], Tensor]
 ImagesVelocity = Callable[[list[Tensor], list[float], list[int]], list[Tensor]]
-Callback = Callable[[int, float, Tensor, Tensor], None]
 FixedStep = Literal["euler", "heun", "midpoint", "rk4"]
 SdeMethod = Literal["euler", "heun"]
 Diffusion = Literal["sigma", "constant", "SBDM", "linear", "decreasing", "increasing-decreasing"]
@@ -87,9 +87,7 @@ def integrate(
     x, velocity = _state(x), _in_state(velocity)
     for i, (s, t) in enumerate(pairwise(grid.tolist())):
         v = velocity(x, s)
-        x = x + (t - s) * _SLOPES[method](velocity, x, s, t, v)
-        if callback:
-            callback(i, t, x, v)
+        x = tell(callback, i, t, x + (t - s) * _SLOPES[method](velocity, x, s, t, v), v)
     return x
 
 
@@ -156,7 +154,7 @@ def _first_step(x: Tensor, v: Tensor, rtol: float, atol: float, limit: float) ->
 
 
 def _dormand_prince(
-    x: Tensor, rtol: float, atol: float, published: bool, report: Callable[[float, Tensor, Tensor], None] | None
+    x: Tensor, rtol: float, atol: float, published: bool, callback: Callback | None, image: int
 ) -> Generator[Query, Tensor, Tensor]:
     """Solve one image: yield the places whose velocity is needed, be sent it, return the sample at t = 1."""
     limit = math.inf if published else 1.0
@@ -174,9 +172,10 @@ def _dormand_prince(
             end = min(t + h, limit)
             if end > 1:
                 y, end = _dense_output(x, y, h, stages, (1 - t) / h), 1.0
-            if report:
-                report(end, y, v)
-            x, t, v = y, end, stages[-1]
+            told = tell(callback, image, end, y, v)
+            same = told is y or torch.equal(told, y)
+            x, t = y if same else told, end
+            v = stages[-1] if same or t == 1 else (yield x, t)
         h *= min(10, max(0.9 / max(error, 1e-10) ** 0.2, 1 if error < 1 else 0.2))
     return x
 
@@ -204,8 +203,7 @@ def dopri5(
     """
     if not (rtol > 0 and atol > 0):
         raise InputError(f"dopri5 needs rtol and atol above 0, not {rtol} and {atol}")
-    reports = [partial(callback, i) if callback else None for i in range(len(xs))]
-    solvers = [_dormand_prince(_state(x), rtol, atol, published, reports[i]) for i, x in enumerate(xs)]
+    solvers = [_dormand_prince(_state(x), rtol, atol, published, callback, i) for i, x in enumerate(xs)]
     queries = {i: next(solver) for i, solver in enumerate(solvers)}
     results: dict[int, Tensor] = {}
     evaluations = 0
@@ -289,11 +287,8 @@ def sde(
         x = x + kick + dt * slope
         if method == "heun" and t < 1:
             x = x + dt / 2 * (drift(x, velocity(x, t), t) - slope)
-        if callback:
-            callback(i, t, x, v)
+        x = tell(callback, i, t, x, v)
     if last_step:
         v = velocity(x, end)
-        x = x + last_step_size * (drift(x, v, end) if last_step == "mean" else v)
-        if callback:
-            callback(steps, 1.0, x, v)
+        x = tell(callback, steps, 1.0, x + last_step_size * (drift(x, v, end) if last_step == "mean" else v), v)
     return x

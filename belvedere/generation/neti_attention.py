@@ -65,6 +65,7 @@ class LayerAttention:
 
 def cross_attentions(unet: Any) -> list[str]:
     """Return the names of a U-Net's cross-attentions in the order in which it runs them: down, middle, up."""
+    unet = getattr(unet, "_orig_mod", unet)  # of a compiled one
     names = [
         name
         for name, module in unet.named_modules()

@@ -55,6 +55,7 @@ class TextEncoder:
     """
 
     def __init__(self, model: Any, penultimate: bool = False):
+        model = getattr(model, "_orig_mod", model)  # of a compiled one
         body = getattr(model, "text_model", model)
         parts = ("embeddings", "encoder", "final_layer_norm")
         if not all(hasattr(body, part) for part in parts):

@@ -37,10 +37,11 @@ class Guidance:
             raise InputError(f"guidance interval {self.interval}: two times with 0 <= first <= second <= 1")
 
     def at(self, t: float) -> float:
-        """Return the weight at time ``t``."""
+        """Return the weight at time ``t``; past 1, where the published dopri5 asks too, it is that at 1."""
+        t = min(t, 1.0)
         if not self.interval[0] <= t <= self.interval[1]:
             return 1.0
-        return self.weight if self.power is None else cosine_power_weight(min(t, 1.0), self.weight, self.power)
+        return self.weight if self.power is None else cosine_power_weight(t, self.weight, self.power)
 
 
 class ModulationTable:

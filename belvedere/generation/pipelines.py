@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
-from belvedere.generation.class_pipeline import ClassPipeline, Generators, StepCallback, draw
+from belvedere.generation.callbacks import Callback, tell
+from belvedere.generation.class_pipeline import ClassPipeline, Generators, StepCallback, after_step, draw
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.guidance import cosine_power_weight, guide
 from belvedere.generation.samplers import (
@@ -23,6 +24,7 @@ from belvedere.generation.samplers import (
     single_step_nodes,
     to_clean,
 )
+from belvedere.generation.scheduler_checks import PREDICTIONS, check_scheduler, set_steps
 from belvedere.generation.schedules import Flow, Schedule, make_schedule, time_grid
 
 Solver = Literal["multistep", "published"]
@@ -42,9 +44,6 @@ class Plan:
     solver: Solver
     shift: float
     callback: StepCallback | None
-
-
-_PREDICTIONS: dict[str, PredictionType] = {"epsilon": "epsilon", "v_prediction": "velocity", "sample": "sample"}
 
 
 class _TimeRows:
@@ -142,7 +141,8 @@ class DiMRPipeline(ClassPipeline):
         DPM-Solver++(2M), "published" the single-step third-order solver of the paper (250 steps there).
         ``generator``: one per image, or one for all, from which the images draw in order. Image i depends on its
         own noise alone, bit for bit on a CPU. ``output_type``: pil, np (b, h, w, 3), pt (b, 3, h, w) or latent.
-        ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` runs for every step of every micro-batch.
+        ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` runs after every step of every micro-batch,
+        with the rows of its pictures and the time reached, from 1 to 0; "latents" that it returns take their place.
         """
         ids, config = self.class_ids(class_labels), self.config
         plan = Plan(
@@ -160,6 +160,7 @@ class DiMRPipeline(ClassPipeline):
         ]
         samples = torch.cat(parts) if parts else noise
         images = samples if output_type == "latent" else self._decode(samples, output_type)
+        self._offload()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _noise(self, count: int, generator: Generators) -> Tensor:
@@ -171,12 +172,22 @@ class DiMRPipeline(ClassPipeline):
         padding = self.micro_batch - len(ids)
         x = torch.cat((noise, noise.new_zeros(padding, *noise.shape[1:]))).to(self.network.device)
         labels = torch.tensor(ids + [self.network.null_class] * padding, device=self.network.device)
+        report = None if plan.callback is None else self._reporter(plan.callback, len(ids))
         if self.scheduler is not None:
             if isinstance(generator, Sequence):
                 spare = [torch.Generator().manual_seed(0) for _ in range(padding)]
                 generator = [*generator[first : first + len(ids)], *spare]
-            return self._run_scheduler(x, labels, plan, generator)[: len(ids)]
-        return self._run_solver(x, labels, plan)[: len(ids)]
+            return self._run_scheduler(x, labels, plan, generator, report)[: len(ids)]
+        return self._run_solver(x, labels, plan, report)[: len(ids)]
+
+    def _reporter(self, callback: StepCallback, count: int) -> Callback:
+        """Return what shows ``callback`` the first ``count`` rows after a step, those that are no padding."""
+
+        def report(step: int, t: float, x: Tensor, clean: Tensor) -> Tensor:
+            values = {"latents": x[:count], "clean": clean[:count]}
+            return torch.cat((torch.stack(after_step(callback, self, step, t, values)), x[count:]))
+
+        return report
 
     def _denoiser(self, labels: Tensor, plan: Plan, schedule: Schedule, rows: _TimeRows) -> Denoiser:
         config, null = self.network.config, self.network.config.num_classes - 1
@@ -197,7 +208,7 @@ class DiMRPipeline(ClassPipeline):
 
         return denoise
 
-    def _run_solver(self, x: Tensor, labels: Tensor, plan: Plan) -> Tensor:
+    def _run_solver(self, x: Tensor, labels: Tensor, plan: Plan, report: Callback | None) -> Tensor:
         schedule = make_schedule(self.network.config.schedule)
         published = plan.solver == "published"
         if plan.solver not in ("multistep", "published"):
@@ -209,22 +220,18 @@ class DiMRPipeline(ClassPipeline):
         if published:
             visited = [t for nodes in single_step_nodes(times, schedule) for t in nodes[:-1]]
         denoise = self._denoiser(labels, plan, schedule, _TimeRows(self.network, visited))
-
-        def report(step: int, t: float, x: Tensor, clean: Tensor) -> None:
-            if plan.callback:
-                plan.callback(self, step, t, {"latents": x, "clean": clean})
-
         run = dpm_solver_singlestep if published else dpm_solver_multistep
         return run(denoise, x, times, schedule, callback=report)
 
-    def _run_scheduler(self, x: Tensor, labels: Tensor, plan: Plan, generator: Any) -> Tensor:
+    def _run_scheduler(self, x: Tensor, labels: Tensor, plan: Plan, generator: Any, report: Callback | None) -> Tensor:
         """Sample with the diffusers scheduler; it is given the prediction it was configured for."""
         scheduler, schedule = self.scheduler, make_schedule(self.network.config.schedule)
-        scheduler.set_timesteps(plan.steps)
+        check_scheduler(scheduler, schedule)
+        set_steps(scheduler, plan.steps)
         flow = isinstance(schedule, Flow)
         times = [float(n) / 1000 if flow else (float(n) + 1) / 1000 for n in scheduler.timesteps]
         denoise = self._denoiser(labels, plan, schedule, _TimeRows(self.network, times))
-        kind: PredictionType = "velocity" if flow else _PREDICTIONS[scheduler.config.prediction_type]
+        kind: PredictionType = "velocity" if flow else PREDICTIONS[scheduler.config.prediction_type]
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
         x = x * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -233,8 +240,7 @@ class DiMRPipeline(ClassPipeline):
             clean = denoise(scaled, t)
             output = from_clean(clean, scaled, t, schedule, kind)
             x = scheduler.step(output, n, x, return_dict=False, **extra)[0]
-            if plan.callback:
-                plan.callback(self, i, t, {"latents": x, "clean": clean})
+            x = tell(report, i, times[i + 1] if i + 1 < len(times) else 0.0, x, clean)
         return x
 
     def _decode(self, samples: Tensor, output_type: str) -> Any:

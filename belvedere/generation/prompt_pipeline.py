@@ -3,7 +3,7 @@
 Picture i then depends on its own prompt, size and noise alone: pictures share a call of one fixed size, padded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
-from belvedere.generation.class_pipeline import StepCallback
+from belvedere.generation.class_pipeline import StepCallback, after_step
 from belvedere.generation.concept import Concept, check_lengths
 from belvedere.generation.concept_pipeline import ConceptSampler
 
@@ -126,7 +126,8 @@ class PromptPipeline:
         """Make one picture of each prompt of ``numbers``, all of size ``sizes[0]``, at most ``together`` of them.
 
         ``callback_on_step_end(pipe, step, t, {"latents"})`` runs after every step, with "clean", the latents that the
-        scheduler foresees, where it tells them.
+        scheduler foresees, where it tells them; t is the scheduler's, where the step began. "latents" that it returns
+        take their place.
         """
         (height, width), count = sizes[0], len(numbers)
         padding = self.together((height, width)) - count
@@ -143,14 +144,23 @@ class PromptPipeline:
         negative = [self.negative] * len(prompts) if self.negative else None  # SDXL knows none from an empty one
         with _foreseen(self.pipe.scheduler) as seen:
             if callback_on_step_end:
-                options["callback_on_step_end"] = lambda pipe, step, t, values: callback_on_step_end(
-                    pipe, step, t, {**values, **seen}
-                )
+                options["callback_on_step_end"] = _cut(callback_on_step_end, count, seen)
             if self.sampler.concepts:
                 made = self.sampler(prompts, negative_prompt=negative, editability=self.editability, **options)
             else:
                 made = self.pipe(prompts, negative_prompt=negative, **options)
         return ImagePipelineOutput(images=made.images[:count])
+
+
+def _cut(callback: StepCallback, count: int, seen: Mapping[str, Tensor]) -> StepCallback:
+    """Return what shows ``callback`` the first ``count`` rows after a step, those that are no padding."""
+
+    def report(pipe: Any, step: int, t: float, values: dict[str, Any]) -> dict[str, Any]:
+        shown = {name: x[:count] for name, x in {**values, **seen}.items()}
+        latents = after_step(callback, pipe, step, t, shown)
+        return {"latents": torch.cat((torch.stack(latents), values["latents"][count:]))}
+
+    return report
 
 
 @contextmanager

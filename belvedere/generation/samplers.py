@@ -3,7 +3,7 @@
 All take ``denoise(x, t) -> x0``, the network's prediction of the clean data at time t (a float), the noise
 ``x`` (b, ...) at ``times[0]``, decreasing ``times`` (steps + 1,) and the noise schedule. A callback
 ``(step, t, x, x0)`` is called after every update with its number, the time reached, the sample there and the
-last clean prediction; it may raise to stop.
+last clean prediction; it may raise to stop, or return what takes the sample's place.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation.callbacks import Callback, tell
 from belvedere.generation.schedules import Schedule
 
 Denoiser = Callable[[Tensor, float], Tensor]
-Callback = Callable[[int, float, Tensor, Tensor], None]
 PredictionType = Literal["epsilon", "velocity", "sample"]
 Method = Literal["fast", "singlestep"]
 Solver = Literal["dpm_solver", "taylor"]
@@ -101,9 +101,7 @@ def ddim(
     for i, (s, t) in enumerate(pairwise(times.tolist())):
         x0 = denoise(x, s)
         keep = sigma[i + 1] / sigma[i]
-        x = keep * x + (alpha[i + 1] - keep * alpha[i]) * x0
-        if callback:
-            callback(i, t, x, x0)
+        x = tell(callback, i, t, keep * x + (alpha[i + 1] - keep * alpha[i]) * x0, x0)
     return x
 
 
@@ -130,8 +128,7 @@ def dpm_solver_multistep(
         ahead = x0 if previous is None or i == last else torch.lerp(previous, x0, 1 + h[i] / (2 * h[i - 1]))
         x = (sigma[i + 1] / sigma[i]) * x - alpha[i + 1] * expm1(-h[i]) * ahead
         previous = x0
-        if callback:
-            callback(i, t, x, x0)
+        x = tell(callback, i, t, x, x0)
     return x
 
 
@@ -212,8 +209,7 @@ def dpm_solver_singlestep(
 
     for i, update in enumerate(updates):
         x = _ORDERS[len(update.times) - 1](model, x, update, solver)
-        if callback:
-            callback(i, update.times[-1], x, seen[0])
+        x = tell(callback, i, update.times[-1], x, seen[0])
     return denoise(x, updates[-1].times[-1]) if final_denoise else x
 
 

@@ -1,10 +1,13 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import save_file
 
 import belvedere
 from belvedere.apps.config import TrainConfig, config_names, load_config, parse
@@ -14,10 +17,13 @@ from belvedere.apps.train import main, train
 from belvedere.errors import InputError
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.dimr_config import VARIANTS
+from belvedere.generation.fitv2 import FiTv2
+from belvedere.generation.fitv2_config import VARIANTS as FITV2_VARIANTS
 from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
 from belvedere.seeds import BatchRng
-from tests.apps.training_helpers import CONFIG, assert_same, rows, tensors, write_config
-from tests.apps.training_systems import FITV2
+from tests.apps.training_helpers import CONFIG, MODEL, assert_same, rows, tensors, write_config
+from tests.apps.training_systems import FITV2, segpic
+from tests.checkpoints.test_autoencoder import save_tiny_autoencoder
 
 CLASSIFIER = {
     "task": "toybox-classifier",
@@ -78,11 +84,11 @@ def test_the_classifier_trains_and_exports(tmp_path: Path) -> None:
 
 
 def test_fitv2_toybox_fits_the_bound_of_embedded_weights() -> None:
+    config = load_config("fitv2-toybox")
     with torch.device("meta"):
-        task = make_task(load_config("fitv2-toybox"))
-    assert 2 * sum(p.numel() for p in task.model.parameters()) < 16e6
-    unit = task.model.config.patch
-    assert all(side % unit == 0 for size in task.dataset.sizes for side in size)
+        model = make_network(FiTv2, FITV2_VARIANTS, config.model)
+    assert 2 * sum(p.numel() for p in model.parameters()) < 16e6
+    assert all(side % model.config.patch == 0 for size in config.data["sizes"] for side in size)
 
 
 def test_fitv2_trains_and_leaves_a_sheet_and_a_model_that_loads(tmp_path: Path) -> None:
@@ -107,12 +113,91 @@ def test_fitv2_trains_and_leaves_a_sheet_and_a_model_that_loads(tmp_path: Path) 
         (FITV2 | {"model": FITV2["model"] | {"num_classes": 5}}, "12 classes in the data need 13"),
         (FITV2 | {"model": {"variant": "huge"}}, "config model.variant 'huge': choose from B/2"),
         (FITV2 | {"data": FITV2["data"] | {"sizes": [[16, 16], [16, 18]]}}, "18x16"),
+        (FITV2 | {"data": {"kind": "toybox", "size": 18}}, "pictures of 18x18 do not divide into patches of 4"),
+        (FITV2 | {"model": FITV2["model"] | {"channels": 4}}, "pictures of 3 channels, the model has 4: give their"),
+        ({"model": MODEL | {"channels": 4}}, "give their autoencoder as vae, or model.channels=3"),
+        ({"model": MODEL | {"num_classes": None}}, "12 classes in the data need 13 .* not None"),
+        ({"model": MODEL | {"num_classes": 1}}, "12 classes in the data need 13 .* not 1"),
         ({"data": FITV2["data"]}, "mixed-toybox"),
+        ({"data": {"kind": "toybox", "size": 8}}, "pictures of 8x8, the model makes 16x16: give data of that size"),
+        ({"data": {"kind": "toybox", "size": [16, 8]}}, "pictures of 8x16, the model makes 16x16"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_task(parse(TrainConfig, CONFIG | changes))
+
+
+@pytest.mark.parametrize(("system", "classes"), [({}, 13), ({}, 1), ({}, None), (FITV2, 13), (FITV2, 1)])
+def test_pictures_without_classes_are_refused(tmp_path: Path, system: dict[str, Any], classes: int | None) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    data = {"kind": "folder", "path": str(tmp_path), "size": 16}
+    changes = system | {"data": data, "model": system.get("model", MODEL) | {"num_classes": classes}}
+    with pytest.raises(InputError, match="config data: has no classes: put the pictures into one subfolder a class"):
+        make_task(parse(TrainConfig, CONFIG | changes))
+
+
+def write_latents(folder: Path, channels: int = 4, side: int = 16) -> dict[str, Any]:
+    """Write latents of two classes; return what makes ``CONFIG`` a run on them."""
+    folder.mkdir()
+    moments = torch.randn(6, 2 * channels, side, side)
+    save_file({"moments": moments, "label": torch.arange(6) % 2}, folder / "a.safetensors")
+    (folder / "classes.json").write_text(json.dumps(["left", "right"]))
+    model = MODEL | {"num_classes": 3, "channels": channels}
+    return {"data": {"kind": "latents", "path": str(folder)}, "model": model}
+
+
+def test_latents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    small, wide = write_latents(tmp_path / "small", side=8), write_latents(tmp_path / "wide", channels=8)
+    vae = {"vae": str(save_tiny_autoencoder(tmp_path / "vae"))}
+    for changes, message in (
+        (small, "latents of 8x8, the model makes 16x16"),
+        (wide | {"model": wide["model"] | {"channels": 4}}, "latents of 8 channels, the model has 4: model.channels=8"),
+        (wide | vae, "config vae: has 4 channels, the model 8"),
+        ({"data": {"kind": "toybox", "size": 16}, "model": MODEL | {"channels": 4}} | vae, "latents of 8x8, the model"),
+        (vae, "config vae: has 4 channels, the model 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_task(parse(TrainConfig, CONFIG | changes))
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_an_autoencoder_of_another_scale_is_refused(tmp_path: Path, encoded: bool) -> None:
+    fits = {"data": {"kind": "toybox", "size": 32}, "model": MODEL | {"channels": 4}}
+    changes = fits if encoded else write_latents(tmp_path / "latents")
+    vae = save_tiny_autoencoder(tmp_path / "sd")
+    assert make_task(parse(TrainConfig, CONFIG | changes | {"vae": str(vae)})).model is not None
+    vae = save_tiny_autoencoder(tmp_path / "sdxl", scaling_factor=0.13025)
+    with pytest.raises(InputError, match=r"scales latents by 0\.13025, training by 0\.18215"):
+        make_task(parse(TrainConfig, CONFIG | changes | {"vae": str(vae)}))
+
+
+def test_the_autoencoder_goes_where_the_network_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latents that were made before never take it there."""
+    vae = {"vae": str(save_tiny_autoencoder(tmp_path / "vae"))}
+    task = make_task(parse(TrainConfig, CONFIG | write_latents(tmp_path / "latents") | vae))
+    went, to = list[Any](), AutoencoderKL.to
+    monkeypatch.setattr(
+        AutoencoderKL, "to", lambda self, *where, **more: went.append(where) or to(self, *where, **more)
+    )
+    assert task.sheet is not None
+    task.sheet(task.model, tmp_path / "sheet.png")
+    assert went == [(task.model.device,)] and (tmp_path / "sheet.png").is_file()
+
+
+def test_the_codec_learns_from_pictures_of_one_size_in_multiples_of_64(tmp_path: Path) -> None:
+    config = CONFIG | segpic(tmp_path)
+    toys = {"kind": "toybox", "size": 64, "samples": 1, "length": 4}
+    task = make_task(parse(TrainConfig, config | {"data": toys}))
+    value, _ = task.loss(task.model, task.dataset.batch([0, 1]), BatchRng(0, 0, range(2)))
+    assert value.isfinite()
+    for data, message in (
+        (toys | {"size": [64, 96]}, "config data.size: 96x64 must be multiples of 64"),
+        (FITV2["data"], "config data.kind 'mixed-toybox': the codec learns from pictures of one size"),
+        (write_latents(tmp_path / "latents")["data"], "config data.kind 'latents': the codec learns from pictures"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_task(parse(TrainConfig, config | {"data": data}))
 
 
 def test_a_grid_shows_the_pictures_in_rows(tmp_path: Path) -> None:

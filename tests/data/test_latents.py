@@ -2,13 +2,22 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from belvedere.data import Dataset
-from belvedere.data.latents import SCALE, Latents, MixedLatents, mixed_shard, sample_latents, sample_mixed_latents
+from belvedere.data.latents import (
+    SCALE,
+    Latents,
+    MixedLatents,
+    check_scale,
+    mixed_shard,
+    sample_latents,
+    sample_mixed_latents,
+)
 from belvedere.data.ragged import unpack_images
 from belvedere.errors import InputError
 
@@ -42,6 +51,14 @@ def test_latents_have_the_moments(tmp_path: Path) -> None:
     latents = sample_latents(moments, torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert latents.mean() / SCALE == pytest.approx(3, abs=0.05)
     assert latents.var() / SCALE**2 == pytest.approx(2, rel=0.05)
+
+
+def test_only_autoencoders_of_this_scale_fit() -> None:
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 4}
+    check_scale(diffusers.AutoencoderKL(**sizes))
+    for other in ({"scaling_factor": 0.13025}, {"shift_factor": 0.1}):
+        with pytest.raises(InputError, match=r"scales latents by .*, training by 0\.18215: use Stable Diffusion's"):
+            check_scale(diffusers.AutoencoderKL(**sizes, **other))
 
 
 def test_folders_of_another_form_are_input_errors(tmp_path: Path) -> None:

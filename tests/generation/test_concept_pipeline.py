@@ -149,6 +149,20 @@ def test_the_pipeline_stays_a_plain_one() -> None:
     torch.testing.assert_close(make(pipe, "a red dog"), make(other, "a red dog"), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_pipeline_takes_concepts() -> None:
+    torch._dynamo.reset()
+    plain, pipe = tiny_pipeline(), tiny_pipeline()
+    want = make(ConceptSampler(plain, [made := concept(plain)]))
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    pipe.text_encoder = torch.compile(pipe.text_encoder, backend="eager")
+    sampler = ConceptSampler(pipe, [made])
+    torch.testing.assert_close(make(sampler), want, atol=1e-5, rtol=1e-4)
+    sampler.add_concept(concept(pipe, "<dog2>"))
+    torch.testing.assert_close(make(sampler), want, atol=1e-5, rtol=1e-4)
+
+
 def test_image_to_image_takes_concepts_too() -> None:
     plain = tiny_pipeline()
     pipe = StableDiffusionImg2ImgPipeline(**plain.components, requires_safety_checker=False)

@@ -195,6 +195,12 @@ def test_saves_and_loads(tmp_path: Any) -> None:
         ({"stage_configs": [TRANSFORMER | {"kind": "mamba"}]}, "stage kind 'mamba'"),
         ({"stage_configs": [TRANSFORMER, CONVNEXT | {"height": 6}]}, "do not see the same image"),
         ({"stage_configs": [TRANSFORMER | {"dim": 0}]}, "stage dim 0"),
+        ({"prediction": "noise"}, "prediction 'noise': choose from epsilon, velocity, sample"),
+        ({"schedule": "cosine"}, "schedule 'cosine': choose from scaled_linear, flow"),
+        ({"prediction": "epsilon", "schedule": "flow"}, "choose sample or velocity"),
+        ({"stage_configs": [TRANSFORMER | {"patch": 2}, CONVNEXT | {"kernel": 4}]}, "stage kernel 4: must be odd"),
+        ({"stage_configs": [TRANSFORMER | {"head_kernel": 2}]}, "stage head_kernel 2: must be odd"),
+        ({"stage_configs": [TRANSFORMER | {"dim": 36}], "position": "Axial_RoPE"}, "dim 36 over 2 heads: Axial_RoPE"),
     ],
 )
 def test_bad_configs_name_the_field(change: dict[str, Any], message: str) -> None:
@@ -249,8 +255,11 @@ def test_loss_weight_of_clean_prediction_is_bounded() -> None:
     assert loss_weight(ScaledLinear(), "epsilon", torch.tensor([0.01])).item() == 1.0
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "velocity", "sample"])
-@pytest.mark.parametrize("schedule", ["scaled_linear", "flow"])
+@pytest.mark.parametrize(
+    ("prediction", "schedule"),
+    [(kind, "scaled_linear") for kind in ("epsilon", "velocity", "sample")]
+    + [("velocity", "flow"), ("sample", "flow")],
+)
 def test_loss_falls_for_every_target(prediction: str, schedule: str) -> None:
     model = tiny(prediction=prediction, schedule=schedule).train()
     batch = {"image": inputs(4)[0].tanh(), "label": torch.arange(4)}

@@ -99,6 +99,30 @@ def test_a_fresh_network_predicts_zero_through_blocks_that_change_nothing() -> N
     assert torch.equal(model(x, t, y, sizes=SIZES), torch.zeros(sum(LENGTHS), 16))
 
 
+@pytest.mark.parametrize(
+    ("change", "name", "parts"),
+    [
+        ({}, "embed", 1),
+        ({}, "blocks.1.attention.qkv", 1),  # one officially, too
+        ({}, "blocks.1.mlp.project_in", 2),
+        ({"mlp": "swiglu_large"}, "blocks.0.mlp.project_in", 2),
+        ({"mlp": "gelu"}, "blocks.0.mlp.project_in", 1),
+        ({}, "modulation.down", 3),
+        ({"adaln": "swiglu"}, "modulation.down", 6),
+        ({"adaln": "swiglu"}, "modulation.head_down", 2),
+    ],
+)
+def test_every_published_map_begins_with_the_deviation_of_its_own_size(
+    change: dict[str, Any], name: str, parts: int
+) -> None:
+    """Xavier's, also of the maps that lie behind one another in a fused one."""
+    torch.manual_seed(0)
+    model = FiTv2(**({"dim": 64, "depth": 3, "heads": 4, "num_classes": 5, "adaln_rank": 16} | change))
+    for part in model.get_submodule(name).weight.detach().chunk(parts):
+        assert part.std().item() == pytest.approx((2 / sum(part.shape)) ** 0.5, rel=0.06)
+        assert part.abs().max() <= (6 / sum(part.shape)) ** 0.5
+
+
 # Packed, one by one, padded
 
 

@@ -196,6 +196,48 @@ def test_callback_may_stop() -> None:
     assert seen == [0, 1]
 
 
+def with_scheduler(solver: str) -> tuple[FiTv2Pipeline, dict[str, Any]]:
+    """Return a pipeline, with a scheduler where that is asked for, and how to call it for latents in three steps."""
+    if solver == "scheduler":
+        made, options = pipeline(diffusers.FlowMatchEulerDiscreteScheduler(), prediction="velocity"), {}
+    else:
+        made, options = pipeline(prediction="velocity"), {"solver": solver}
+    return made, options | {"num_inference_steps": 3, "output_type": "latent"}
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, "scheduler"])
+@pytest.mark.parametrize("returned", [True, False])
+def test_a_callback_that_changes_nothing_changes_no_bit(solver: str, returned: bool) -> None:
+    made, options = with_scheduler(solver)
+    options |= {"sizes": [(4, 4), (2, 6)]}
+    want = made([0, 1], generator=generators([0, 1]), **options).images
+    options |= {"callback_on_step_end": lambda pipe, step, t, tensors: tensors if returned else None}
+    got = made([0, 1], generator=generators([0, 1]), **options).images
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, "scheduler"])
+def test_what_a_callback_returns_takes_the_place_of_the_pictures(solver: str) -> None:
+    made, options = with_scheduler(solver)
+    options |= {"height": 4, "width": 6}
+    plain = made([0], generator=generators([0]), **options).images[0]
+    seen: list[Tensor] = []
+
+    def brighten(pipe: Any, step: int, t: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(tensors["latents"][0])
+        return {"latents": [x + 1 for x in tensors["latents"]]}
+
+    got = made([0], generator=generators([0]), **options, callback_on_step_end=brighten).images[0]
+    assert torch.equal(got, seen[-1] + 1) and not torch.equal(got, plain + 1)
+
+
+def test_latents_of_other_shapes_are_refused() -> None:
+    made = pipeline()
+    for latents in ([torch.zeros(3, 4, 4)], [torch.zeros(3, 8, 8)] * 2):
+        with pytest.raises(InputError, match="callback_on_step_end returned latents of"):
+            made("cat", callback_on_step_end=lambda *_, latents=latents: {"latents": latents})
+
+
 # Forms
 
 
@@ -230,6 +272,16 @@ def test_latents_go_through_the_autoencoder() -> None:
     torch.testing.assert_close(picture[0], want, atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match="size 6x8: this model makes multiples of 4 pixels a side"):
         made([0], sizes=[(8, 6)])
+
+
+def test_offloading_is_of_the_autoencoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, sent = FiTv2Pipeline(tiny(), vae=autoencoder(), default_steps=2), list[int]()
+    want = made([0], generator=generators([0]), output_type="pt").images
+    made.enable_model_cpu_offload(device="cpu")
+    assert not hasattr(made.network, "_hf_hook")
+    (hook,) = made._all_hooks
+    monkeypatch.setattr(hook, "offload", lambda: sent.append(1))
+    assert torch.equal(made([0], generator=generators([0]), output_type="pt").images, want) and sent == [1]
 
 
 def test_saves_and_loads_as_a_diffusers_pipeline(tmp_path: Path) -> None:

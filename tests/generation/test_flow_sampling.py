@@ -191,6 +191,13 @@ def test_a_report_may_stop_the_run(solver: str) -> None:
         sample(tiny(), plan_of(solver, 4), report=report)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_a_report_returns_takes_the_samples_place(solver: str) -> None:
+    """Of the adaptive solver that of the image whose step it was, so that in the end it is of both."""
+    moved = sample(tiny(), plan_of(solver, 4), report=lambda step, t, x, clean: torch.full_like(x, 3.0))
+    assert torch.equal(moved, torch.full((7, 16), 3.0))
+
+
 @pytest.mark.parametrize("solver", ["sde-euler", "sde-heun"])
 def test_noise_is_drawn_once_a_step(solver: str) -> None:
     drawn: list[int] = []

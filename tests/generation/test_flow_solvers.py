@@ -282,6 +282,38 @@ def test_callback_sees_every_update_and_may_stop(solver: str) -> None:
         SOLVERS[solver](gaussian, x, callback=stop)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_a_callback_returns_takes_the_samples_place(solver: str) -> None:
+    x, seen = random(5), []
+
+    def shift(step: int, t: float, x: Tensor, v: Tensor) -> Tensor:
+        seen.append(x)
+        return x + 1
+
+    got = SOLVERS[solver](lambda x, t: torch.zeros_like(x), x, callback=shift)
+    assert torch.equal(got[0] if solver == "dopri5" else got, seen[-1] + 1)
+    if solver != "sde":
+        torch.testing.assert_close(seen[1], seen[0] + 1)
+    same = [SOLVERS[solver](gaussian, x, callback=told) for told in (None, lambda step, t, x, v: x.clone())]
+    assert torch.equal(same[0][0], same[1][0])
+
+
+def test_adaptive_solver_asks_anew_where_the_callback_has_put_an_image() -> None:
+    x, velocity, moved = random(30).double(), Watched(wavy), []
+
+    def jump(image: int, t: float, y: Tensor, v: Tensor) -> Tensor | None:
+        if moved:
+            return None
+        moved.append((t, 1 - y))
+        return 1 - y
+
+    (got,) = dopri5(velocity, [x], rtol=1e-6, callback=jump)
+    t, start = moved[0]
+    want = integrate(wavy, start, torch.linspace(t, 1, 401, dtype=torch.float64), "rk4")
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    assert (len(velocity.times) - 2) % 6 == 1
+
+
 def test_adaptive_callback_names_the_image() -> None:
     seen: dict[int, list[float]] = {0: [], 1: []}
     xs = [random(5, seed=1), 3 * random(4, seed=2)]

@@ -168,6 +168,17 @@ def test_it_compiles_whole() -> None:
     torch.testing.assert_close(compiled(*inputs()).sample, unet(*inputs()).sample)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_network_is_prepared_as_the_one_inside() -> None:
+    torch._dynamo.reset()
+    unet, plain = tiny_unet(), tiny_unet()
+    compiled = torch.compile(unet, backend="eager")
+    assert cross_attentions(compiled) == cross_attentions(unet)
+    assert install(compiled) == install(plain) == LAYERS == install(compiled, LAYERS)
+    torch.testing.assert_close(compiled(*inputs()).sample, plain(*inputs()).sample)
+
+
 def test_conditioning_of_another_network_is_refused() -> None:
     with pytest.raises(InputError, match="conditioning of 6 layers for a U-Net prepared for 7"):
         LayerAttention(0, LAYERS).contexts(random(1, 6, 2, TOKENS, CHANNELS))

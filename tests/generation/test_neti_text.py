@@ -159,6 +159,15 @@ def test_the_digest_names_the_model_not_its_format_or_its_added_words() -> None:
     assert TextEncoder(trained).digest != digest != TextEncoder(tiny_text_model(seed=1)).digest
 
 
+@torch.no_grad()
+def test_a_compiled_model_is_the_one_inside() -> None:
+    ids = token_ids("a photo of a red photo")
+    for projection in (False, True):
+        model = tiny_text_model(projection=projection)
+        compiled, plain = TextEncoder(torch.compile(model, backend="eager")), TextEncoder(model)
+        assert compiled.digest == plain.digest and torch.equal(compiled.plain(ids), plain.plain(ids))
+
+
 def test_bad_input_is_named() -> None:
     encoder = TextEncoder(tiny_text_model())
     with pytest.raises(InputError, match="a prompt has no placeholder"):

@@ -91,6 +91,17 @@ def test_guidance_with_a_power_falls_to_one() -> None:
     assert Guidance(3.0, power=2.0, interval=(0.5, 1.0)).at(0.0) == 1
 
 
+def test_guidance_past_the_end_is_that_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published dopri5 asks there."""
+    assert Guidance(1.5).at(1.5) == 1.5
+    assert Guidance(3.0, interval=(0.0, 0.5)).at(1.5) == 1
+    assert Guidance(3.0, interval=(0.5, 1.0)).at(1.78) == 3
+    network = tiny()
+    calls = watch(network, monkeypatch)
+    packed_call(network, Guidance(2.0)).velocity(torch.cat(tokens()), 1.5)
+    assert calls == [(64, 8)]  # both halves
+
+
 @pytest.mark.parametrize("interval", [(0.6, 0.2), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1.0)])
 def test_bad_intervals(interval: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="guidance interval"):

@@ -13,6 +13,7 @@ from belvedere.generation.pipelines import DiMRPipeline
 from tests.generation.test_dimr import CONVNEXT, TRANSFORMER, tiny
 
 NAMES = dict(enumerate(["ant", "bee", "cat", "dog"]))
+NOISE: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def pipeline(**changes: Any) -> DiMRPipeline:
@@ -65,12 +66,11 @@ def test_every_solver_runs_on_every_kind_of_network(schedule: str, prediction: s
 @pytest.mark.parametrize(
     ("schedule", "scheduler"),
     [
-        (
-            "scaled_linear",
-            diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
-        ),
-        ("scaled_linear", diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)),
+        ("scaled_linear", diffusers.DPMSolverMultistepScheduler(**NOISE)),
+        ("scaled_linear", diffusers.DDPMScheduler(**NOISE)),
+        ("scaled_linear", diffusers.EulerDiscreteScheduler(prediction_type="v_prediction", **NOISE)),
         ("flow", diffusers.FlowMatchEulerDiscreteScheduler()),
+        ("flow", diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
 )
@@ -86,23 +86,63 @@ def test_diffusers_multistep_solver_agrees_with_ours() -> None:
     """Both solve one ODE with many small steps; they differ in grid only."""
     made = pipeline(schedule="scaled_linear", prediction="sample")
     ours = pixels(made, [0], num_inference_steps=100, guidance_scale=1.0)
-    made.register_modules(
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"
-        )
-    )
+    made.register_modules(scheduler=diffusers.DPMSolverMultistepScheduler(prediction_type="sample", **NOISE))
     theirs = pixels(made, [0], num_inference_steps=100, guidance_scale=1.0)
     assert (ours - theirs).abs().mean() < 0.02
 
 
-def test_latents_go_through_the_autoencoder() -> None:
+@pytest.mark.parametrize(
+    ("schedule", "scheduler", "message"),
+    [
+        ("flow", diffusers.DDIMScheduler(), "DDIMScheduler is not configured for flows: use a FlowMatch"),
+        ("flow", diffusers.DPMSolverMultistepScheduler(**NOISE), "is not configured for flows"),
+        ("flow", diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=500), "is not configured for flows"),
+        ("scaled_linear", diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler is not conf"),
+        (
+            "scaled_linear",
+            diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, **NOISE),
+            "is not configured for the noise of this network",
+        ),
+        (
+            "scaled_linear",
+            diffusers.DPMSolverMultistepScheduler(),
+            'give it beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012 and prediction_type epsilon or ',
+        ),
+        ("scaled_linear", diffusers.DDIMScheduler(num_train_timesteps=500, **NOISE), "is not configured for the noise"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value[:20],
+)
+def test_schedulers_of_other_networks_are_refused(schedule: str, scheduler: Any, message: str) -> None:
+    made = pipeline(schedule=schedule)
+    made.scheduler = scheduler
+    with pytest.raises(InputError, match=message):
+        made("ant")
+
+
+def test_a_scheduler_refuses_no_steps() -> None:
+    made = pipeline()
+    made.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InputError, match="num_inference_steps 0: a scheduler needs steps >= 1"):
+        made("ant", num_inference_steps=0)
+
+
+def autoencoder() -> diffusers.AutoencoderKL:
     torch.manual_seed(0)
-    vae = diffusers.AutoencoderKL(
+    return diffusers.AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
         norm_num_groups=4, latent_channels=4, scaling_factor=0.18215,
     ).eval()  # fmt: skip
-    made = DiMRPipeline(tiny(), vae=vae, id2label=NAMES, default_steps=2)
+
+
+def of_latents(**parts: Any) -> DiMRPipeline:
+    made = DiMRPipeline(tiny(), id2label=NAMES, default_steps=2, **parts)
     made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_latents_go_through_the_autoencoder() -> None:
+    vae = autoencoder()
+    made = of_latents(vae=vae)
     latents = made([0, 1], generator=generators([0, 1]), output_type="latent").images
     images = made([0, 1], generator=generators([0, 1]), output_type="pt").images
     want = (vae.decode(latents[:1] / 0.18215).sample / 2 + 0.5).clamp(0, 1)
@@ -138,7 +178,76 @@ def test_callback_sees_every_step_and_can_stop() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         pixels(made, [0], num_inference_steps=5, callback_on_step_end=callback)
-    assert [step for step, _ in seen] == [0, 1, 2]
+    assert seen == [(step, (1, 3, 8, 8)) for step in range(3)]  # of the picture alone, without padding
+
+
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "multistep": ({}, {}),
+    "published": ({"schedule": "scaled_linear"}, {"solver": "published"}),
+    "scheduler": ({}, {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler()}),
+}
+"""What a pipeline is made with, and what it is called with or given before."""
+
+
+def way(name: str) -> tuple[DiMRPipeline, dict[str, Any]]:
+    """Return a pipeline and how to call it for latents of two pictures in four steps."""
+    changes, options = WAYS[name]
+    made, options = pipeline(**changes), dict(options)
+    made.scheduler = options.pop("scheduler", None)
+    return made, options | {"num_inference_steps": 4, "output_type": "latent", "generator": generators([0, 1])}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_callback_is_told_the_times_that_are_reached(name: str) -> None:
+    made, options = way(name)
+    times: list[float] = []
+    made([0, 1], **options, callback_on_step_end=lambda pipe, step, t, tensors: times.append(t))
+    assert times == sorted(times, reverse=True) and times[0] < 1 and times[-1] == (0.001 if name == "published" else 0)
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("returned", [True, False])
+def test_a_callback_that_changes_nothing_changes_no_bit(name: str, returned: bool) -> None:
+    made, options = way(name)
+    want = made([0, 1], **options).images
+    options |= {"generator": generators([0, 1])}
+    got = made([0, 1], **options, callback_on_step_end=lambda pipe, step, t, tensors: tensors if returned else None)
+    assert torch.equal(got.images, want)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_a_callback_returns_takes_the_place_of_the_pictures(name: str) -> None:
+    made, options = way(name)
+    plain = made([0, 1], **options).images
+    seen: list[torch.Tensor] = []
+
+    def brighten(pipe: Any, step: int, t: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(tensors["latents"])
+        return {"latents": tensors["latents"] + torch.tensor([0.0, 1.0])[:, None, None, None]}
+
+    options |= {"generator": generators([0, 1])}
+    got = made([0, 1], **options, callback_on_step_end=brighten).images
+    assert torch.equal(got[1], seen[-1][1] + 1) and not torch.equal(got[1], plain[1] + 1)
+    assert torch.equal(got[0], plain[0])
+
+
+def test_latents_of_another_shape_are_refused() -> None:
+    made = pipeline()
+    for latents in (torch.zeros(1, 3, 4, 4), torch.zeros(8, 3, 8, 8)):
+        with pytest.raises(InputError, match="callback_on_step_end returned latents of"):
+            made("ant", callback_on_step_end=lambda *_, latents=latents: {"latents": latents})
+
+
+def test_offloading_is_of_the_autoencoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, sent = of_latents(vae=autoencoder()), list[str]()
+    want = pixels(made, [0, 1])
+    made.enable_model_cpu_offload(device="cpu")
+    assert not hasattr(made.network, "_hf_hook") and hasattr(made.vae, "_hf_hook")
+    (hook,) = made._all_hooks
+    monkeypatch.setattr(hook, "offload", lambda: sent.append("back"))
+    assert torch.equal(pixels(made, [0, 1]), want) and sent == ["back"]
+    made.enable_sequential_cpu_offload(device="cpu")  # which accelerate cannot run on a CPU
+    assert not hasattr(made.network, "_hf_hook") and made.vae.device.type == "meta"
 
 
 def test_saves_and_loads_as_a_diffusers_pipeline(tmp_path: Path) -> None:
@@ -149,6 +258,20 @@ def test_saves_and_loads_as_a_diffusers_pipeline(tmp_path: Path) -> None:
     again.set_progress_bar_config(disable=True)
     assert again.labels == {name: i for i, name in NAMES.items()}
     assert torch.equal(pixels(again, [3]), pixels(made, [3]))
+
+
+def test_parts_that_are_given_later_are_saved_too(tmp_path: Path) -> None:
+    made = of_latents()
+    made.vae, made.scheduler = autoencoder(), diffusers.DDIMScheduler(**NOISE)
+    made.save_pretrained(tmp_path / "both")
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "both")
+    again.set_progress_bar_config(disable=True)
+    assert type(again.scheduler) is diffusers.DDIMScheduler
+    assert torch.equal(pixels(again, [0]), pixels(made, [0]))
+    made.vae = None
+    made.save_pretrained(tmp_path / "one")
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "one")
+    assert again.vae is None and type(again.scheduler) is diffusers.DDIMScheduler
 
 
 def test_output_forms() -> None:

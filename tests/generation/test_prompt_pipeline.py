@@ -57,6 +57,24 @@ def test_pictures_of_one_size_share_a_call(monkeypatch: pytest.MonkeyPatch) -> N
         pipeline.grid((16, 20))
 
 
+def test_a_callback_sees_no_padding_and_may_change_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_pipeline, "CELLS_PER_CALL", 4 * 64)
+    pipeline, shapes = PromptPipeline(tiny_pipeline(), ["a cat", "red dog"]), set[torch.Size]()
+
+    def latents(callback: Any) -> torch.Tensor:
+        options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"}
+        seeds = [generator("image", i) for i in range(2)]
+        made = pipeline([0, 1], sizes=[(16, 16)] * 2, generator=seeds, callback_on_step_end=callback, **options)
+        return made.images
+
+    def blacken(pipe: Any, step: int, t: float, values: dict[str, Any]) -> dict[str, Any]:
+        shapes.add(values["latents"].shape)
+        return {"latents": torch.zeros_like(values["latents"])}
+
+    assert torch.equal(latents(lambda *_: None), latents(None))
+    assert torch.equal(latents(blacken), torch.zeros(2, 4, 8, 8)) and shapes == {(2, 4, 8, 8)}
+
+
 def test_prompts_that_do_not_fit_are_named_at_once() -> None:
     pipe = tiny_pipeline()
     made = concept(pipe)

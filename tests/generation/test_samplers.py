@@ -134,6 +134,21 @@ def test_callback_sees_every_update_and_may_stop(sampler: Sampler) -> None:
     assert [s for s, _ in seen] == [0, 1] and seen[1][1] in times.tolist()
 
 
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver_multistep, dpm_solver_singlestep])
+def test_what_a_callback_returns_takes_the_samples_place(sampler: Sampler) -> None:
+    schedule, times, x = ScaledLinear(), time_grid(ScaledLinear(), 8), torch.linspace(-1, 1, 5)
+    denoise, seen = partial(gaussian, schedule=schedule), list[Tensor]()
+
+    def shift(step: int, t: float, x: Tensor, x0: Tensor) -> Tensor:
+        seen.append(x)
+        return x + 1
+
+    plain = sampler(denoise, x, times, schedule)
+    assert torch.equal(sampler(denoise, x, times, schedule, callback=lambda step, t, x, x0: x.clone()), plain)
+    got = sampler(denoise, x, times, schedule, callback=shift)
+    assert torch.equal(got, seen[-1] + 1) and not torch.equal(got, plain + 1)
+
+
 @SCHEDULES
 @PREDICTIONS
 @pytest.mark.parametrize("shared", [True, False])
