@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from belvedere.apps import batch_jobs, output, record
 from belvedere.apps.batch_jobs import Fault, Line
 from belvedere.apps.batch_manifest import Kept, Manifest
 from belvedere.apps.batch_output import PACKS, check_place, pack_name
-from belvedere.apps.batch_plan import Plan, Shelf, make_plan
+from belvedere.apps.batch_plan import Plan, Shelf, in_part, make_plan
 from belvedere.apps.batch_workers import launched
 from belvedere.errors import InputError
 
@@ -66,8 +66,10 @@ def placed(batch: Batch) -> Batch:
         raise InputError("--shard goes with one machine: the launcher has its own; give one of them")
     shard = (machine + 1, machines) if machines > 1 else batch.shard
     device = batch.defaults.get("device", "auto")
-    if device == "auto":
-        device = f"cuda:{process % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{process % torch.cuda.device_count()}"
+    elif device == "auto":
+        device = "cpu"
     kind, _, number = device.partition(":")
     if kind == "cuda" and number and torch.cuda.is_available() and int(number) < torch.cuda.device_count():
         torch.cuda.set_device(int(number))  # so that no record says which of the machine's GPUs it was
@@ -93,9 +95,15 @@ def first_plan(batch: Batch, shelf: Shelf) -> Plan:
     return plan
 
 
-def planned(batch: Batch, lines: Sequence[Line], faults: Sequence[Fault], shelf: Shelf) -> Plan:
+def planned(
+    batch: Batch,
+    lines: Sequence[Line],
+    faults: Sequence[Fault],
+    shelf: Shelf,
+    there: Mapping[str, Collection[int]] | None = None,
+) -> Plan:
     size = None if batch.pack == "none" else batch.pack_size
-    plan = make_plan(lines, shelf, batch.shard, size)
+    plan = make_plan(lines, shelf, batch.shard, size, there)
     plan.faults = sorted([*faults, *plan.faults])
     return plan
 
@@ -127,7 +135,7 @@ def opened(batch: Batch, plan: Plan | None, shelf: Shelf, others: set[str], note
         if begun["jobs"] != now["jobs"] or (manifest.faults() and not others):
             if others:
                 raise InputError(f"{batch.out}: others are at work on another job file; wait for them, or stop them")
-            _replan(batch, manifest, now, shelf)
+            _replan(batch, manifest, now, shelf, note)
         manifest.release(others)
         if not others:
             manifest.retry()
@@ -167,24 +175,32 @@ def _agree(batch: Batch, begun: dict[str, Any], now: dict[str, Any], note: Note)
             note(f"begun with {key} {begun['machine'].get(key)}, now {value}: last bits and records may differ")
 
 
-def _replan(batch: Batch, manifest: Manifest, now: dict[str, Any], shelf: Shelf) -> None:
-    """Bring the manifest up to a job file that has changed: what is done stays, new jobs are added, others go."""
+def _replan(batch: Batch, manifest: Manifest, now: dict[str, Any], shelf: Shelf, note: Note) -> None:
+    """Bring the manifest up to a job file that has changed: what is done stays, new jobs are added, others go.
+
+    A job that has pictures keeps its settings; what was dropped of one that is back is added again.
+    """
     known, found = manifest.jobs(), batch_jobs.read_jobs(batch.jobs, batch.defaults)
-    names = {line.name for line in found.lines}
-    dropped = {name for name in known if name not in names}
+    dropped = known.keys() - {line.name for line in found.lines}
     fresh, faults = [], list(found.faults)
+    there: dict[str, set[int]] = {}
     for line in found.lines:
-        request, _, done = known.get(line.name, ("", "", False))
-        if request == line.request.to_json():
-            continue
-        if request:
-            dropped.add(line.name)
-        if done:
+        old = known.get(line.name)
+        if old is None:
+            fresh.append(line)
+        elif old.request == line.request.to_json():
+            if old.pictures < len(in_part(line, batch.shard)):
+                fresh.append(line)
+                there[line.name] = manifest.numbers(line.name)
+        elif old.done:
             reason = f"name {line.name!r}: pictures of other settings have it already; give this job another name"
             faults.append(Fault(line.number, reason))
+            if old.done < old.pictures:
+                note(f"{line.name}: begun with other settings, and finished with those")
         else:
             fresh.append(line)
-    plan = planned(batch, fresh, faults, shelf)
+            dropped.add(line.name)
+    plan = planned(batch, fresh, faults, shelf, there)
     check_place(batch.out, _targets(batch, plan, manifest.next_piece()))
     manifest.store(plan, {"jobs": now["jobs"]}, dropped)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from belvedere.apps import batch_jobs, work
 from belvedere.apps.batch_begin import Batch, placed, planned
-from belvedere.apps.batch_manifest import Counts, Manifest
+from belvedere.apps.batch_manifest import Manifest
 from belvedere.apps.batch_plan import Place, Plan, Planned, Shelf, shared
 
 MOST = 8
@@ -59,12 +59,12 @@ def estimate(batch: Batch, note: Callable[[str], None] = lambda line: None) -> E
     found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
     plan = planned(batch, found.lines, found.faults, shelf)
     kinds, examples, evaluations, pixels = _kinds(plan)
-    counts = _begun(batch)
-    share = counts.left / counts.total if counts and counts.total else 1.0
+    done = _done(batch, plan)
+    share = 1 - done / plan.pictures if plan.pictures else 0.0
     seconds = _seconds(kinds, examples, plan, shelf, note)
     return Estimate(
-        pictures=plan.pictures if counts is None else counts.left,
-        done=0 if counts is None else counts.done,
+        pictures=plan.pictures - done,
+        done=done,
         calls=round(share * kinds.total()),
         evaluations=round(share * evaluations),
         seconds=round(share * seconds, 1),
@@ -74,15 +74,16 @@ def estimate(batch: Batch, note: Callable[[str], None] = lambda line: None) -> E
     )
 
 
-def _begun(batch: Batch) -> Counts | None:
-    """Return how a batch stands that was begun before."""
+def _done(batch: Batch, plan: Plan) -> int:
+    """Return how many pictures of a plan are made already."""
     if not batch.manifest.exists():
-        return None
+        return 0
     manifest = Manifest(batch.manifest)
     try:
-        return manifest.counts()
+        made = {(name, job.request): job.done for name, job in manifest.jobs().items()}
     finally:
         manifest.close()
+    return sum(made.get((job.line.name, job.line.request.to_json()), 0) for job in plan.jobs)
 
 
 def _kinds(plan: Plan) -> tuple[Counter[Kind], dict[Kind, list[Place]], int, int]:

@@ -97,6 +97,15 @@ class Kept(NamedTuple):
     sha256: str
 
 
+class Known(NamedTuple):
+    """A job: its request as JSON, weights, how many pictures are to be made, and how many of them have been."""
+
+    request: str
+    weights: str
+    pictures: int
+    done: int
+
+
 class Counts(NamedTuple):
     """Pictures by state; ``left``: open or in somebody's hands."""
 
@@ -185,12 +194,20 @@ class Manifest:
             raise InputError(f"{self.path}: holds the name {name[:80]!r}, which is none; move the file away")
         return name
 
-    def jobs(self) -> dict[str, tuple[str, str, bool]]:
-        """Return the jobs by name: request as JSON, weights, and whether a picture of it is done."""
+    def jobs(self) -> dict[str, Known]:
+        """Return the jobs by name."""
+        query = (
+            "SELECT name, request, weights, count(number), count(sha256) "
+            "FROM jobs LEFT JOIN pictures ON job = jobs.id GROUP BY jobs.id"
+        )
         with self._told():
-            done = "EXISTS(SELECT 1 FROM pictures WHERE job = jobs.id AND sha256 IS NOT NULL)"
-            rows = self._sql.execute(f"SELECT name, request, weights, {done} FROM jobs")
-            return {name: (request, weights, bool(some)) for name, request, weights, some in rows}
+            return {name: Known(*row) for name, *row in self._sql.execute(query)}
+
+    def numbers(self, name: str) -> set[int]:
+        """Return the numbers of the pictures of a job, those that are made and those that are to be."""
+        query = "SELECT number FROM pictures JOIN jobs ON jobs.id = job WHERE name = ?"
+        with self._told():
+            return {number for (number,) in self._sql.execute(query, (name,))}
 
     def faults(self) -> list[Fault]:
         """Return the lines that could not be done, in order."""
@@ -204,15 +221,17 @@ class Manifest:
         return 0 if last is None else last + 1
 
     def store(self, plan: Plan, settings: dict[str, Any], dropped: Iterable[str] = ()) -> None:
-        """Add a plan to what is there, in one transaction, after what is not done of the jobs ``dropped`` by name."""
+        """Add a plan to what is there, in one transaction; before that, drop what is not done of the jobs ``dropped``.
+
+        A job of the plan that is there already gets more pictures, and keeps its weights.
+        """
         with self._transaction():
             piece = self.next_piece()
             for name in dropped:
                 self._drop(name)
             self._sql.execute("DELETE FROM faults")
             self._sql.executemany("INSERT INTO faults VALUES(?, ?)", plan.faults)
-            first = (self._one("SELECT max(id) FROM jobs") or 0) + 1
-            self._insert(plan, first, piece)
+            self._insert(plan, piece)
             rows = [(key, json.dumps(value)) for key, value in settings.items()]
             self._sql.executemany("INSERT OR REPLACE INTO settings VALUES(?, ?)", rows)
 
@@ -226,10 +245,14 @@ class Manifest:
         if not self._one("SELECT count(*) FROM pictures WHERE job = ?", job):
             self._sql.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
-    def _insert(self, plan: Plan, first: int, piece: int) -> None:
+    def _insert(self, plan: Plan, piece: int) -> None:
+        known = dict(self._sql.execute("SELECT name, id FROM jobs").fetchall())
+        first = max(known.values(), default=0) + 1
+        ids = [known.get(job.line.name, first + i) for i, job in enumerate(plan.jobs)]
         jobs = (
-            (first + i, line.number, line.name, line.request.count, line.request.to_json(), weights)
-            for i, (line, weights, *_) in enumerate(plan.jobs)
+            (number, line.number, line.name, line.request.count, line.request.to_json(), weights)
+            for number, (line, weights, *_) in zip(ids, plan.jobs, strict=True)
+            if line.name not in known
         )
         self._sql.executemany(
             "INSERT INTO jobs(id, line, name, count, request, weights) VALUES(?, ?, ?, ?, ?, ?)", jobs
@@ -237,7 +260,7 @@ class Manifest:
         pieces = ((piece + i, part.model, sum(map(len, part.calls))) for i, part in enumerate(plan.pieces))
         self._sql.executemany("INSERT INTO pieces(id, model, pictures) VALUES(?, ?, ?)", pieces)
         pictures = (
-            (first + job, number, piece + i, call)
+            (ids[job], number, piece + i, call)
             for i, part in enumerate(plan.pieces)
             for call, places in enumerate(part.calls)
             for job, number in places

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -174,8 +175,9 @@ class _Staged:
         return File(self.path.name, size, sha256)
 
     def drop(self) -> None:
-        """Remove the file."""
-        self.stream.close()
+        """Remove the file; a full disk does not take what is not yet flushed of it, and need not."""
+        with suppress(OSError):
+            self.stream.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -241,6 +243,12 @@ class _Parquet(_Staged):
         self._flush()
         self._file.close()
         return self.settle(out)
+
+    def drop(self) -> None:
+        """Remove the file; while its stream is open, as Arrow ends it with a footer in any case."""
+        with suppress(Exception):
+            self._file.close()
+        super().drop()
 
 
 def _value(kind: str) -> dict[str, str]:

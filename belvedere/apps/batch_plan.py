@@ -6,7 +6,7 @@ on its neighbours at all; on a GPU its last bits may.)
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -91,22 +91,29 @@ class Shelf:
 
 
 def make_plan(
-    lines: Iterable[Line], shelf: Shelf, shard: tuple[int, int] = (1, 1), piece_size: int | None = None
+    lines: Iterable[Line],
+    shelf: Shelf,
+    shard: tuple[int, int] = (1, 1),
+    piece_size: int | None = None,
+    there: Mapping[str, Collection[int]] | None = None,
 ) -> Plan:
     """Return the plan of jobs, a model after the other; a job that its model cannot do becomes a fault.
 
     ``shard`` (i, n): only the i-th of n parts; a picture's name decides, so no other job moves it. ``piece_size``:
-    pictures to hand in together, at least; None = a piece is a call.
+    pictures to hand in together, at least; None = a piece is a call. ``there``: numbers of pictures that need no plan,
+    by the names of their jobs.
     """
     plan = Plan()
     for model, group in groupby(sorted(lines, key=lambda line: line.request.model), lambda line: line.request.model):
-        calls = _calls_of_model(list(group), shelf, shard, plan)
+        calls = _calls_of_model(list(group), shelf, shard, there or {}, plan)
         plan.pieces += [Piece(model, part) for part in _pieces(calls, piece_size)]
     plan.faults.sort()
     return plan
 
 
-def _calls_of_model(lines: Sequence[Line], shelf: Shelf, shard: tuple[int, int], plan: Plan) -> list[list[Place]]:
+def _calls_of_model(
+    lines: Sequence[Line], shelf: Shelf, shard: tuple[int, int], there: Mapping[str, Collection[int]], plan: Plan
+) -> list[list[Place]]:
     """Add the jobs of one model, and its faults, to ``plan``; return the calls that make their pictures."""
     alike: dict[tuple[Any, ...], list[tuple[tuple[int, int], Place]]] = defaultdict(list)
     pipelines: dict[tuple[Any, ...], Any] = {}
@@ -120,7 +127,8 @@ def _calls_of_model(lines: Sequence[Line], shelf: Shelf, shard: tuple[int, int],
             refused = str(error) if shelf.empty else ""
             plan.faults.append(Fault(line.number, str(error)))
             continue
-        if mine := [index for index in range(line.request.count) if in_shard(line.picture(index), shard)]:
+        others = there.get(line.name, ())
+        if mine := [index for index in in_part(line, shard) if index not in others]:
             key = shared(job.request)
             pipelines[key] = job.pipeline
             alike[key] += [(job.size(index), (len(plan.jobs), index)) for index in mine]
@@ -140,7 +148,13 @@ def shared(request: GenerateRequest) -> tuple[Any, ...]:
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:
     """Return whether a picture belongs to shard i of n, counted from 1."""
-    return shard[1] == 1 or seeds.derive("shard", name) % shard[1] == shard[0] - 1
+    return seeds.derive("shard", name) % shard[1] == shard[0] - 1
+
+
+def in_part(line: Line, shard: tuple[int, int]) -> Sequence[int]:
+    """Return the numbers of a job's pictures that belong to shard i of n."""
+    every = range(line.request.count)
+    return every if shard[1] == 1 else [index for index in every if in_shard(line.picture(index), shard)]
 
 
 def _pieces(calls: list[list[Place]], size: int | None) -> Iterator[list[list[Place]]]:

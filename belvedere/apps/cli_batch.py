@@ -30,7 +30,8 @@ Jobs = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Batch: a request a line (.jsonl) or row (.csv, .parquet); what it lacks is as the options say.",
+        help="Batch: a request a line (.jsonl) or row (.csv, .parquet); what it lacks is as the options say, but "
+        "without -n it is one picture.",
     ),
 ]
 Pack = Annotated[str, typer.Option(help="Batch: none, tar (WebDataset) or parquet.")]
@@ -85,7 +86,7 @@ def generate_jobs(context: typer.Context) -> int:
     from belvedere.apps.batch_begin import Batch
 
     options = context.params
-    if options["grid"]:
+    if written(context, "grid"):
         raise InputError("--grid shows the pictures of one request: leave it out with --jobs")
     batch = Batch(
         jobs=options["jobs"],

@@ -42,6 +42,21 @@ def check_readable(path: Path) -> None:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
+def card_folder(model: str) -> Path:
+    """Return the folder of a model whose card is to hold figures.
+
+    Raises ``InputError`` for one without a card, or where nothing can be written: to be told before figures are made.
+    """
+    from belvedere.apps import output
+    from belvedere.checkpoints import store
+
+    folder = store.resolve(model)
+    if not (folder / "card.json").is_file():
+        raise InputError(f"--card: model {model} has no card.json to write into; leave it out")
+    output.check_folder(folder)
+    return folder
+
+
 @contextmanager
 def progress_bar(loading: str, working: str) -> "Iterator[Progress | None]":
     """Show a bar on stderr when it is a terminal, by one process only; yield the function that moves it."""

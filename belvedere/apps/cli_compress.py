@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belvedere.apps.cli_common import Json, progress_bar
+from belvedere.apps.cli_common import Json, card_folder, progress_bar
 from belvedere.apps.requests import DEFAULT_CODEC, CompressRequest, parse_qualities, parse_region
 from belvedere.errors import InputError
 
@@ -142,6 +142,7 @@ def evaluate(
     if out:
         output.check_folder(out)
         evaluation.new_figure()  # says now what is missing for the plot
+    folder = card_folder(model) if card else None
     with progress_bar(f"loading {model}", f"{len(pictures)} pictures") as progress:
         from belvedere.checkpoints.codecs import load_codec
 
@@ -150,16 +151,16 @@ def evaluate(
     found |= {"left_out": missing, "versions": formats.versions()}
     if out:
         evaluation.save(found, out)
-    if card:
-        from belvedere.checkpoints import store
-
-        facts = {"data": data.name, "count": len(pictures), "points": found["curves"][ours.name]}
-        rates = {f"BD-rate against {name}": rate for name, rate in found["bd_rate"]["psnr"][ours.name].items()}
-        store.amend_card(store.resolve(model), {"quality": {**facts, **rates}})
     if as_json:
         print(json.dumps(found))
     else:
         print("\n".join([evaluation.table(found), *(f"left out: {name}: {why}" for name, why in missing.items())]))
+    if folder is not None:
+        from belvedere.checkpoints import store
+
+        facts = {"data": data.name, "count": len(pictures), "points": found["curves"][ours.name]}
+        rates = {f"BD-rate against {name}": rate for name, rate in found["bd_rate"]["psnr"][ours.name].items()}
+        store.amend_card(folder, {"quality": {**facts, **rates}})
 
 
 def _once(model: str, device: str) -> Callable[[], Any]:

@@ -94,12 +94,16 @@ def _upper(name: str) -> str:
 
 
 def _options(command: Any) -> dict[str, Any]:
-    """Return the parameter that each long option of a command sets."""
+    """Return the parameter that each long option of a command sets.
+
+    Those that only end the command, like ``--version``, are left out, and ``--no-flip`` too: it is ``flip: false``.
+    """
     return {
         flag.removeprefix("--"): parameter
         for parameter in command.params
-        for flag in (*parameter.opts, *parameter.secondary_opts)
-        if flag.startswith("--") and flag != "--help"
+        if parameter.expose_value and not parameter.is_eager
+        for flag in parameter.opts
+        if flag.startswith("--")
     }
 
 

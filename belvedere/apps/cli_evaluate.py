@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belvedere.apps.cli_common import Extrapolation, Json, Model, progress_bar
+from belvedere.apps.cli_common import Extrapolation, Json, Model, card_folder, progress_bar
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
@@ -75,20 +75,23 @@ def generation(
         "inception": inception,
     }
     measured |= {"samples": samples, "export": export}
+    if card and samples is not None:
+        raise InputError("--card is of a model, and --samples are of none: leave one of them out")
+    if card and export is not None and reference is None:
+        raise InputError("--card: --export alone measures nothing; give --reference too, or leave one of them out")
+    folder = card_folder(model) if card else None
     with progress_bar("loading", "pictures" if samples else f"{asked['count']} pictures") as progress:
         if not any(measured.values()):
             from belvedere.apps.evaluate import evaluate_generation
 
-            _report(evaluate_generation(model, **asked, size=size, progress=progress), model, card, as_json)
+            _report(evaluate_generation(model, **asked, size=size, progress=progress), folder, as_json)
             return
         from belvedere.apps.evaluate_pictures import Plan, evaluate_pictures
 
-        if samples is not None and card:
-            raise InputError("--card is of a model, and --samples are of none: leave one of them out")
         request = GenerateRequest(model, sizes=parse_sizes(size), **asked) if samples is None else None
         found = evaluate_pictures(Plan(request, count=count, device=device, **measured), progress)
     if found is not None:
-        _report(found, model, card, as_json)
+        _report(found, folder, as_json)
 
 
 def captions(
@@ -116,19 +119,25 @@ def captions(
     from belvedere.files import atomic_write
 
     if out is not None:
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder: name a file in it, like {out / 'captions.json'}")
         output.check_folder(out.parent)
+    folder = card_folder(model) if card else None
     asked: dict[str, Any] = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "dtype": dtype}
     with progress_bar(f"loading {model}", f"{count} pictures") as progress:
         found = run(model, **asked, device=device, progress=progress)
     if out is not None:
-        with output.writing(out), atomic_write(out) as file:
-            file.write(json.dumps(found, indent=2).encode() + b"\n")
-    _report(found, model, card, as_json)
+        with output.writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(out) as file:
+                file.write(json.dumps(found, indent=2).encode() + b"\n")
+    _report(found, folder, as_json)
 
 
-def _report(found: dict[str, Any], model: str, card: bool, as_json: bool) -> None:
-    if card:
+def _report(found: dict[str, Any], folder: Path | None, as_json: bool) -> None:
+    """Print figures, then write them into the card in ``folder``, if any: they are not lost where that fails."""
+    print(json.dumps(found) if as_json else "\n".join(f"{key:20} {value}" for key, value in found.items()))
+    if folder is not None:
         from belvedere.checkpoints import store
 
-        store.amend_card(store.resolve(model), {"quality": found})
-    print(json.dumps(found) if as_json else "\n".join(f"{key:20} {value}" for key, value in found.items()))
+        store.amend_card(folder, {"quality": found})

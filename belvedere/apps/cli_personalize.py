@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +63,7 @@ def personalize(
     \b
       belvedere personalize photos --token "<toy>" --like toy --base ./sd -o toy.concept.safetensors
       belvedere personalize photos steps=500 --token "<toy>" --like toy --base ./sd --region a.jpg=10,20,300,300
-      accelerate launch -m belvedere personalize photos --token "<toy>" --like toy --base ./sd
+      accelerate launch -m belvedere personalize photos accumulate=1 --token "<toy>" --like toy --base ./sd
     """
     from belvedere.apps.personalize import Plan, parse_regions, this_command
     from belvedere.apps.personalize import personalize as learn
@@ -69,7 +71,8 @@ def personalize(
     asked = {"steps": steps, "seed": seed}
     changes = [*(overrides or ()), *(f"{key}={value}" for key, value in asked.items() if value is not None)]
     plan = Plan(photos, token, like, base, out, templates, parse_regions(region or ()), recipe, changes, run, clip)
-    done = learn(plan, command=this_command(), force=force)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        done = learn(plan, command=this_command(), force=force)
     if os.environ.get("RANK", "0") == "0":
         if as_json:
             print(json.dumps(done))

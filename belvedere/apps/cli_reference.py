@@ -25,7 +25,7 @@ SIGTERM. `--json` prints results for programs on stdout; progress and errors go 
 
 What is written in the command counts first, then the environment (`BELVEDERE_GENERATE_STEPS=50`,
 `BELVEDERE_EVALUATE_GENERATION_COUNT=480`), then a file, `~/.config/belvedere/config.yaml` or the one named by
-`BELVEDERE_CONFIG`: a section for each verb, options by their long names.
+`BELVEDERE_CONFIG`: a section for each verb, options by their long names. `--no-flip` is `flip: false`.
 
 ```yaml
 generate:

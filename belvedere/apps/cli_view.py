@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from belvedere.apps.cli_common import Json, check_readable, progress_bar
+from belvedere.apps.cli_common import Json, card_folder, check_readable, progress_bar
 from belvedere.apps.requests import DEFAULT_SCENES, ViewRequest, parse_sizes
 from belvedere.errors import InputError
 
@@ -150,6 +150,7 @@ def evaluate(
 
     if out:
         output.check_folder(out)
+    folder = card_folder(model) if card else None
     with progress_bar(f"loading {model}", "scenes") as progress:
         loaded = open_scene_model(model, device, dtype)
         sets = view_cases.case_sets(data, loaded, count)
@@ -159,6 +160,6 @@ def evaluate(
     found = {"model": model, "weights": loaded.digest, **found}
     if out and sheet:
         evaluation.save(found, sheet, out)
-    if card:
-        store.amend_card(store.resolve(model), {"quality": evaluation.card_facts(found)})
     print(json.dumps(found) if as_json else evaluation.table(found))
+    if folder is not None:
+        store.amend_card(folder, {"quality": evaluation.card_facts(found)})

@@ -1,5 +1,6 @@
 """What differs between a picture and the same picture made again, in words."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ from belvedere.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+BACKENDS = ("BELVEDERE_ATTENTION", "BELVEDERE_KERNELS", "BELVEDERE_GRAPHS")
+"""What the environment may choose, and no record holds."""
 
 
 def read_pixels(path: Path) -> "Image.Image | None":
@@ -35,8 +39,18 @@ def differences(before: "Image.Image | None", old: Record, after: "Image.Image",
         lines.append(_change(before, after) if before else "the pixels before compression are not the same")
     if old.pixels != new.pixels:
         causes = list(_causes(old, new))
-        lines += causes or ["model, versions and machine are the same: the record was changed"]
+        lines += causes or [_unrecorded(old)]
     return tuple(lines)
+
+
+def _unrecorded(old: Record) -> str:
+    """Return what may be the cause where nothing that records hold is different."""
+    if old.machine.device != "cpu":
+        made = "on a GPU last bits may depend on the pictures made in the same call"
+        return f"nothing recorded differs: {made}, or the record was changed"
+    if chosen := [name for name in BACKENDS if os.environ.get(name)]:
+        return f"nothing recorded differs: last bits may depend on {chosen[0]}, or the record was changed"
+    return "model, versions and machine are the same: the record was changed"
 
 
 def _change(before: "Image.Image", after: "Image.Image") -> str:

@@ -1,6 +1,7 @@
 """Compressing files and making pictures of them again: from a request to a result, and from a file to a file."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"lossless": True},
 }
 """How decompressed pictures are saved, by format."""
+
+MAX_SIDE = {"jpeg": 65_500, "webp": 16_383}
+"""Pixels of a side, where the format has a limit that a picture may exceed."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def decompress_file(
     kind = kind_of(target)
     data = read_file(path)
     try:
-        read(data)
+        header, _ = read(data)
+        _check_sides(kind, region[2:] if region else (header.width, header.height))
         codec = load()
         from belvedere.compression.codec import decode
 
@@ -115,6 +120,12 @@ def decompress_file(
     _write(target, lambda file: image.save(file, kind, **OPTIONS[kind], **metadata(image)))
     seconds = round(time.monotonic() - began, 2)
     return {"file": str(target), "width": image.width, "height": image.height, "seconds": seconds}
+
+
+def _check_sides(kind: str, size: tuple[int, ...]) -> None:
+    most = MAX_SIDE.get(kind)
+    if most is not None and max(size) > most:
+        raise InputError(f"{size[0]} x {size[1]} pixels: a {kind} file has at most {most} a side, choose .png")
 
 
 def metadata(image: "Image.Image") -> dict[str, bytes]:
@@ -148,8 +159,11 @@ def read_file(path: Path) -> bytes:
 def _write(target: Path, content: Callable[[BinaryIO], object]) -> None:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as file:
-            content(file)
+        try:
+            with atomic_write(target) as file:
+                content(file)
+        except ValueError as error:  # Pillow's, of what a format cannot hold
+            raise InputError(f"cannot write {target}: {error}; choose another format") from error
 
 
 def targets(paths: list[Path], out: Path | None, suffix: str, force: bool) -> list[Path]:
@@ -164,7 +178,7 @@ def targets(paths: list[Path], out: Path | None, suffix: str, force: bool) -> li
         found = [out]
     else:
         found = [(path.parent if out is None else out) / f"{path.stem}{suffix}" for path in paths]
-    if twice := {path for path in found if found.count(path) > 1}:
+    if twice := [path for path, count in Counter(found).items() if count > 1]:
         raise InputError(f"several files become {min(twice)}: give them in separate calls")
     if not force and (there := [path for path in found if path.exists()]):
         raise InputError(f"{there[0]} exists: choose another --out, or --force to replace it")

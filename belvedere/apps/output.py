@@ -26,6 +26,7 @@ _TILE = 128
 _MARGIN = 4
 _CAPTION = 16
 _MAX_SIDE = 16_383
+_MAX_ROWS = 64
 
 
 @contextmanager
@@ -108,21 +109,22 @@ def check_sheet(path: Path, count: int) -> None:
 
 
 def columns(count: int, kinds: int) -> int:
-    """Return how many pictures to put in a row: one column a kind when that fills two rows, else about a square."""
-    return kinds if 1 < kinds <= 16 and count >= 2 * kinds else math.ceil(math.sqrt(count))
+    """Return how many pictures to put in a row: one column a kind when that makes 2 to 64 rows, else about a square."""
+    return kinds if 1 < kinds <= 16 and 2 * kinds <= count <= _MAX_ROWS * kinds else math.ceil(math.sqrt(count))
 
 
 def sheet(images: "Sequence[Image.Image]", captions: Sequence[str], across: int) -> "Image.Image":
     """Return one picture of all ``images``, ``across`` in a row, each above its caption in a cell of one size.
 
-    All are scaled alike: by a whole factor that brings the largest to at least 128 pixels, where the sheet stays below
-    16383 a side.
+    All are scaled alike: by a whole factor that brings the largest to at least 128 pixels, where the sheet has no more
+    than 16383 a side.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     down = math.ceil(len(images) / across)
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
-    fits = min(_MAX_SIDE // across - _MARGIN, _MAX_SIDE // down - _MARGIN - _CAPTION)
+    room = _MAX_SIDE - _MARGIN
+    fits = min(room // across - _MARGIN, room // down - _MARGIN - _CAPTION)
     if fits < 8:
         raise InputError(f"--grid: {len(images)} pictures do not fit on one sheet; ask for fewer")
     scale = max(1, math.ceil(_TILE / max(width, height)))

@@ -3,6 +3,7 @@
 PNG files carry the record as JSON in a text chunk named ``belvedere``; JPEG and WebP files, in the EXIF user comment.
 """
 
+import functools
 import hashlib
 import json
 import platform
@@ -198,10 +199,11 @@ def this_machine(device: "torch.device") -> Machine:
 
     from belvedere import __version__
 
-    name, instructions = processor(), torch.backends.cpu.get_cpu_capability()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         instructions = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    else:
+        name, instructions = processor(), torch.backends.cpu.get_cpu_capability()
     return Machine(
         device=device.type,
         name=name,
@@ -213,6 +215,7 @@ def this_machine(device: "torch.device") -> Machine:
     )
 
 
+@functools.cache
 def processor() -> str:
     """Return the processor's name."""
     info = Path("/proc/cpuinfo")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,6 +82,11 @@ class Model:
     folder: Path
     device: "torch.device"
 
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Of the classes, by id."""
+        return _names(self.pipeline)
+
 
 def load(request: GenerateRequest, *, download: bool = True) -> Model:
     """Find, check and load the request's model; without ``download``, one of the hub is taken from the cache only."""
@@ -110,7 +116,7 @@ def prepare(request: GenerateRequest, *, download: bool = True, model: Model | N
     if pipeline.vae is None and pipeline.network.config.channels not in (1, 3):
         raise InputError(f"model {request.model} makes latents and has no vae to decode them; get the whole model")
     used = _with_sizes(request, pipeline)
-    names = dict(enumerate(request.prompts)) or _names(pipeline)
+    names = dict(enumerate(request.prompts)) or model.names
     labels = tuple(find_class(item, names) for item in request.classes) or tuple(names)
     used = replace(
         used,

@@ -1,5 +1,7 @@
 """The command line in this process, what a refusal looks like, and one thread for networks that need no more."""
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from belvedere.apps import cli
+from belvedere.checkpoints import store
 
 
 @pytest.fixture
@@ -39,6 +42,15 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     yield run
     signal.signal(signal.SIGTERM, before)
+
+
+def fill_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the cards of models be on a full disk."""
+
+    def amend_card(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store, "amend_card", amend_card)
 
 
 def assert_refused(done: Done, *words: str) -> None:

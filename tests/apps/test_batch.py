@@ -1,11 +1,13 @@
 """A batch: every picture once, the same bytes in any grouping, after any stop; nothing over what is not its own."""
 
 import errno
+import gc
 import io
 import json
 import os
 import sqlite3
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,13 +21,17 @@ from PIL import Image
 from belvedere.apps import batch as batch_module
 from belvedere.apps import output, record, work
 from belvedere.apps.batch import State, Watch, run_batch
-from belvedere.apps.batch_begin import Batch
+from belvedere.apps.batch_begin import Batch, placed
 from belvedere.apps.batch_manifest import Manifest
+from belvedere.apps.batch_manifest import Picture as Wanted
+from belvedere.apps.batch_output import Writer
 from belvedere.apps.batch_workers import launched
 from belvedere.apps.requests import GenerateRequest
 from belvedere.data.folders import Parquet
 from belvedere.errors import InputError
 from tests.apps.batch_helpers import OPTIONS, content, run, write_jobs
+from tests.apps.test_output import full_disk
+from tests.apps.test_record import EXAMPLE
 
 SIZES = "16x16,32x16,48x48,8x8"
 
@@ -223,6 +229,20 @@ def test_processes_of_one_machine_are_told_by_a_launcher_without_local_names(mon
     assert launched() == (0, 2, 0, 1)
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_each_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    batch, chosen = Batch(Path("jobs.jsonl"), Path("out"), {"device": device}), list[int]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert placed(batch).defaults["device"] == "cuda"
+    assert chosen == [1 if device == "cuda:1" else 2]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert placed(batch).defaults["device"] == ("cpu" if device == "auto" else device)
+
+
 def test_a_mended_line_is_made_and_nothing_else(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
     out, mended = tmp_path / "out", tmp_path / "jobs.jsonl"
     mended.write_text(jobs.read_text())
@@ -256,6 +276,28 @@ def test_jobs_that_were_not_begun_may_change(jobs: Path, tmp_path: Path, every_l
     done = run(other, out)
     assert (done.made, done.counts.total, done.faults) == (4, 4, [])
     assert list(content(out)) == ["one.png", "toys-00000.png", "toys-00001.png", "toys-00002.png"]
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (1, 2)])
+@pytest.mark.parametrize("mistake", ["changed", "taken out"])
+def test_a_half_made_job_is_finished_after_a_mistake(
+    tiny_model: Path, tmp_path: Path, every_look: None, mistake: str, shard: tuple[int, int]
+) -> None:
+    half = {"model": str(tiny_model), "count": 30, "steps": 2, "name": "half"}
+    other = {"model": str(tiny_model), "count": 2, "name": "other"}
+    path, whole, out = tmp_path / "jobs.jsonl", tmp_path / "whole", tmp_path / "out"
+    right = run(write_jobs(path, half, other), whole, shard=shard)
+    first = run(path, out, stop_after(1), shard=shard)
+    assert 0 < first.made < first.counts.total
+    write_jobs(path, *([half | {"steps": 3}] if mistake == "changed" else []), other)
+    notes: list[str] = []
+    wrong = run(path, out, replace(stop_after(0), note=notes.append), shard=shard)
+    assert [fault.number for fault in wrong.faults] == ([1] if mistake == "changed" else [])
+    assert notes == (["half: begun with other settings, and finished with those"] if mistake == "changed" else [])
+    assert (wrong.counts.total < first.counts.total) is (mistake == "taken out")
+    done = run(write_jobs(path, half, other), out, shard=shard)
+    assert done.faults == [] and done.counts == right.counts
+    assert content(out) == content(whole)
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -369,15 +411,49 @@ def test_a_failed_call_stops_no_other_and_is_tried_again(
     assert content(tmp_path) == made
 
 
+@pytest.mark.parametrize("pack", ["tar", "parquet"])
 def test_a_failed_call_of_a_pack_leaves_no_half_of_it(
-    jobs: Path, made: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str
 ) -> None:
+    ignored = unraisable(monkeypatch)
     failing(monkeypatch, lambda requests: any(request.seed == 1 for request in requests))
-    done = run(jobs, tmp_path, pack="tar", pack_size=1000)
+    done = run(jobs, tmp_path, pack=pack, pack_size=1000)
     assert done.counts.failed == 22 and len(content(tmp_path)) == 1
+    gc.collect()
+    assert ignored == []
     monkeypatch.undo()
-    run(jobs, tmp_path, pack="tar", pack_size=1000)
-    assert pictures_in(tmp_path, "tar") == made
+    run(jobs, tmp_path, pack=pack, pack_size=1000)
+    assert pictures_in(tmp_path, pack) == made
+
+
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return what is filled with exceptions that Python would print as ignored ones."""
+    found: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: found.append(told.exc_value))
+    return found
+
+
+@pytest.mark.parametrize("side", [8, 300])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pack", ["tar", "parquet"])
+def test_what_a_full_disk_has_of_a_pack_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str, last: bool, side: int
+) -> None:
+    """Small ones are not flushed before the file is; what is dropped is not flushed at all."""
+    ignored = unraisable(monkeypatch)
+    _fill_disk(tmp_path, pack, last, Image.effect_noise((side, side), 50))
+    gc.collect()
+    assert ignored == [] and list(tmp_path.iterdir()) == []
+
+
+def _fill_disk(folder: Path, pack: str, last: bool, image: Image.Image) -> None:
+    writer = Writer(folder, folder, "png", pack)
+    with full_disk():
+        writer.put(0, [Wanted(1, 0, "x", EXAMPLE.request, "")], [work.Picture(image, EXAMPLE)], 1.0, last)
+        if last:
+            with pytest.raises(InputError, match=r"cannot write .*: File too large; make room"):
+                writer.finished(wait=True)
+        writer.close()
 
 
 def test_when_all_fails_the_batch_stops(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,18 +518,25 @@ def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(
     assert (content(tmp_path) if pack == "none" else pictures_in(tmp_path, pack)) == made
 
 
-def test_a_real_full_disk_is_one_line_and_loses_nothing(jobs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", ["none", "tar", "parquet"])
+def test_a_real_full_disk_is_one_line_and_loses_nothing(
+    jobs: Path, made: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str
+) -> None:
+    ignored = unraisable(monkeypatch)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=144k", "tmpfs", tmp_path], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root may mount a small file system")
     try:
         with pytest.raises(InputError) as error:
-            run(jobs, tmp_path)
+            run(jobs, tmp_path, pack=pack, pack_size=10)
         assert "make room" in str(error.value) and "\n" not in str(error.value)
-        assert all(made[name] == data for name, data in content(tmp_path).items())
+        gc.collect()
+        assert ignored == [] and not list(tmp_path.glob(".worker*"))
+        pictures = content(tmp_path) if pack == "none" else pictures_in(tmp_path, pack)
+        assert all(made[name] == data for name, data in pictures.items())
         subprocess.run(["mount", "-o", "remount,size=8m", tmp_path], check=True)
-        run(jobs, tmp_path)
-        assert content(tmp_path) == made
+        run(jobs, tmp_path, pack=pack, pack_size=10)
+        assert (content(tmp_path) if pack == "none" else pictures_in(tmp_path, pack)) == made
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 

@@ -41,9 +41,10 @@ def test_it_holds_what_it_was_given(manifest: Manifest) -> None:
     assert manifest.settings() == {"jobs": "digest", "shard": [1, 1]}
     assert manifest.faults() == [Fault(4, "wrong")]
     assert manifest.jobs() == {
-        "one": (ONE.request.to_json(), "w", False),
-        "two": (TWO.request.to_json(), "v", False),
+        "one": (ONE.request.to_json(), "w", 1, 0),
+        "two": (TWO.request.to_json(), "v", 4, 0),
     }
+    assert manifest.numbers("two") == {0, 1, 2, 3} and manifest.numbers("three") == set()
     assert manifest.counts() == Counts(5, 0, 0, 5)
 
 
@@ -69,7 +70,7 @@ def test_what_is_done_is_not_claimed_again(manifest: Manifest) -> None:
     again = manifest.claim("me")
     assert again is not None and again.piece == 1
     assert list(manifest.kept()) == [Kept(0, "one", 7, "sha")]
-    assert manifest.jobs()["one"][2] and not manifest.jobs()["two"][2]
+    assert [manifest.jobs()[name].done for name in ("one", "two")] == [1, 0]
 
 
 def test_files_of_many_pictures_are_kept_as_files(manifest: Manifest) -> None:
@@ -116,6 +117,17 @@ def test_jobs_come_and_go_while_what_is_done_stays(manifest: Manifest) -> None:
     assert claim is not None and claim.piece == 3
     assert [one.name for one in claim.calls[0]] == ["three-00000", "three-00001"]
     assert manifest.claim("me") is None
+
+
+def test_what_was_dropped_of_a_job_is_added_again(manifest: Manifest) -> None:
+    manifest.claim("me", "b")
+    manifest.finish(1, [made(2, 0), made(2, 1), made(2, 2)], None)
+    manifest.store(Plan(), {}, ["two"])
+    assert manifest.jobs()["two"] == (TWO.request.to_json(), "v", 3, 3) and manifest.numbers("two") == {0, 1, 2}
+    manifest.store(Plan([planned(TWO, "others")], [], [Piece("b", [[(0, 3)]])]), {})
+    assert manifest.jobs()["two"] == (TWO.request.to_json(), "v", 4, 3)
+    claim = manifest.claim("me", "b")
+    assert claim is not None and [(one.name, one.weights) for one in claim.calls[0]] == [("two-00003", "v")]
 
 
 def test_a_plan_that_cannot_be_stored_leaves_nothing(tmp_path: Path) -> None:

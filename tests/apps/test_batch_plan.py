@@ -102,6 +102,12 @@ def test_shards_are_disjoint_and_cover_all(tiny_model: Path) -> None:
     assert all(in_shard(name, (i, 3)) for i, part in enumerate(names, 1) for name in part)
 
 
+def test_what_is_there_needs_no_plan(tiny_model: Path) -> None:
+    asked = lines(*(GenerateRequest(str(tiny_model), count=count, device="cpu") for count in (20, 3)))
+    plan = make_plan(asked, Shelf(), there={"000001": set(range(1, 20)), "000002": {0, 1, 2}, "others": {0}})
+    assert calls(plan) == [[(0, 0)]] and [job.line for job in plan.jobs] == asked[:1]
+
+
 def test_what_a_model_cannot_do_is_a_fault_of_its_line(tiny_model: Path, tmp_path: Path) -> None:
     loaded: list[str] = []
     model, missing = str(tiny_model), str(tmp_path / "missing")

@@ -244,6 +244,25 @@ def test_training_and_evaluation_refuse_bad_input(command: Callable[..., Done], 
     assert_refused(command("evaluate"), "Missing command")
 
 
+@pytest.mark.parametrize("verb", ["generation", "captions", "views", "compression"])
+def test_a_card_that_is_not_there_is_told_before_anything_is_measured(
+    command: Callable[..., Done], tiny_model: Path, tmp_path: Path, verb: str
+) -> None:
+    model = copy_without_card(tiny_model, tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (192, 176)).save(tmp_path / "data" / "a.png")
+    options = ("--data", tmp_path / "data", "--peers", "") if verb == "compression" else ()
+    done = command("evaluate", verb, "--model", model, *options, "--card")
+    assert_refused(done, f"model {model} has no card.json to write into")
+
+
+def test_a_card_is_for_figures(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", "generation", "--model", tiny_model, "--card")
+    assert_refused(command(*asked, "--samples", tmp_path), "--card is of a model")
+    assert_refused(command(*asked, "--export", tmp_path / "x.npz"), "--export alone measures nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "told"), [("flux", "no attention backend 'flux'"), ("flex", "only for packed softmax")]
 )

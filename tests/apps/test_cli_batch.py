@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from belvedere.apps.batch_manifest import Manifest
 from belvedere.apps.cli_batch import parse_shard
 from belvedere.errors import InputError
 from tests.apps.batch_helpers import content, write_jobs
@@ -97,6 +98,31 @@ def test_a_dry_run_writes_nothing(command: Command, tiny_model: Path, tiny_fitv2
     again = command(*asked)
     assert again.out.splitlines()[0] == "pictures     0 (52 are there already)"
     assert again.out.count("\n") == 6
+
+
+def test_a_dry_run_of_a_begun_batch_tells_what_is_left(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    kept, gone, new = (
+        {"model": str(tiny_model), "steps": 2, "name": name, "count": count}
+        for name, count in (("kept", 10), ("gone", 4), ("new", 30))
+    )
+    path = write_jobs(tmp_path / "jobs.jsonl", kept, gone)
+    asked = ("generate", "--jobs", path, "--device", "cpu", "--out")
+    assert command(*asked, tmp_path / "out").code == 0
+    write_jobs(path, kept, new)
+    facts = json.loads(command(*asked, tmp_path / "out", "--dry-run", "--json").out)
+    assert (facts["pictures"], facts["done"], facts["evaluations"], facts["calls"]) == (30, 10, 30 * 2 * 2, 4)
+    (tmp_path / "empty").mkdir()
+    Manifest(tmp_path / "empty" / "manifest.sqlite").close()
+    facts = json.loads(command(*asked, tmp_path / "empty", "--dry-run", "--json").out)
+    assert (facts["pictures"], facts["done"], facts["evaluations"], facts["calls"]) == (40, 0, 40 * 2 * 2, 5)
+
+
+def test_a_sheet_among_one_s_own_defaults_is_no_mistake(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BELVEDERE_GENERATE_GRID", "sheet.png")
+    assert_refused(command("generate", "--jobs", "missing.jsonl"), "missing.jsonl: cannot be read")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("generate: {stepz: 3}", "unknown config key 'generate.stepz': did you mean 'steps'?"),
         ("generat: {steps: 3}", "unknown config key 'generat': did you mean 'generate'?"),
+        ("train: {prepare: {no-flip: true}}", "key 'train.prepare.no-flip': did you mean 'flip'?"),
+        ("version: true", "unknown config key 'version'"),
         ("generate: 3", "must have keys and values"),
         ("generate: {steps: {a: 1}}", "generate.steps: must be a text, a number"),
         ("generate: {steps: [", "not YAML"),
@@ -71,6 +73,14 @@ def test_a_named_file_has_to_be_there_and_the_usual_one_not(tmp_path: Path, monk
     assert read_defaults(COMMAND) == {}
 
 
+def test_yes_and_no_are_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "train: {prepare: {flip: false}}", monkeypatch)
+    monkeypatch.setenv("BELVEDERE_SERVE_NO_OPEN", "1")
+    assert read_defaults(COMMAND) == {"train": {"prepare": {"flip": False}}}
+    monkeypatch.setenv("BELVEDERE_SERVE_OPEN", "false")
+    assert read_defaults(COMMAND)["serve"] == {"open_page": "false"}
+
+
 def told(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "belvedere", *arguments], capture_output=True, text=True)
 
@@ -96,4 +106,6 @@ def test_written_before_environment_before_file_before_built_in(
         "prompt": ["a car"],
     }
     monkeypatch.setenv("BELVEDERE_MODELS_JSON", "1")
+    for name in ("VERSION", "INSTALL_COMPLETION", "SHOW_COMPLETION"):  # of these there are no defaults
+        monkeypatch.setenv(f"BELVEDERE_{name}", "1")
     assert json.loads(told("models").stdout)

@@ -1,6 +1,7 @@
 """Compressing and decompressing files: what is written where, what is kept, one line for each refusal."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from PIL import Image, ImageCms
 from belvedere.apps.compress import targets
 from belvedere.apps.requests import CompressRequest, parse_region
 from belvedere.checkpoints.codecs import load_codec, save_codec
+from belvedere.compression import bitstream
 from belvedere.compression.codec import decode, encode
+from belvedere.compression.tiling import Layout
 from belvedere.errors import InputError
-from tests.apps.conftest import Done, assert_refused
+from tests.apps.conftest import Done, assert_refused, fill_cards
 from tests.compression.test_codec import photograph
 from tests.compression.test_segpic import small
 
@@ -157,7 +160,35 @@ def test_a_file_of_another_model_is_one_line(command: Command, model: Path, phot
     assert_refused(command("decompress", tmp_path / "photo.bvd", "--model", model, "--force"), "photo.bvd", "model")
 
 
-def test_a_codec_is_measured_beside_the_usual_formats(command: Command, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ending", "most"), [("webp", 16_383), ("jpg", 65_500)])
+def test_a_side_too_long_for_a_format_is_told_before_a_model_is_loaded(
+    command: Command, tmp_path: Path, ending: str, most: int
+) -> None:
+    for name, width in (("fits", most), ("wide", most + 1)):
+        header = bitstream.Header(b"12345678", width, 500, 0, Layout(), 4)
+        tiles = [bitstream.Tile(b"", 0)] * header.layout.count(width, 500)
+        (tmp_path / f"{name}.bvd").write_bytes(bitstream.write(header, tiles))
+    asked = ("--model", "nowhere", "-o", tmp_path / f"x.{ending}")
+    assert_refused(command("decompress", tmp_path / "wide.bvd", *asked), f"{most + 1} x 500 pixels", f"at most {most}")
+    for possible in ((tmp_path / "fits.bvd",), (tmp_path / "wide.bvd", "--region", f"1,0,{most},9")):
+        assert_refused(command("decompress", *possible, *asked), "no model 'nowhere'")
+    assert_refused(command("decompress", tmp_path / "wide.bvd", "--model", "nowhere"), "no model 'nowhere'")
+
+
+def test_more_exif_than_a_format_holds_is_one_line(command: Command, model: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 70_000
+    photograph().save(tmp_path / "photo.png", exif=exif)
+    command("compress", tmp_path / "photo.png", "--metadata", "all", "--model", model)
+    asked = ("decompress", tmp_path / "photo.bvd", "--model", model, "-o")
+    assert_refused(command(*asked, tmp_path / "again.jpg"), "EXIF data is too long; choose another format")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.bvd", "photo.png"]
+    assert command(*asked, tmp_path / "again.webp").code == 0
+
+
+def test_a_codec_is_measured_beside_the_usual_formats(
+    command: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "data").mkdir()
     photograph(192, 176).save(tmp_path / "data" / "a.png")
     out = tmp_path / "result"
@@ -171,6 +202,10 @@ def test_a_codec_is_measured_beside_the_usual_formats(command: Command, model: P
     assert {path.name for path in out.iterdir()} == {"result.json", "plot.png", "plot.svg"}
     assert json.loads((model / "card.json").read_text())["quality"]["count"] == 1
     assert_refused(command("evaluate", "compression", *options, "--qualities", "1,x"), "1,x", "commas")
+    fill_cards(monkeypatch)
+    done = command("evaluate", "compression", *options, "--card", "--json")
+    assert done.code == 2 and "No space left on device" in done.error
+    assert [point["quality"] for point in json.loads(done.out)["curves"][str(model)]] == [1, 4]
 
 
 def test_a_codec_is_no_generator(command: Command, model: Path) -> None:
@@ -185,6 +220,9 @@ def test_targets() -> None:
         targets(pair, Path("z.bvd"), ".bvd", False)
     with pytest.raises(InputError, match="several files become"):
         targets([Path("a/x.jpg"), Path("b/x.png")], Path("new"), ".bvd", False)
+    many, began = [Path(f"{i}.jpg") for i in range(20_000)], time.monotonic()
+    assert len(targets(many, Path("new"), ".bvd", True)) == 20_000
+    assert time.monotonic() - began < 10  # comparing each with each takes minutes
 
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,-4", "a,b,c,d", "1,2,3,4,5", "1" * 10 + ",0,0,0"])

@@ -16,7 +16,7 @@ from belvedere.data.toybox.classifier import ToyClassifier
 from belvedere.data.toybox.damage import damage
 from belvedere.errors import InputError
 from belvedere.seeds import BatchRng
-from tests.apps.conftest import Done
+from tests.apps.conftest import Done, assert_refused, fill_cards
 from tests.apps.diffusion_helpers import AUTOENCODER, DIFFUSION, train_config
 
 Shown = tuple[torch.Tensor, list[Asked]]
@@ -94,7 +94,7 @@ def test_captions_asked_for() -> None:
 
 
 def test_an_untrained_model_follows_nothing(diffusion: Path, tmp_path: Path, command: Callable[..., Done]) -> None:
-    out = tmp_path / "captions.json"
+    out = tmp_path / "new" / "captions.json"
     done = command("evaluate", "captions", "--model", str(diffusion), "-n", "12", "-o", str(out), "--json")
     found = json.loads(done.out)
     assert done.code == 0 and json.loads(out.read_text()) == found
@@ -102,6 +102,18 @@ def test_an_untrained_model_follows_nothing(diffusion: Path, tmp_path: Path, com
     assert (found["steps"], found["guidance"]) == (2, 2.0)
     assert found["real"]["count"] == 12
     assert evaluate_captions(str(diffusion), count=12) == found
+
+
+def test_figures_are_told_though_the_card_cannot_be_written(
+    diffusion: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_cards(monkeypatch)
+    done = command("evaluate", "captions", "--model", diffusion, "-n", 12, "--card", "--json")
+    assert done.code == 2 and json.loads(done.out)["count"] == 12 and "No space left on device" in done.error
+
+
+def test_a_folder_is_no_file_for_results(command: Callable[..., Done], tmp_path: Path) -> None:
+    assert_refused(command("evaluate", "captions", "--model", "nowhere", "-o", tmp_path), "is a folder: name a file in")
 
 
 def test_bad_counts_and_models(diffusion: Path, tiny_model: Path) -> None:

@@ -106,7 +106,18 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "kinds", "across"), [(1, 12, 1), (12, 12, 4), (24, 12, 12), (48, 12, 12), (9, 1, 3), (100, 50, 10)]
+    ("count", "kinds", "across"),
+    [
+        (1, 12, 1),
+        (12, 12, 4),
+        (24, 12, 12),
+        (48, 12, 12),
+        (9, 1, 3),
+        (100, 50, 10),
+        (128, 2, 2),
+        (129, 2, 12),
+        (10_000, 12, 100),
+    ],
 )
 def test_columns(count: int, kinds: int, across: int) -> None:
     assert output.columns(count, kinds) == across
@@ -133,9 +144,15 @@ def test_pictures_of_many_sizes_stand_undistorted_in_cells_of_the_largest() -> N
         assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (2 * size[0], 2 * size[1])
 
 
-def test_a_sheet_of_many_large_pictures_is_made_smaller() -> None:
-    page = output.sheet([Image.new("RGB", (512, 512))] * 40, [""] * 40, 40)
-    assert max(page.size) <= 16_383
+@pytest.mark.parametrize(("side", "count", "across"), [(512, 40, 40), (64, 117, 1)])
+def test_a_sheet_of_many_large_pictures_is_made_smaller(side: int, count: int, across: int) -> None:
+    page = output.sheet([Image.new("RGB", (side, side))] * count, [""] * count, across)
+    assert 16_000 < max(page.size) <= 16_383
+
+
+def test_a_sheet_of_many_pictures_of_few_kinds_is_made() -> None:
+    page = output.sheet([Image.new("RGB", (8, 8))] * 1200, [""] * 1200, output.columns(1200, 2))
+    assert page.size == (35 * 132 + 4, 35 * 148 + 4)
 
 
 def test_a_sheet_replaces_a_sheet_and_nothing_else(tmp_path: Path, image: Image.Image) -> None:

@@ -65,8 +65,9 @@ def test_photographs_become_a_concept_and_the_base_stays_as_it_is(
     before = store.digest(world / "base")
     out = tmp_path / "new" / "toy.concept.safetensors"
     done = learn(command, world, out, "--json")
-    found = json.loads(done.out.splitlines()[-1])
+    found = json.loads(done.out)
     assert found["code"] == 0 and found["file"] == str(out) and found["steps"] == 2 and found["base"] == before
+    assert done.error.startswith("step 0: began\n")
     made = load_concept(out)
     assert (made.token, made.super_category, made.base.name) == ("<toy>", "cat", str(world / "base"))
     assert made.mapper.config.layers == 7 and made.mapper.config.hidden == 32 and len(made.base.digests) == 1
@@ -156,7 +157,7 @@ def test_it_ends_when_photographs_kept_apart_show_nothing_better(world: Path, co
     for _ in range(2):
         done = learn(command, world, out, *early, steps=9)
         assert done.code == 0, done.error
-        assert json.loads(done.out.splitlines()[-1])["steps"] == 3
+        assert json.loads(done.out)["steps"] == 3
     assert load_concept(out).token == "<toy>"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from belvedere.apps import output, record
@@ -115,6 +116,15 @@ def values(**changes: object) -> str:
 def test_a_hostile_record_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Record.from_json(text)
+
+
+def test_the_processor_is_looked_up_once_and_not_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert record.processor() is record.processor()
+    monkeypatch.setattr(record, "processor", lambda: pytest.fail("was looked up"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    made = record.this_machine(torch.device("cuda"))
+    assert (made.device, made.name, made.instructions) == ("cuda", "H200", "sm_90")
 
 
 def test_a_picture_without_a_record_is_refused(tmp_path: Path, image: Image.Image) -> None:

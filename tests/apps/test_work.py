@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from belvedere.apps import output, record, work
+from belvedere.apps import compare, output, record, work
 from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
 from tests.conftest import CLASSES
@@ -145,6 +145,12 @@ def test_a_model_of_one_size_accepts_its_own(asked: GenerateRequest, pictures: l
     assert picture.record.origin == pictures[0].record.origin
 
 
+def test_a_model_tells_its_names_once(asked: GenerateRequest) -> None:
+    model = work.load(asked)
+    one, other = (work.prepare(replace(asked, seed=seed), model=model) for seed in (1, 2))
+    assert one.names is other.names and list(one.names.values()) == list(CLASSES)
+
+
 def test_no_classes_means_all_in_turn(tiny_model: Path) -> None:
     made = work.generate(GenerateRequest(str(tiny_model), count=5, steps=1))
     assert [picture.record.kind for picture in made] == [*CLASSES, CLASSES[0]]
@@ -235,6 +241,24 @@ def test_a_changed_record_is_told(pictures: list[work.Picture], tmp_path: Path) 
     other = replace(old, machine=replace(old.machine, torch="1.0", threads=10**6))
     done = work.regenerate(written(work.Picture(image, other), tmp_path))
     assert done.differences == ()  # other versions that made the same picture are no difference
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen", "told"),
+    [
+        ("cpu", "", "the record was changed"),
+        ("cpu", "plain", "may depend on BELVEDERE_KERNELS, or the record was changed"),
+        ("cuda", "", "on a GPU last bits may depend on the pictures made in the same call, or the record was changed"),
+    ],
+)
+def test_what_no_record_holds_is_told(
+    pictures: list[work.Picture], monkeypatch: pytest.MonkeyPatch, device: str, chosen: str, told: str
+) -> None:
+    monkeypatch.setenv("BELVEDERE_KERNELS", chosen)
+    image, made = pictures[2]
+    old = replace(made, machine=replace(made.machine, device=device))
+    _, cause = compare.differences(image, old, image, replace(old, pixels=""))
+    assert cause.endswith(told)
 
 
 def test_changed_pixels_are_told(pictures: list[work.Picture], tmp_path: Path) -> None:
