@@ -226,7 +226,7 @@ sections = {
     "optimizer": st.builds(
         OptimizerConfig,
         lr=positive,
-        betas=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+        betas=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
         clip=st.none() | positive,
         warmup_steps=st.integers(0, 100),
     ),

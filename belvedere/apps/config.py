@@ -17,6 +17,12 @@ from belvedere.errors import InputError
 T = TypeVar("T")
 
 
+def _require(fits: bool, key: str, value: Any, bounds: str) -> None:
+    """Raise ``InputError`` for a value that does not fit its bounds."""
+    if not fits:
+        raise InputError(f"config {key}: {value} must be {bounds}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Who changes the weights and its learning rate: a linear warm-up, constant, then an optional decay at the end."""
@@ -37,6 +43,16 @@ class OptimizerConfig:
     max_bad_steps: int = 10
     """Steps in a row whose loss or gradient is not finite before the run stops; each is skipped."""
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optimizer.{name}", value, "at least 0")
+        _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
+        betas = list(self.betas)
+        _require(all(0 <= beta < 1 for beta in betas), "optimizer.betas", betas, "at least 0 and below 1")
+        _require(self.clip is None or self.clip > 0, "optimizer.clip", self.clip, "above 0, or null for no clipping")
+        _require(self.max_bad_steps >= 1, "optimizer.max_bad_steps", self.max_bad_steps, "at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
@@ -44,6 +60,9 @@ class EmaConfig:
 
     decay: float = 0.9999
     warmup: bool = True
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay <= 1, "ema.decay", self.decay, "at least 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +72,10 @@ class CheckConfig:
     steps: int = 60
     batch: int = 8
     factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "check.steps", self.steps, "at least 1")
+        _require(self.batch >= 1, "check.batch", self.batch, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +139,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"config {name}: {getattr(self, name)} must be at least 1")
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         if self.patience < 0 or (self.patience and self.evaluate_every <= 0):
             raise InputError("config patience counts looks at held-out samples: 0, or above with evaluate_every")
         if self.evaluate_every > 0 and not self.held_out:
             raise InputError("config evaluate_every needs held_out: the keys of data that differ for held-out samples")
-        if self.workers < 0:
-            raise InputError(f"config workers: {self.workers} must be at least 0")
+        _require(self.workers >= 0, "workers", self.workers, "at least 0")
         if self.optimizer.decay != "none" and not 0 < self.optimizer.decay_steps <= self.steps:
             raise InputError(f"config optimizer.decay_steps: must lie in 1..{self.steps} when decay is not none")
         if self.optimizer.name == "muon" and self.shard:

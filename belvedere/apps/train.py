@@ -36,7 +36,7 @@ from belvedere.apps.sharding import WHOLE, Part, shard, total_norm
 from belvedere.apps.stop import StopRequest
 from belvedere.apps.task import Task
 from belvedere.apps.tasks import make_task
-from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name, find_tracker
+from belvedere.apps.training_log import StepResult, TrainingLog, Window, describe_run, device_name, find_tracker
 from belvedere.apps.training_state import Progress, RunState
 from belvedere.errors import InputError
 from belvedere.kernels.layout import place
@@ -171,7 +171,11 @@ class Trainer:
 
     def _log(self, tell: Callable[[dict[str, Any]], None], row: dict[str, Any]) -> None:
         tell(row)
-        self.accelerator.log(row, step=row["step"])
+        try:
+            self.accelerator.log(row, step=row["step"])
+        except OSError as error:  # a full disk must not end the run
+            self.accelerator.trackers.clear()
+            self.log.event(row["step"], f"the tracker is told no more: {error}")
 
     def _log_figures(self, figures: Mapping[str, float]) -> None:
         self._log(self.log.figures, {"step": self.state.progress.step, **figures})
@@ -249,14 +253,15 @@ class Trainer:
         return 130 if stop.signal == signal.SIGINT else 0
 
     def _finish(self) -> None:
+        """Save, look, write the model; and draw the last sheet after it, so that one that fails does not cost it."""
         self.save(final=True)
         if self.config.evaluate_every and not self._due(self.config.evaluate_every):
             self.evaluate()
-        if not self._due(self.config.sheet_every):
-            self.sheet()
         export = partial(self.task.export, self.state.ema.whole(), self.out / "model", self._card())
         self._write("model", export, final=True)
         self.log.event(self.state.progress.step, f"model written to {self.out / 'model'}")
+        if not self._due(self.config.sheet_every):
+            self.sheet()
 
     def _card(self) -> dict[str, Any]:
         progress = self.state.progress
@@ -315,10 +320,10 @@ def _train(config: TrainConfig, folder: Path, command: str, resume: str | Path, 
         _require_division(config, accelerator.num_processes)
         task = _begin(config)
         training_state.prepare_folder(folder, task.model, config.keep)
-        if tracker:
-            accelerator.init_trackers(tracker)
         with training_state.only_run(folder) if accelerator.is_main_process else nullcontext():
             start = _find_start(accelerator, folder, resume, config)
+            if tracker and accelerator.is_main_process:
+                accelerator.init_trackers(**describe_run(tracker, folder, config, begins=start is None))
             trainer = Trainer(config, task, accelerator, folder, command)
             trainer.resume(start)
             code = trainer.run(stop)
@@ -356,8 +361,10 @@ def _require_equal(accelerator: Accelerator, number: int, otherwise: str) -> Non
 def _require_division(config: TrainConfig, processes: int) -> None:
     parts = processes * config.accumulate
     if config.batch % parts:
+        other = "" if config.batch % processes else ", or accumulate=1"
         raise InputError(
-            f"config batch: {config.batch} samples do not divide into {parts} parts (processes x accumulate)"
+            f"config batch: {config.batch} samples do not divide into {parts} parts (processes x accumulate): "
+            f"give a multiple of {parts}, such as batch={-(-config.batch // parts) * parts}{other}"
         )
 
 

@@ -2,13 +2,15 @@
 
 import json
 import math
+import os
 import platform
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -80,6 +82,23 @@ def find_tracker(name: str) -> str | None:
     if name in TRACKERS and not find_spec(name):
         raise InputError(f"config tracker {name}: not installed: pip install 'belvedere[{name}]', or tracker=none")
     return name if name in TRACKERS else None
+
+
+def describe_run(tracker: str, folder: Path, config: TrainConfig, begins: bool) -> dict[str, Any]:
+    """Return what a tracker is told of the run in a folder: the keywords of accelerate's ``init_trackers``.
+
+    TensorBoard's project is the name of its folder. wandb takes a run that is continued for the same one by the id in
+    the file ``wandb-id``, which is made here; a run that ``begins`` gets a new one.
+    """
+    if tracker != "wandb":
+        return {"project_name": tracker}
+    kept = folder / "wandb-id"
+    if begins or not kept.is_file():
+        with atomic_write(kept) as stream:
+            stream.write(secrets.token_hex(8).encode())
+    place = folder.resolve()
+    told = {"name": place.name, "dir": str(place), "config": asdict(config), "id": kept.read_text(), "resume": "allow"}
+    return {"project_name": os.environ.get("WANDB_PROJECT", "belvedere"), "init_kwargs": {tracker: told}}
 
 
 class Window:

@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -13,12 +15,12 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 import belvedere
-from belvedere.apps import training_log
-from belvedere.apps.config import OptimizerConfig, TrainConfig, parse
+from belvedere.apps import tasks, training_log
+from belvedere.apps.config import OptimizerConfig, TrainConfig, load_config, parse
 from belvedere.apps.objective import learning_rate, uses_bf16
 from belvedere.apps.policy import WORKSPACE
-from belvedere.apps.train import main, train
-from belvedere.apps.training_log import StepResult, Window, flop_counter
+from belvedere.apps.train import _require_division, main, train
+from belvedere.apps.training_log import StepResult, Window, describe_run, flop_counter
 from belvedere.apps.training_state import checkpoints, only_run, read_progress, verify
 from belvedere.errors import InputError
 from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, rows, tensors, write_config
@@ -203,6 +205,18 @@ def test_a_failed_last_save_is_an_input_error(tmp_path: Path, monkeypatch: pytes
         train(write_config(tmp_path), out=tmp_path / "run")
 
 
+def test_a_last_sheet_that_fails_does_not_cost_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: Any, path: Path) -> None:
+        raise RuntimeError("no sheet")
+
+    original = tasks.dimr_task
+    monkeypatch.setitem(tasks.TASKS, "dimr", lambda config: dataclasses.replace(original(config), sheet=fail))
+    with pytest.raises(RuntimeError, match="no sheet"):
+        train(write_config(tmp_path), out=tmp_path / "run")
+    assert events(tmp_path / "run")[-1].startswith("model written")
+    assert belvedere.load(tmp_path / "run/model").labels["car"] == 0
+
+
 def test_accumulation_makes_the_same_step(tmp_path: Path) -> None:
     config = write_config(tmp_path, precision="no")
     for parts in (1, 2):
@@ -244,7 +258,8 @@ def test_resume_names_a_checkpoint_or_a_run(tmp_path: Path) -> None:
         ("data={kind: parquet, path: nowhere.parquet, size: 16}", r"nowhere\.parquet"),
         ("data.kind=cloud", "choose from toybox"),
         ("task=dance", "choose from dimr"),
-        ("accumulate=3", "4 samples do not divide into 3 parts"),
+        ("accumulate=3", "4 samples do not divide into 3 parts .* of 3, such as batch=6, or accumulate=1"),
+        ("optimizer.clip=0", "config optimizer.clip: 0.0 must be above 0, or null for no clipping"),
     ],
 )
 def test_bad_input_is_one_line_before_the_first_step(
@@ -257,6 +272,21 @@ def test_bad_input_is_one_line_before_the_first_step(
     with pytest.raises(InputError, match=message):
         raise InputError(error)
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("mae-mvimgnet", "multiple of 8, such as batch=88"),
+        ("nvist-mvimgnet", "multiple of 8, such as batch=24"),
+        ("neti", "multiple of 32, such as batch=32, or accumulate=1"),
+    ],
+)
+def test_a_batch_that_eight_processes_cannot_share_is_told_what_fits(name: str, mend: str) -> None:
+    with pytest.raises(InputError, match=f"{mend}$"):
+        _require_division(load_config(name), 8)
+    for change in re.findall(r"\w+=\d+", mend):
+        _require_division(load_config(name, [change]), 8)
 
 
 def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
@@ -281,8 +311,8 @@ def test_too_little_disk_is_one_line_before_the_first_step(
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with only_run(tmp_path), pytest.raises(InputError, match="another run is writing"):
-        train(config, out=tmp_path)
-    assert not checkpoints(tmp_path / "checkpoints")
+        train(config, out=tmp_path, overrides=["tracker=tensorboard"])
+    assert not checkpoints(tmp_path / "checkpoints") and not (tmp_path / "tensorboard").exists()
     assert train(config, out=tmp_path) == 0
 
 
@@ -395,6 +425,39 @@ def test_tensorboard_is_told_the_figures(tmp_path: Path) -> None:
     losses = told.Scalars("loss")
     assert [event.step for event in losses] == list(range(1, 11))
     assert [event.value for event in losses] == pytest.approx([row["loss"] for row in rows(tmp_path / "run")])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_costs_the_tracker_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+
+    def act(step: int, model: Any) -> float:
+        if step == 3:
+            (file,) = (run / "tensorboard").iterdir()
+            file.unlink()
+            file.symlink_to("/dev/full")
+        return 1.0
+
+    disturb(monkeypatch, act)
+    assert train(write_config(tmp_path, tracker="tensorboard"), out=run) == 0
+    assert [row["step"] for row in rows(run)] == list(range(1, 11))
+    (told,) = [text for text in events(run) if text.startswith("the tracker is told no more")]
+    assert "No space left on device" in told
+
+
+def test_wandb_is_told_whose_run_it_is_and_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run = parse(TrainConfig, CONFIG), tmp_path / "flowers"
+    run.mkdir()
+    monkeypatch.setenv("WANDB_PROJECT", "gardens")
+    told = describe_run("wandb", run, config, begins=True)
+    first = told["init_kwargs"]["wandb"]
+    assert told["project_name"] == "gardens" and first["name"] == "flowers" and first["dir"] == str(run)
+    assert first["config"] == dataclasses.asdict(config) and first["resume"] == "allow" and first["id"].isalnum()
+    assert describe_run("wandb", run, config, begins=False) == told
+    monkeypatch.delenv("WANDB_PROJECT")
+    again = describe_run("wandb", run, config, begins=True)
+    assert again["project_name"] == "belvedere" and again["init_kwargs"]["wandb"]["id"] != first["id"]
+    assert describe_run("tensorboard", run, config, begins=True) == {"project_name": "tensorboard"}
 
 
 def test_a_gpu_of_known_peak_is_told_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
