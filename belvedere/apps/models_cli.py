@@ -42,7 +42,12 @@ def verify(
 def import_(
     file: Annotated[Path, typer.Argument(help="An official file: .pth, .pt, .bin, .ckpt, .pth.tar or .safetensors.")],
     system: Annotated[str, typer.Option(help="dimr, fitv2, nvist, segpic, neti or stable-diffusion.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the model; of neti, a .safetensors file.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", help="Folder for the model, one that is there is replaced; of neti, a .safetensors file."
+        ),
+    ],
     config: Annotated[str | None, typer.Option(help="Variant, such as HR-XL/2. Default: told by the shapes.")] = None,
     near: Annotated[float | None, typer.Option(help="NViST: where rays begin, of its training data.")] = None,
     far: Annotated[float | None, typer.Option(help="NViST: where rays end.")] = None,
@@ -75,7 +80,7 @@ def import_(
 
 def export(
     name: Name,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to; a model that is there is replaced.")],
     dtype: Dtype = "float32",
     kind: Annotated[str, typer.Option("--format", help="safetensors, torch-export or onnx.")] = "safetensors",
     as_json: Json = False,

@@ -55,6 +55,9 @@ def import_official(
         raise InputError(f"no file {file}; check the path")
     if system == "neti":
         return _import_concept(file, out)
+    if not out.name:
+        raise InputError(f"--out {out}: name a folder to be made")
+    store.check_target(out)
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     source = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
@@ -91,8 +94,10 @@ def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: s
     autoencoder = None
     if vae is not None:
         from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
+        from belvedere.data.latents import check_scale
 
         autoencoder = load_autoencoder(find_autoencoder(vae), kind, torch.device("cpu"))
+        check_scale(autoencoder)
     pipeline: Any = DiMRPipeline if system == "dimr" else FiTv2Pipeline
     return store.save(pipeline(nn.Module.to(network, kind), vae=autoencoder), out, facts, dtype=dtype)
 
@@ -138,6 +143,9 @@ def export(name_or_path: str, out: Path, *, dtype: str = "float32", kind: str = 
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a folder")
     if kind == "safetensors":
+        if not out.name:
+            raise InputError(f"--out {out}: name a folder to be made")
+        store.check_target(out)
         _export_folder(folder, out, dtype)
         return [out]
     if dtype != "float32":

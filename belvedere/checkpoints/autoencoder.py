@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from belvedere.checkpoints import store
-from belvedere.checkpoints.components import load_component, read_json
-from belvedere.checkpoints.tensors import check_finite, one_line
+from belvedere.checkpoints.components import known_class, read_json
+from belvedere.checkpoints.published import AUTOENCODERS, load_diffusers, reading
+from belvedere.checkpoints.tensors import one_line
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,10 +48,6 @@ def _fetch(hub_id: str) -> Path:
 
 def load_autoencoder(folder: Path, dtype: "torch.dtype", device: "torch.device") -> Any:
     """Return the AutoencoderKL in a folder, ready to encode; ``InputError`` if it is of another class or damaged."""
-    name = read_json(folder / _CONFIG).get("_class_name")
-    vae = load_component(folder, "vae", ["diffusers", name or "none"], dtype)
-    tensors = vae.state_dict()
-    if missing := [key for key, value in tensors.items() if value.is_meta]:
-        raise InputError(f"{folder}: its weights lack {missing[0]!r}; get the model again")
-    check_finite(tensors, str(folder))
-    return vae.eval().requires_grad_(False).to(device)
+    cls = known_class(AUTOENCODERS, read_json(folder / _CONFIG).get("_class_name"), folder / _CONFIG)
+    with reading(folder):
+        return load_diffusers(cls, folder, dtype).to(device)

@@ -19,6 +19,7 @@ from belvedere.compression import exact_tables
 from belvedere.compression.codec import Codec
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.segpic import SegPIC
+from belvedere.compression.tile_codec import TileCodec
 from belvedere.errors import InputError
 from belvedere.kernels.layout import place
 
@@ -44,12 +45,14 @@ def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = N
 def save_codec(model: SegPIC, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
     """Write a network, its weights in ``dtype``, as a codec's folder with its card; return the digest.
 
-    Raises ``InputError`` for int8.
+    Raises ``InputError`` for int8, and for weights that cannot be compressed with.
     """
     if dtype == "int8":
         raise InputError(int8.NO_CODEC)
     stored: SegPIC = nn.Module.to(copy.deepcopy(model), "cpu", getattr(torch, dtype))
-    tables = exact_tables.make(nn.Module.to(copy.deepcopy(stored), torch.float32))
+    whole = nn.Module.to(copy.deepcopy(stored), torch.float32)
+    tables = exact_tables.make(whole)
+    TileCodec(whole, ExactTables.of(tables, whole.config))
 
     def write(fresh: Path) -> None:
         stored.save_pretrained(fresh / "network", safe_serialization=True)

@@ -6,7 +6,8 @@ the network's, built without memory, before any is read.
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,17 @@ SCENES = "NViSTModel"
 _MAX_JSON = 4 << 20
 _QUICK_BLOCKS = 64
 """That are built without memory in no time, so that what does not fit can be listed."""
-_MAX_NUMBER = 1 << 16
+MAX_NUMBER = 1 << 16
+"""Of what a config says of sizes."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of at most 4 MB; ``InputError`` names what is wrong with it."""
+def read_json(path: Path, largest: int = _MAX_JSON) -> dict[str, Any]:
+    """Return the JSON object in a file of at most ``largest`` bytes; ``InputError`` names what is wrong with it."""
     try:
         if not path.is_file():
             raise InputError(f"{path}: missing, or no plain file; get the model again")
-        if path.stat().st_size > _MAX_JSON:
-            raise InputError(f"{path}: larger than {_MAX_JSON >> 20} MB; not a config")
+        if path.stat().st_size > largest:
+            raise InputError(f"{path}: larger than {largest >> 20} MB; not a config")
         value = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
@@ -68,32 +70,22 @@ def known_class(table: dict[str, str], name: object, path: Path) -> Any:
 
 def build(cls: Any, values: dict[str, Any], path: Path) -> Any:
     """Return ``cls(**values)``; an unknown key or a wrong value is an ``InputError`` naming the file."""
-    known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-    if unknown := sorted(set(values) - known):
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    check_keys(values, fields(cls), path)
     try:
         return cls(**values)
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OverflowError) as error:
         raise InputError(f"{path}: {one_line(error)}") from error
 
 
-def load_component(folder: Path, name: str, entry: list[Any], dtype: "torch.dtype") -> Any:
-    """Load one component of a pipeline; ``entry`` is the (library, class) pair of model_index.json."""
-    if entry[1] is None:
-        return None
-    if name == "network":
-        return load_network(folder, known_class(NETWORKS, entry[1], folder.parent / "model_index.json"), dtype)
-    import diffusers
+def fields(cls: Any) -> set[str]:
+    """Return the names of what a class is made from."""
+    return set(inspect.signature(cls.__init__).parameters) - {"self"}
 
-    base: Any = {"vae": diffusers.AutoencoderKL, "scheduler": diffusers.SchedulerMixin}.get(name)
-    cls: Any = getattr(diffusers, str(entry[1]), None)
-    if base is None or base not in getattr(cls, "__mro__", ()):
-        raise InputError(f"{folder.parent}: component {name} of class {entry[1]!r} is not one Belvedere loads")
-    options = {} if name == "scheduler" else {"use_safetensors": True, "torch_dtype": dtype}
-    try:
-        return cls.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise InputError(f"{folder}: cannot be loaded ({one_line(error)}); get the model again") from error
+
+def check_keys(config: Collection[str], known: Collection[str], path: Path) -> None:
+    """Raise ``InputError`` naming the file for a key of a config that is not one of ``known``."""
+    if unknown := sorted(set(config) - set(known)):
+        raise InputError(f"{path}: unknown key {one_line(unknown[0])[:80]!r}; known are {', '.join(sorted(known))}")
 
 
 def load_network(folder: Path, cls: Any, dtype: "torch.dtype") -> Any:
@@ -102,7 +94,7 @@ def load_network(folder: Path, cls: Any, dtype: "torch.dtype") -> Any:
 
     config = read_json(folder / "config.json")
     packed = int8.declared(config, folder / "config.json")
-    _check_numbers(config, folder / "config.json")
+    check_numbers(config, folder / "config.json")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: no .safetensors file; the model is incomplete")
@@ -114,35 +106,64 @@ def load_network(folder: Path, cls: Any, dtype: "torch.dtype") -> Any:
     return network.eval()
 
 
-def fill(network: Any, files: list[Path], folder: Path, dtype: "torch.dtype", *, packed: bool) -> None:
+Shapes = dict[str, tuple[int, ...]]
+"""Of tensors, by their names."""
+Named = Callable[[str], str | None]
+"""Returns what a network calls the tensor that a file has under a name; None for one that it has no use for."""
+
+
+def fill(
+    network: Any, files: list[Path], folder: Path, dtype: "torch.dtype", *, packed: bool = False, named: Named = str
+) -> None:
     """Give a network built without memory the weights in ``files`` of its folder, in ``dtype``; ``packed``: of int8.
 
     Raises ``InputError`` for files that do not fit the network, before memory is taken, and for broken weights.
     """
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    check_shapes(files, wanted, folder, int8.shapes if packed else header)
+    check_shapes(files, wanted, folder, partial(_shapes, int8.shapes if packed else header, named))
     for file in files:
-        network.load_state_dict(_weights(file, dtype, packed), strict=False, assign=True)
+        network.load_state_dict(_weights(file, dtype, packed, named), strict=False, assign=True)
 
 
-def _weights(file: Path, dtype: "torch.dtype", packed: bool) -> "dict[str, torch.Tensor]":
+def _shapes(read: Callable[[Path], Shapes], named: Named, path: Path) -> Shapes:
+    """Return the shapes in a file by the names that a network has for them."""
+    found = {key: (named(key), shape) for key, shape in read(path).items()}
+    ours = {name: shape for name, shape in found.values() if name is not None}
+    if len(ours) != sum(name is not None for name, _ in found.values()):
+        raise InputError(f"{path}: a tensor is there twice, under its older name too; get the model again")
+    return ours
+
+
+def _weights(file: Path, dtype: "torch.dtype", packed: bool, named: Named) -> "dict[str, torch.Tensor]":
     """Return the tensors of a file in ``dtype``, converted one by one, so that there are never two copies of all."""
     weights = {}
     for key, value in int8.read_each(file) if packed else read_each(file):
+        if (name := named(key)) is None:
+            continue
         check_finite({key: value}, str(file))
         if not value.is_floating_point():
             raise InputError(f"{file}: tensors of integers ({key}); quantised weights are not supported")
-        weights[key] = value.to(dtype)
+        weights[name] = value.to(dtype)
     return weights
 
 
-def _check_numbers(value: Any, path: Path) -> None:
+def walk(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every value in a config, however deep, with the key it stands under: lists, and then what is in them."""
+    left = list(config.items())
+    while left:
+        key, value = left.pop()
+        yield key, value
+        if isinstance(value, dict):
+            left += value.items()
+        elif isinstance(value, list):
+            left += [(key, item) for item in value]
+
+
+def check_numbers(config: dict[str, Any], path: Path) -> None:
     """Refuse sizes no network of ours has, before anything is built from them."""
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_numbers(item, path)
-    elif isinstance(value, int) and abs(value) > _MAX_NUMBER:
-        raise InputError(f"{path}: {value} is larger than any size Belvedere builds ({_MAX_NUMBER})")
+    for _, value in walk(config):
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:
+            raise InputError(f"{path}: {value} is larger than any size Belvedere builds ({MAX_NUMBER})")
 
 
 def _check_depth(config: dict[str, Any], tensors: int, folder: Path) -> None:
@@ -153,12 +174,13 @@ def _check_depth(config: dict[str, Any], tensors: int, folder: Path) -> None:
         part[key] for part in parts if isinstance(part, dict) for key in part if key.endswith(("depth", "blocks"))
     ]
     blocks = sum(depth for depth in depths if isinstance(depth, int))
-    if blocks > max(tensors, _QUICK_BLOCKS):
+    check_blocks(blocks, tensors, folder)
+
+
+def check_blocks(blocks: int, tensors: int, folder: Path, least: int = 1) -> None:
+    """Raise ``InputError`` for more blocks than the files of ``folder`` have tensors for, at ``least`` each."""
+    if blocks > max(tensors // least, _QUICK_BLOCKS):
         raise InputError(f"weights in {folder} do not fit its config.json: {tensors} tensors for {blocks} blocks")
-
-
-Shapes = dict[str, tuple[int, ...]]
-"""Of tensors, by their names."""
 
 
 def check_shapes(files: list[Path], expected: Shapes, folder: Path, read: Callable[[Path], Shapes] = header) -> None:

@@ -38,13 +38,6 @@ def load_inception(path: Path | None) -> InceptionV3:
         raise InputError(
             f"{path.name} is not Inception-v3 as FID uses it ({error}); get {FILE} from {SOURCE}"
         ) from error
-    network.load_state_dict({name: _number(tensor, name, path) for name, tensor in weights.items()}, assign=True)
+    floats = {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
+    network.load_state_dict(counters | floats, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def _number(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
-    if name.endswith(_COUNTERS):
-        return tensor
-    if not tensor.is_floating_point():
-        raise InputError(f"{path.name}: tensor {name} holds integers; get {FILE} from {SOURCE}")
-    return tensor.float()

@@ -41,6 +41,16 @@ def files(folder: Path) -> dict[str, Path]:
     return {name.as_posix(): found[name] for name in names if name.as_posix() != NAME}
 
 
+def strangers(folder: Path) -> list[str]:
+    """Return the files in a folder, hidden ones and links too, that its manifest does not list.
+
+    Raises ``InputError`` when there is no readable manifest.
+    """
+    known = read(folder).keys() | {NAME}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in found} - known)
+
+
 def write(folder: Path) -> None:
     """Write the manifest of a folder as it is now."""
     _write(folder, {name: Entry.of(path) for name, path in files(folder).items()})

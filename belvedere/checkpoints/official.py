@@ -11,6 +11,7 @@ from torch import Tensor
 from belvedere.checkpoints.official_fitv2 import fitv2_config, fitv2_names, infer_fitv2
 from belvedere.checkpoints.official_nvist import infer_nvist, nvist_config, nvist_names
 from belvedere.checkpoints.official_segpic import infer_segpic, segpic_config, segpic_names
+from belvedere.checkpoints.tensors import one_line, read_state_dict
 from belvedere.compression import segpic_config as segpic_sizes
 from belvedere.compression.segpic import SegPIC
 from belvedere.errors import InputError
@@ -162,13 +163,15 @@ def load_official(
         raise InputError(f"no importer for {system!r}: choose from {', '.join(IMPORTERS)}")
     importer = IMPORTERS[system]
     if isinstance(weights, str | Path):
-        from belvedere.checkpoints.tensors import read_state_dict
-
         weights, own = read_state_dict(Path(weights)), True
-    model_config = _config(importer, weights, config)
-    ours = importer.names(weights)
-    with torch.device("meta"):
-        model = importer.network(**model_config)
+    try:
+        model_config, ours = _config(importer, weights, config), importer.names(weights)
+        with torch.device("meta"):
+            model = importer.network(**model_config)
+    except InputError:
+        raise
+    except Exception as error:  # what is made of shapes fails as anything
+        raise InputError(f"these are not {system} weights of this form: {one_line(error)}") from error
     check_fit(model, ours)
     del weights  # what was joined is free then
     ours = {name: tensor.contiguous() if own else tensor.clone() for name, tensor in ours.items()}
@@ -192,13 +195,16 @@ def _config(
 
 
 def check_fit(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise ``InputError`` naming what is missing, unexpected or of another shape than ``model`` expects."""
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    """Raise ``InputError`` naming what is missing, unexpected, of another shape than ``model`` expects or no float."""
+    state = model.state_dict()
+    wanted = {name: tensor.shape for name, tensor in state.items()}
     problems = [f"missing {name}" for name in wanted.keys() - weights.keys()]
     problems += [f"unexpected {name}" for name in weights.keys() - wanted.keys()]
     for name in wanted.keys() & weights.keys():
         if wanted[name] != weights[name].shape:
             problems.append(f"{name} is {tuple(weights[name].shape)}, not {tuple(wanted[name])}")
+        elif state[name].is_floating_point() != weights[name].is_floating_point():
+            problems.append(f"{name} is of {weights[name].dtype}, not {state[name].dtype}")
     if problems:
         shown = "; ".join(sorted(problems)[:5])
         raise InputError(f"weights do not fit the config, {len(problems)} differences: {shown}")

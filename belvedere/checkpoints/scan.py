@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -21,6 +22,8 @@ MAX_OPCODES = 1_000_000
 """Of a pickle: a state dict has about 30 a tensor."""
 
 _MAX_PICKLE = 16 << 20
+_LOCAL = 30
+"""Bytes before an entry's own, its name not counted."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 5
 """Magic number, version, system, what was saved, keys of the storages."""
@@ -45,7 +48,8 @@ def check_archive(path: Path) -> str | None:
     """Raise ``InputError`` unless the zip directory of a torch file is plausible; nothing is inflated.
 
     Torch stores tensors uncompressed, so entries that are compressed, repeated, encrypted, links, named outside the
-    archive, or larger together than the file itself are signs of a bomb. Returns the name of the entry with the pickle.
+    archive, on the same bytes as others, or larger together than the file itself are signs of a bomb. Returns the name
+    of the entry with the pickle.
     """
     name = path.name
     try:
@@ -62,6 +66,9 @@ def check_archive(path: Path) -> str | None:
     total = sum(entry.file_size for entry in entries)
     if total > path.stat().st_size:
         raise InputError(f"{name}: its zip entries claim {total} bytes, more than the file has; refused")
+    places = sorted((entry.header_offset, entry.header_offset + _LOCAL + entry.compress_size) for entry in entries)
+    if any(end > start for (_, end), (start, _) in pairwise(places)):
+        raise InputError(f"{name}: zip entries lie on the same bytes; refused")
     pickles = [entry.filename for entry in entries if PurePosixPath(entry.filename).name == "data.pkl"]
     if len(pickles) > 1:
         raise InputError(f"{name}: {len(pickles)} entries data.pkl, torch files have one; refused")

@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from belvedere.checkpoints import int8, manifest, readme
-from belvedere.checkpoints.components import CODEC, PIPELINES, SCENES, build, known_class, load_component, read_json
+from belvedere.checkpoints.components import (
+    CODEC,
+    PIPELINES,
+    SCENES,
+    build,
+    check_keys,
+    fields,
+    known_class,
+    read_json,
+)
+from belvedere.checkpoints.published import load_component
 from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE, load_text_to_image, quiet
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
@@ -197,6 +207,7 @@ def load_verified(folder: Path, dtype: "torch.dtype", device: "torch.device", *,
         return load_text_to_image(folder, index, dtype).to(device), found
     cls = known_class(PIPELINES, index.get("_class_name"), folder / "model_index.json")
     values = {key: value for key, value in index.items() if not key.startswith("_")}
+    check_keys(values, fields(cls), folder / "model_index.json")
     for name, value in values.items():
         if isinstance(value, list) and len(value) == 2:
             values[name] = load_component(folder / name, name, value, dtype)
@@ -254,14 +265,10 @@ def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, 
     """Write a model folder and its card (``facts`` and the digest) whole or not at all; return the digest.
 
     ``write(path)`` writes the model to a folder that does not exist yet. A model already there is replaced. ``dtype``
-    "int8": what it writes is of ``memory_dtype``, and becomes int8. Raises ``InputError`` when ``folder`` holds
-    something else.
+    "int8": what it writes is of ``memory_dtype``, and becomes int8. Raises ``InputError`` as ``check_target`` does.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: choose a folder")
-    ours = any((folder / name).is_file() for name in ("model_index.json", "card.json"))
-    if folder.exists() and not ours and any(folder.iterdir()):
-        raise InputError(f"{folder}: not empty and not a model; choose another folder")
+    check_target(folder)
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -278,6 +285,21 @@ def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, 
     return found
 
 
+def check_target(folder: Path) -> None:
+    """Raise ``InputError`` unless a model may be written to ``folder``: new, empty, or with nothing but a model.
+
+    That is one with a manifest, and with no file, hidden ones too, that is not in it: all of it will be removed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / manifest.NAME).is_file():
+        raise InputError(f"{folder}: not empty and not a model that Belvedere wrote; choose another folder")
+    if strange := manifest.strangers(folder):
+        raise InputError(f"{folder} holds {strange[0]}, which is no part of its model; choose another folder")
+
+
 def _settle(folder: Path) -> None:
     """Put every file on the disk, readable by whoever can read the card (safetensors makes its files private)."""
     mode = (folder / "card.json").stat().st_mode
@@ -289,8 +311,14 @@ def _settle(folder: Path) -> None:
 
 
 def _swap(fresh: Path, folder: Path) -> None:
+    """Put ``fresh`` in the place of ``folder``, which stays as it is where that fails."""
     old = fresh.with_suffix(".old")
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
+    try:
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)

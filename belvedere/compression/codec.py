@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from belvedere.compression import bitstream
-from belvedere.compression.bitstream import MODEL_BYTES, QUALITY_STEP, Header
+from belvedere.compression.bitstream import MAX_METADATA, MODEL_BYTES, QUALITY_STEP, Header
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.segpic import SegPIC
 from belvedere.compression.segpic_config import STRIDE
@@ -99,6 +99,10 @@ class Source:
             raise InputError(f"importance of {importance.shape} for a picture of {image.height, image.width}: must fit")
         if importance is not None and codec.model.gain is None:
             raise InputError("this model has one rate: it cannot give parts of a picture another")
+        if (most := max(len(profile), len(exif))) > MAX_METADATA:
+            raise InputError(
+                f"metadata of {most} bytes: at most {MAX_METADATA} are kept; leave it out (--metadata none)"
+            )
         self.codec, self.importance, self.boxes = codec, importance, layout.boxes(*image.size)
         self.pixels = np.asarray(image.convert("RGB"))  # (h, w, 3)
         grid, grey = codec.model.config.grid, image.mode == "L"
@@ -136,7 +140,7 @@ def encode(
     ``quality``: 1 to the model's highest, fractions too. ``jobs``: tiles at once. Options: ``importance``, float32
     (h, w) from 0 to 1: where it is below 1 the picture gets fewer bits, and the decoder need not know; ``layout``: of
     the tiles; ``profile``, ``exif``: metadata to keep. Raises ``InputError`` for a quality the model does not have, a
-    picture that is too large, or an ``importance`` of another size.
+    picture or metadata that are too large, or an ``importance`` of another size.
     """
     level, source = codec.level(quality), Source(image, codec, **options)
 

@@ -73,7 +73,7 @@ class Reader:
     def read(self, indices: np.ndarray, tables: CodingTables) -> np.ndarray:
         """Return the next numbers, int64 (n,); ``indices`` (n,): the table of each, grouped as they were written.
 
-        Beyond the end there are numbers too: ``finish`` tells.
+        Beyond the end there are numbers too: ``check`` and ``finish`` tell.
         """
         order, used, counts = _groups(indices, tables)
         parts = [self._coder.decode(tables.models[table], int(n)) for table, n in zip(used, counts, strict=True)]
@@ -85,6 +85,12 @@ class Reader:
         result = np.empty_like(values)
         result[order] = values
         return result
+
+    def check(self) -> None:
+        """Raise if the stream has run dry: the state of a whole one never falls below its last."""
+        words, state = self._coder.pos()
+        if not words and state < FIRST_STATE:
+            raise TruncatedError("a stream ends before its last number does: it is cut or altered")
 
     def finish(self) -> None:
         """Raise unless the stream ends here: some that are altered in their last numbers do."""

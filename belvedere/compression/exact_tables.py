@@ -23,6 +23,7 @@ from belvedere.compression.official_tables import (
     gaussian_tables,
     scale_table,
 )
+from belvedere.compression.probabilities import FAR
 from belvedere.compression.segpic import SegPIC
 from belvedere.errors import InputError
 
@@ -83,7 +84,10 @@ class ExactTables:
 
 @torch.no_grad()
 def make(model: SegPIC) -> dict[str, Tensor]:
-    """Return the tables of a model, int32, to be stored with it."""
+    """Return the tables of a model, int32, to be stored with it.
+
+    Raises ``InputError`` for a median that is further out than numbers are: it decides how large a table is.
+    """
     at = torch.arange(-REACH * 2**FRACTION, REACH * 2**FRACTION + 1, dtype=torch.float64) / 2**FRACTION
     tensors = {name: _rounded(curve(at), bits) for name, (curve, bits, _, _) in CURVES.items()}
     logs = scale_table().double().log()
@@ -96,6 +100,8 @@ def make(model: SegPIC) -> dict[str, Tensor]:
     }
     for name, bottleneck in bottlenecks.items():
         alone = deepcopy(bottleneck).float().cpu()
+        if not (alone.medians.abs() <= FAR).all():
+            raise InputError(f"{name} of a model has medians up to {alone.medians.abs().max():g}: at most {FAR:g}")
         alone.settle_quantiles()
         numbers[name] = bottleneck_tables(alone)
         tensors[f"{name}.median"] = _rounded(alone.medians.flatten(), FRACTION)

@@ -97,9 +97,11 @@ class TileCodec:
         codes = self._read(reader, "prototypes2", (grid, grid))
         prototypes = self.path.prototypes(codes)
         z = self._read(reader, "z", (height, width))
+        reader.check()
 
         def code(i: int, mean: Tensor, index: Tensor) -> Tensor:
             symbols = reader.read(_flat(index), self.tables["y"])
+            reader.check()
             return torch.from_numpy(symbols).view(mean.shape).to(mean.device)
 
         latent = self.path.latent(*self.path.hyper(z, prototypes), code)

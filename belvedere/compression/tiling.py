@@ -13,8 +13,8 @@ import numpy as np
 
 from belvedere.errors import DamagedError
 
-SIDES = (256, 4096)
-"""Least and largest side of a tile in pixels."""
+SIDES = (256, 1024)
+"""Least and largest side of a tile in pixels: the memory that a file can ask for at once grows with its area."""
 MAX_OVERLAP = 64
 
 
@@ -41,7 +41,10 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not SIDES[0] <= self.side <= SIDES[1] or self.overlap > MAX_OVERLAP:
-            raise DamagedError(f"tiles of {self.side} pixels that overlap by {self.overlap}: the file is damaged")
+            raise DamagedError(
+                f"tiles of {self.side} pixels that overlap by {self.overlap}: {SIDES[0]} to {SIDES[1]}, and 0 to "
+                f"{MAX_OVERLAP} allowed; the file is damaged"
+            )
 
     def spans(self, length: int) -> list[Span]:
         """Return the tiles of an axis of ``length`` pixels: as few as will do, of equal length, evenly spread."""

@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 import belvedere
 from belvedere.apps import models_push
 from belvedere.apps.models_exchange import export, import_official, rounding
-from belvedere.checkpoints import store
+from belvedere.checkpoints import official, store
 from belvedere.errors import InputError
 from belvedere.synthesis.nvist import NViST
+from tests.checkpoints.test_autoencoder import save_tiny_autoencoder
 from tests.conftest import Run
+from tests.generation import test_dimr
 from tests.official_segpic import golden_weights
 
 WEIGHTS = "network/diffusion_pytorch_model.safetensors"
@@ -88,6 +90,15 @@ def test_a_model_is_not_exported_onto_itself_or_in_forms_there_are_none(tiny_mod
             export(str(tiny_model), **options)  # type: ignore[arg-type]
 
 
+def test_a_folder_needs_a_name(segpic: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"--out \.: name a folder"):
+        import_official(segpic, "segpic", Path())
+    with pytest.raises(InputError, match=r"--out \.: name a folder"):
+        export(str(tiny_model), Path())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_numbers_beyond_a_format_are_not_made_infinite() -> None:
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, 1e6)
@@ -104,6 +115,18 @@ def test_an_import_is_not_made_infinite(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--dtype float16: tensor \S+ has numbers beyond its range"):
         import_official(tmp_path / "segpic.pth.tar", "segpic", tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_autoencoder_of_another_scale_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published networks are too large for a test: a small one stands in for what was read."""
+    monkeypatch.setattr(official, "load_official", lambda system, file, config: test_dimr.tiny())
+    file, out = tmp_path / "dimr.pth", tmp_path / "out"
+    file.touch()
+    with pytest.raises(InputError, match=r"scales latents by 0\.13025, training by 0\.18215"):
+        import_official(file, "dimr", out, vae=str(save_tiny_autoencoder(tmp_path / "sdxl", scaling_factor=0.13025)))
+    assert not out.exists()
+    import_official(file, "dimr", out, vae=str(save_tiny_autoencoder(tmp_path / "sd")))
+    assert store.faults(out) == [] and (out / "vae").is_dir()
 
 
 def test_options_of_other_systems_are_refused(tmp_path: Path) -> None:

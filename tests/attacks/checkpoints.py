@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import belvedere
+from belvedere.apps.models_exchange import import_official
 from belvedere.checkpoints import int8, store
 from belvedere.checkpoints.autoencoder import find_autoencoder
 from belvedere.checkpoints.concepts import load_concept
@@ -23,8 +24,10 @@ from belvedere.checkpoints.official import load_official
 from belvedere.checkpoints.official_neti import official_concept
 from belvedere.checkpoints.tensors import read_state_dict
 from tests.attacks.corpus import MARK, Attack, written
-from tests.attacks.pickles import as_archive, as_legacy, as_pickle, gadgets
+from tests.attacks.pickles import GIGABYTE, as_archive, as_legacy, as_pickle, gadgets
+from tests.attacks.published import published
 from tests.conftest import save_tiny_model
+from tests.official_segpic import golden_weights
 
 WEIGHTS = "network/diffusion_pytorch_model.safetensors"
 OBJECT = r"holds a Python object|has opcode \w+, which no torch file has"
@@ -33,7 +36,8 @@ OBJECT = r"holds a Python object|has opcode \w+, which no torch file has"
 def checkpoints(folder: Path) -> list[Attack]:
     """Write the files below ``folder``; return the attacks."""
     attacks = [*_headers(folder), *_archives(folder), *_pickles(folder), *_tensors(folder), *_models(folder)]
-    return [*attacks, *_links(folder), *_official(folder)]
+    attacks += [*_links(folder), *_official(folder), *_codecs(folder)]
+    return [*attacks, *published(folder / "published", folder / "tiny")]
 
 
 def _safetensors(header: Any, data: bytes = b"", size: int | None = None) -> bytes:
@@ -108,6 +112,7 @@ def _archives(folder: Path) -> Iterator[Attack]:
         "archive without a pickle": ("none.pth", _zip(("w/version", b"3")), "a zip archive without data.pkl"),
         "directory cut off": ("cut.pth", _zip(("w/data.pkl", b"x" * 99))[:-30], "neither a zip archive nor a pickle"),
         "overlapping entries": ("lap.pth", _overlapping(), "more than the file has"),
+        "two entries on the same bytes": ("same.pth", _overlapping(2, 1 << 17), "zip entries lie on the same bytes"),
         "noise": ("noise.pth", bytes(range(256)) * 64, "neither a zip archive nor a pickle"),
         "empty": ("empty.pth", b"", "neither a zip archive nor a pickle"),
         "tar": ("w.pth.tar", b"data.pkl" + bytes(1016), "neither a zip archive nor a pickle"),
@@ -116,12 +121,14 @@ def _archives(folder: Path) -> Iterator[Attack]:
         yield Attack(name, partial(read_state_dict, written(folder / f"archives-{file}", content)), message)
 
 
-def _overlapping() -> bytes:
-    stream = io.BytesIO()
+def _overlapping(count: int = 100, padding: int = 0) -> bytes:
+    """Return an archive of entries with the bytes of the first; ``padding``: how many more it has."""
+    stream = io.BytesIO(bytes(padding))
+    stream.seek(padding)
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("w/data.pkl", bytes(1 << 16))
         first = archive.filelist[0]
-        for i in range(1, 100):
+        for i in range(1, count):
             clone = zipfile.ZipInfo(f"w/data/{i}")
             clone.header_offset, clone.CRC = first.header_offset, first.CRC
             clone.file_size = clone.compress_size = first.file_size
@@ -146,7 +153,7 @@ def _pickles(folder: Path) -> Iterator[Attack]:
     yield Attack("pickle of a million steps", partial(read_state_dict, endless), "more than 1000000 steps")
     claims = written(folder / "claims.pth", as_archive(b"X\xff\xff\xff\x7fx"))
     yield Attack("text of 2 GB in a pickle", partial(read_state_dict, claims), "its pickle is damaged")
-    memory = written(folder / "memory.pth", as_archive(b"cbuiltins\nbytearray\nJ\x00\x00\x00\x40\x85R"))
+    memory = written(folder / "memory.pth", as_archive(GIGABYTE))
     yield Attack("a gigabyte in 30 bytes", partial(read_state_dict, memory), OBJECT)
     legacy = written(folder / "no-torch.bin", as_pickle(b"}X\x01\x00\x00\x00aK\x01s"))
     yield Attack("pickle of something else", partial(read_state_dict, legacy), "a pickle of something else")
@@ -295,6 +302,7 @@ def _official(folder: Path) -> Iterator[Attack]:
     for system in ("dimr", "fitv2", "nvist", "segpic"):
         config = {"near": 0.1, "far": 2.0} if system == "nvist" else None
         yield Attack(f"not of {system}", partial(load_official, system, other, config), "these are not|not published")
+    yield from _shapes(folder)
     fields = {"version": 1, "token": "<x>", "super_category": "cat", "base": {"name": "m", "text_encoders": []}}
     mapper = {"widths": [16], "hidden": 10**9}
     facts = json.dumps({**fields, "mapper": mapper, "truncation": {"lowest": 1}})
@@ -303,3 +311,36 @@ def _official(folder: Path) -> Iterator[Attack]:
     yield Attack("concept of endless width", partial(load_concept, concept), "concept.safetensors: ")
     save_file({"w": torch.zeros(1)}, folder / "bare.safetensors")
     yield Attack("concept without its facts", partial(load_concept, folder / "bare.safetensors"), "no concept file")
+
+
+def _shapes(folder: Path) -> Iterator[Attack]:
+    """Official files of one system whose tensors have other axes or numbers than its own."""
+    halves = {f"stages.0.blocks.0.block2.{half}.weight": torch.zeros(2, 2 + i) for i, half in enumerate(("w0", "w1"))}
+    table = {"stages.0.class_embeds.weight": torch.zeros(3)}
+    segpic = golden_weights(8, "segpic-a")
+    for name, system, weights, config, message in (
+        ("one axis", "dimr", table, None, "these are not dimr weights"),
+        ("halves", "dimr", halves, {"channels": 4, "stage_configs": []}, "these are not dimr weights"),
+        ("no axes", "fitv2", {"x_embedder.proj.weight": torch.zeros(())}, None, "these are not fitv2 weights"),
+        ("one half", "segpic", {"dyn_encoder.k_sp_gen.0.weight": torch.zeros(3, 1, 1, 1)}, None, "not segpic weights"),
+        ("int8", "segpic", {key: x.to(torch.int8) for key, x in segpic.items()}, None, "is of torch.int8, not"),
+        ("complex", "segpic", {key: x.to(torch.complex64) for key, x in segpic.items()}, None, "torch.complex64, not"),
+    ):
+        path = folder / f"official-{name}.safetensors"
+        save_file(weights, path)
+        yield Attack(f"{name} of {system}", partial(load_official, system, path, config), message)
+
+
+def _codecs(folder: Path) -> Iterator[Attack]:
+    """Official files of SegPIC that no codec can be made of."""
+    weights = golden_weights(8, "segpic-a")
+    far = weights["entropy_bottleneck.quantiles"] - 1e9
+    large = weights["h_mean_s.0.weight"] + 1e6
+    for name, change, message in (
+        ("median", {"entropy_bottleneck.quantiles": far}, "z of a model has medians up to 1e.09"),
+        ("sums", {"h_mean_s.0.weight": large}, "exact sums take up to"),
+    ):
+        path = folder / f"codec-{name}.safetensors"
+        save_file(weights | change, path)
+        make = partial(import_official, path, "segpic", folder / f"codec-{name}")
+        yield Attack(f"codec without end: {name}", make, message)

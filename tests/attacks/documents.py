@@ -1,11 +1,14 @@
 """Configs, camera paths, captures and job files made to mislead."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -13,6 +16,7 @@ from belvedere.apps.batch_jobs import read_jobs
 from belvedere.apps.config import load_config
 from belvedere.data.cameras import Camera
 from belvedere.data.captures import open_capture
+from belvedere.data.folders import Parquet
 from belvedere.data.latents import Latents
 from belvedere.synthesis.camera_paths import read_path
 from tests.attacks.corpus import Attack, written
@@ -24,7 +28,14 @@ POSE = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 def documents(folder: Path) -> list[Attack]:
     """Write the files below ``folder``; return the attacks."""
-    return [*_configs(folder), *_paths(folder), *_captures(folder), *_jobs(folder), *_latents(folder)]
+    return [
+        *_configs(folder),
+        *_paths(folder),
+        *_captures(folder),
+        *_jobs(folder),
+        *_latents(folder),
+        *_tables(folder),
+    ]
 
 
 def _configs(folder: Path) -> Iterator[Attack]:
@@ -133,3 +144,23 @@ def _latents(folder: Path) -> Iterator[Attack]:
     written(root / "00000.safetensors", b"")
     written(root / "classes.json", DEEP)
     yield Attack("latents with endless names", partial(Latents, root), "latents in")
+
+
+def _tables(folder: Path) -> Iterator[Attack]:
+    """Parquet files whose columns are of other kinds, or count classes without end."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    encoded = picture.getvalue()
+    for name, content, label, message in (
+        ("pictures that are text", "/etc/passwd", 0, "has binary 'bytes'"),
+        ("pictures that are numbers", 1 << 40, 0, "has binary 'bytes'"),
+        ("classes without end", encoded, 1_700_000_000, "class number 1700000000: at most 1048575 allowed"),
+        ("a class below none", encoded, -1, "without a label of 0 or more"),
+        ("classes that are text", encoded, "x", "is not of integers"),
+    ):
+        path = folder / f"table-{name}.parquet"
+        pq.write_table(pa.table({"image": [{"bytes": content}], "label": [label]}), path)
+        yield Attack(f"parquet: {name}", partial(Parquet, path, 8), message)
+    path = folder / "table.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": encoded}], "label": [1]}), path)
+    yield Attack("parquet: a right one", partial(Parquet, path, 8), "", lambda data: data.classes == ("0", "1"))  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from belvedere.apps import record
-from belvedere.data.images import open_image, open_photograph
+from belvedere.data.images import centre_crop, open_image, open_photograph
 from tests.attacks.corpus import Attack, written
 
 WHOLE = "is not a whole PNG, JPEG or WebP picture"
@@ -123,8 +123,16 @@ def _odd(folder: Path) -> Iterator[Attack]:
     yield Attack("colour of 16 bits", partial(open_image, path), "", lambda x: x.getpixel((0, 0)) == (255, 128, 0))  # type: ignore[attr-defined]
     path = written(folder / "line.png", _encoded(wide, "PNG"))
     yield Attack("20000 x 1", partial(open_image, path), "", lambda x: x.size == (20_000, 1))  # type: ignore[attr-defined]
+    for name, size in (("line", (20_000, 1)), ("column", (1, 20_000))):
+        path = written(folder / f"crop-{name}.png", _encoded(Image.new("RGB", size, "red"), "PNG"))
+        crop = partial(_cropped, path)
+        yield Attack(f"the middle of a {name}", crop, "", lambda x: x.size == (512, 512))  # type: ignore[attr-defined]
     path = written(folder / "dot.jpg", _encoded(Image.new("RGB", (1, 1), "red"), "JPEG"))
     yield Attack("1 x 1", partial(open_image, path), "", lambda x: x.size == (1, 1))  # type: ignore[attr-defined]
+
+
+def _cropped(path: Path) -> Image.Image:
+    return centre_crop(open_image(path), 512)
 
 
 def _colour16() -> bytes:

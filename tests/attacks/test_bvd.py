@@ -4,6 +4,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pytest
 from belvedere.compression import bitstream
 from belvedere.compression.bitstream import Tile
 from belvedere.compression.codec import decode, encode
+from belvedere.compression.entropy import FIRST_STATE
+from belvedere.compression.tiling import SIDES, Layout
 from belvedere.errors import BitstreamError
+from tests.compression.test_bitstream import varint
 from tests.compression.test_codec import SMALL_TILES, codec, photograph
 
 SECONDS = 2.0
@@ -108,6 +112,27 @@ def test_streams_altered_under_right_checksums() -> None:
 def test_files_altered_at_random_100_000_times() -> None:
     assert attack(mutations(100_000)) > 90_000
     assert attack(resealed(1000)) > 990
+
+
+def test_large_tiles_whose_streams_hold_nothing() -> None:
+    """Headers of the largest tile there is, and of larger ones, over streams that run dry at once or a little later."""
+
+    def dry() -> Iterator[bytes]:
+        header, tiles = bitstream.read(files()[0])
+        large = replace(header, width=SIDES[1], height=SIDES[1], layout=Layout(SIDES[1], 0))
+        for stream in (b"", struct.pack("<I", 1), struct.pack("<I", FIRST_STATE), tiles[0].payload[:8]):
+            data = bitstream.write(large, [Tile(stream, 0)])
+            yield data
+            yield resized(data, SIDES[1], 4096)
+
+    assert attack(dry()) == 8
+
+
+def resized(data: bytes, side: int, other: int) -> bytes:
+    """Return a file of one tile with ``other`` for ``side`` in its header, and a right checksum."""
+    payload = bitstream.read(data)[1][0].payload
+    head = data[: len(data) - len(payload) - 4].replace(varint(side), varint(other))
+    return head + struct.pack("<I", zlib.crc32(head)) + payload
 
 
 def test_header_bytes_altered_under_right_checksums() -> None:

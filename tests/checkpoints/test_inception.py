@@ -46,7 +46,7 @@ def test_other_tensors_are_named(weights: dict[str, torch.Tensor], tmp_path: Pat
     with pytest.raises(InputError, match=r"2 differences: fc.weight is \(1000, 2048\), not \(1008, 2048\); unexpected"):
         load_inception(path)
     save_file(weights | {"fc.bias": torch.zeros(1008, dtype=torch.int64)}, path)
-    with pytest.raises(InputError, match=r"fc.bias holds integers; get pt_inception"):
+    with pytest.raises(InputError, match=r"fc.bias is of torch.int64, not torch.float32\); get pt_inception"):
         load_inception(path)
     save_file(weights | {"fc.bias": torch.full((1008,), torch.nan)}, path)
     with pytest.raises(InputError, match=r"fc\.bias' holds NaN"):

@@ -62,6 +62,16 @@ def test_what_is_missing_or_added_is_named(copy: Path) -> None:
     assert manifest.differences(copy) == ["README.md is missing", "network/extra.json is not in manifest.json"]
 
 
+def test_what_is_not_a_models_own_is_named_hidden_or_not(copy: Path) -> None:
+    assert manifest.strangers(copy) == []
+    (copy / ".git").mkdir()
+    assert manifest.strangers(copy) == []
+    (copy / ".git/HEAD").write_text("ref")
+    (copy / "network/.tmp").write_text("x")
+    (copy / "link").symlink_to("network")
+    assert manifest.strangers(copy) == [".git/HEAD", "link", "network/.tmp"]
+
+
 def test_a_large_file_is_read_only_when_asked(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "SMALL", 10_000)
     content = bytearray((copy / WEIGHTS).read_bytes())

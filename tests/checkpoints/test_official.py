@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -133,6 +135,61 @@ def test_weights_of_no_published_size_ask_for_their_config() -> None:
 def test_unknown_system() -> None:
     with pytest.raises(InputError, match="no importer for 'gan'"):
         load_official("gan", {})
+
+
+@pytest.mark.parametrize(
+    ("system", "config", "name", "shape"),
+    [
+        ("dimr", None, "stages.0.class_embeds.weight", (1001,)),
+        ("fitv2", None, "x_embedder.proj.weight", ()),
+        ("segpic", None, "analysis1.0.conv.weight", ()),
+        ("segpic", None, "dyn_encoder.k_sp_gen.0.weight", (3, 1, 1, 1)),
+        ("nvist", {"near": 0.1, "far": 2.0}, "encoder.pos_embed", (3,)),
+    ],
+)
+def test_one_tensor_of_another_form_is_one_line(
+    system: str, config: dict[str, float] | None, name: str, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(InputError, match=r"these are not|not published") as error:
+        load_official(system, {name: torch.zeros(shape)}, config)
+    assert "\n" not in str(error.value)
+
+
+def test_halves_that_do_not_go_together_are_one_line() -> None:
+    config, state, _ = golden()
+    for shapes in (((64, 3), (64, 4)), ((), ())):
+        halves = {f"stages.0.blocks.0.block2.w{i}.weight": torch.zeros(shape) for i, shape in enumerate(shapes)}
+        with pytest.raises(InputError, match=r"these are not dimr weights of this form: .*dimension"):
+            load_official("dimr", state | halves, config)
+    halves = {f"blocks.0.mlp.fc1_{half}.weight": torch.zeros(()) for half in "gx"}
+    with pytest.raises(InputError, match="these are not fitv2 weights of this form"):
+        load_official("fitv2", {"x_embedder.proj.weight": torch.zeros(1)} | halves, "XL/2")
+
+
+SHAPES = st.lists(st.integers(0, 40), max_size=5).map(tuple)
+KINDS = st.sampled_from([torch.float32, torch.int8, torch.int64, torch.bool, torch.complex64])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_tensor_of_any_other_shape_or_kind_is_one_line(data: st.DataObject) -> None:
+    config, state, _ = golden()
+    name = data.draw(st.sampled_from(sorted(state)))
+    shape, kind = data.draw(SHAPES | st.just(tuple(state[name].shape))), data.draw(KINDS)
+    state[name] = torch.zeros(shape, dtype=kind)
+    if (shape, kind) == (golden()[1][name].shape, torch.float32):
+        return
+    with pytest.raises(InputError) as error:
+        load_official("dimr", state, config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_weights_that_are_no_floats_are_refused(kind: torch.dtype, tmp_path: Path) -> None:
+    config, state, _ = golden()
+    save_file({name: tensor.to(kind) for name, tensor in state.items()}, tmp_path / "whole.safetensors")
+    with pytest.raises(InputError, match=rf"is of {kind}, not torch.float32"):
+        load_official("dimr", tmp_path / "whole.safetensors", config)
 
 
 @pytest.mark.parametrize(

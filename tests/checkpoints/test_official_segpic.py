@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from belvedere.checkpoints.official import load_official
@@ -85,6 +87,24 @@ def test_differences_are_listed(eighth: dict[str, Tensor]) -> None:
 def test_other_weights_are_named() -> None:
     with pytest.raises(InputError, match=r"these are not SegPIC weights: .* is missing"):
         load_official("segpic", {"stages.0.weight": torch.zeros(1)})
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_tensors_of_other_shapes_are_one_line(eighth: dict[str, Tensor], data: st.DataObject) -> None:
+    weights = {name: tensor.to("meta") for name, tensor in eighth.items()}
+    told = [
+        "cc_mean_transforms.0.8.weight",
+        "dyn_encoder.k_sp_gen.0.weight",
+        "g_a1.2.conv_b.0.attn.relative_position_bias_table",
+    ]
+    for name in data.draw(st.lists(st.sampled_from(told + sorted(weights)), min_size=1, max_size=3)):
+        shape = data.draw(st.lists(st.integers(0, 30), max_size=5).map(tuple))
+        if shape != weights[name].shape:
+            weights[name] = torch.empty(shape, device="meta")
+            with pytest.raises(InputError) as error:
+                load_official("segpic", weights)
+            assert "\n" not in str(error.value)
 
 
 def test_there_are_no_official_fields() -> None:

@@ -1,5 +1,6 @@
 """Stable Diffusion in one file: the same pictures as from its folder, of either kind of file; others are refused."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -131,6 +132,34 @@ def test_a_layout_must_be_one(world: Path, tmp_path: Path) -> None:
     (layout / "unet" / "config.json").write_text(config.replace('"sample_size": 8', '"sample_size": 80000000'))
     with pytest.raises(InputError, match="larger than any size"):
         load_single_file(world / "model.safetensors", layout)
+
+
+def test_nothing_of_a_layout_is_read_but_what_was_checked(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    layout = Path(shutil.copytree(world / "layout", tmp_path / "layout"))
+
+    def change(file: str, **values: Any) -> None:
+        path = layout / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    torch.save(tiny_pipeline().text_encoder.state_dict(), layout / "text_encoder" / "pytorch_model.bin")
+    change("model_index.json", unet=["subprocess", "UNet2DConditionModel"], image_encoder=["os", "system"])
+    change("unet/config.json", _class_name="StableDiffusionPipeline")
+    change("tokenizer/tokenizer_config.json", gguf_file="../x.gguf")
+    assert torch.equal(picture(load_single_file(world / "model.safetensors", layout)), picture(tiny_pipeline()))
+    for file, values, message in (
+        ("model_index.json", {"scheduler": ["os", "system"]}, "scheduler of class 'system' is not one"),
+        ("text_encoder/config.json", {"attn_implementation": "kernels-community/x"}, "unknown key 'attn_implement"),
+        ("unet/config.json", {"transformer_layers_per_block": 255}, "tensors for 510 blocks"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "larger than any size"),
+    ):
+        before = (layout / file).read_text()
+        change(file, **values)
+        with pytest.raises(InputError, match=message):
+            load_single_file(world / "model.safetensors", layout)
+        (layout / file).write_text(before)
 
 
 def test_it_becomes_a_model_folder(world: Path, tmp_path: Path) -> None:

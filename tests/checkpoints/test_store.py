@@ -1,6 +1,7 @@
 """Models in folders: found, checked before memory is taken, loaded as they were saved."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def test_a_wrong_config_is_refused(copy: Path, changes: dict[str, object], messa
         ({"network": ["subprocess", "Popen"]}, "class 'Popen' is not one Belvedere loads"),
         ({"vae": ["diffusers", "StableDiffusionPipeline"]}, "component vae of class 'StableDiffusionPipeline'"),
         ({"scheduler": ["os", "system"]}, "component scheduler of class 'system'"),
-        ({"helper": ["os", "system"]}, "component helper of class 'system'"),
+        ({"scheduler": ["diffusers", "SchedulerMixin"]}, "component scheduler of class 'SchedulerMixin'"),
+        ({"helper": ["os", "system"]}, "unknown key 'helper'"),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "unknown key 'unet'"),
         ({"default_step": 3}, "unknown key 'default_step'"),
         ({"id2label": [1, 2]}, "component id2label"),
         ({"id2label": [1, 2, 3]}, "model_index.json: "),
@@ -204,6 +207,62 @@ def test_saving_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "photos/me.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match="not empty and not a model"):
         save_tiny_model(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git/config", ".hidden", "network/old.safetensors", "elsewhere"])
+def test_saving_removes_nothing_that_is_not_a_models(name: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    if name == "elsewhere":
+        (folder / name).symlink_to(tmp_path)
+    else:
+        (folder / name).write_text("mine")
+    before = store.digest(folder)
+    with pytest.raises(InputError, match=f"holds {re.escape(name)}, which is no part of its model"):
+        save_tiny_model(folder, seed=5)
+    assert store.digest(folder) == before and (folder / name).exists()
+
+
+def test_a_model_of_others_is_not_removed(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="not empty and not a model that Belvedere wrote"):
+        save_tiny_model(folder, seed=5)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/card.json").write_text("{}")
+    for path in (tmp_path / "photos", folder / "card.json"):
+        with pytest.raises(InputError, match="choose a"):
+            store.check_target(path)
+    for path in (tmp_path / "none", tmp_path / "a/b"):
+        store.check_target(path)
+
+
+def test_a_folder_is_replaced_however_it_is_called(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    for path in (tmp_path / "link", tmp_path / "real/../real"):
+        save_tiny_model(path, seed=5)
+        assert (tmp_path / "link").is_symlink() and store.faults(tmp_path / "real") == []
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+@pytest.mark.parametrize("stop", [OSError, SystemExit])
+def test_a_save_that_ends_between_two_names_leaves_the_old_model(
+    stop: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    before, rename = store.digest(folder), Path.rename
+
+    def broken(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise stop("stopped")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(stop):
+        save_tiny_model(folder, seed=5)
+    assert store.digest(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_failed_save_leaves_the_old_model(tmp_path: Path) -> None:

@@ -154,6 +154,20 @@ def test_overlapping_archive_entries_are_refused(tmp_path: Path) -> None:
         scan.check_archive(path)
 
 
+def test_two_archive_entries_on_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    """They are not larger together than the file, which has other bytes before them."""
+    path = tmp_path / "w.pth"
+    for start in (0, 10, 1 << 15):
+        path.write_bytes(bytes(1 << 17))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("w/data.pkl", bytes(1 << 16))
+            archive.writestr("w/1", bytes(1 << 10))
+            first, second = archive.filelist
+            second.header_offset = first.header_offset + start
+        with pytest.raises(InputError, match="zip entries lie on the same bytes"):
+            scan.check_archive(path)
+
+
 def test_a_tensor_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({"w": torch.zeros(1).expand(1 << 34)}, path)

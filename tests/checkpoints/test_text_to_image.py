@@ -72,6 +72,14 @@ def _config(part: str, **values: Any) -> Callable[[Path], None]:
     return change
 
 
+def _scheduler(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
 def _without(part: str, name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (path,) = (folder / part).glob("*.safetensors")
@@ -91,10 +99,19 @@ def _pickled(folder: Path) -> None:
         (_index(unet=["diffusers", "Other"]), "class 'Other' is not one Belvedere loads"),
         (_index(scheduler=["os", "system"]), "scheduler of class 'system' is not one"),
         (_index(vae=["diffusers"]), "component vae must be"),
+        (_index(unet=[None, None]), "component unet is left out"),
         (_config("unet", cross_attention_dim=32), "do not fit its config.json"),
         (_config("unet", block_out_channels=[8, 10**9]), "1000000000 is larger than any size"),
         (_config("unet", layers_per_block=60_000), "60000 is larger than any size"),
         (_config("unet", down_block_types=["DownBlock2D"] * 65), "a list of 65 is longer"),
+        (_config("unet", transformer_layers_per_block=250), "tensors for 500 blocks"),
+        (_config("unet", transformer_layers_per_block=[1, [[250]]]), "tensors for 500 blocks"),
+        (_config("unet", layers_per_block=256, block_out_channels=[8] * 64), "tensors for 16384 blocks"),
+        (_config("vae", layers_per_block=250), "tensors for 500 blocks"),
+        (_config("unet", wings=2), "unknown key 'wings'"),
+        (_config("vae", wings=2), "unknown key 'wings'"),
+        (_scheduler(num_train_timesteps=2 * 10**9), "2000000000 is larger than any size"),
+        (_index(scheduler=["diffusers", "SchedulerMixin"]), "scheduler of class 'SchedulerMixin' is not one"),
         (_config("text_encoder", num_hidden_layers=1000), "1000 is larger than any size"),
         (_config("text_encoder", hidden_size=65_000), "do not fit its config.json"),
         (_config("text_encoder", vocab_size=10**9), "1000000000 is larger than any size"),

@@ -21,7 +21,7 @@ FILE = write(HEADER, TILES)
 @given(
     st.builds(
         Header, st.binary(min_size=8, max_size=8), st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 1792),
-        st.builds(Layout, st.integers(256, 4096), st.integers(0, 64)), st.integers(1, 64), st.booleans(),
+        st.builds(Layout, st.integers(256, 1024), st.integers(0, 64)), st.integers(1, 64), st.booleans(),
         st.binary(max_size=300), st.binary(max_size=300),
     ),
     st.randoms(use_true_random=False),
@@ -86,6 +86,7 @@ BIG = 2**32 - 1
         (sealed(8000, 8000, 0, 256, 64, 4), TruncatedError),
         (sealed(64, 64, BIG, 768, 32, 4), DamagedError),
         (sealed(64, 64, 0, 255, 32, 4), DamagedError),
+        (sealed(64, 64, 0, 1025, 32, 4), DamagedError),
         (sealed(64, 64, 0, BIG, 32, 4), DamagedError),
         (sealed(64, 64, 0, 768, 65, 4), DamagedError),
         (sealed(64, 64, 0, 768, 32, 0), DamagedError),

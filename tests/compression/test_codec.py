@@ -1,6 +1,7 @@
 """Pictures through the whole codec: what comes back, tiles, parts, rates, wanted sizes, hostile files."""
 
 import copy
+import struct
 import zlib
 from dataclasses import replace
 from functools import cache, partial
@@ -11,14 +12,16 @@ import torch
 from PIL import Image
 
 from belvedere.compression import bitstream, exact_tables
-from belvedere.compression.bitstream import Tile
+from belvedere.compression.bitstream import MAX_METADATA, Tile
 from belvedere.compression.codec import Codec, decode, encode
+from belvedere.compression.entropy import FIRST_STATE
+from belvedere.compression.exact import ExactPath
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.rate_control import encode_to_bpp, encode_to_psnr
 from belvedere.compression.rate_distortion import psnr
 from belvedere.compression.tile_codec import TileCodec
 from belvedere.compression.tiling import Layout
-from belvedere.errors import BitstreamError, DamagedError, InputError, WrongModelError
+from belvedere.errors import BitstreamError, DamagedError, InputError, TruncatedError, WrongModelError
 from belvedere.kernels.layout import place
 from tests.compression.test_segpic import small
 
@@ -108,6 +111,22 @@ def test_a_part_does_not_need_the_other_tiles(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(TileCodec, "read", lambda self, tile, *rest: sizes.append(1) or plain(self, tile, *rest))
     decode(data, codec(), region=(0, 0, 10, 10))
     assert len(sizes) == 1
+
+
+def test_a_stream_of_nothing_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    header, _ = bitstream.read(encode(photograph(), codec(), quality=4))
+    monkeypatch.setattr(ExactPath, "hyper", lambda *_: pytest.fail("the maps were made"))
+    for stream in (b"", struct.pack("<I", 1), struct.pack("<I", FIRST_STATE)):
+        with pytest.raises(TruncatedError, match="ends before its last number"):
+            decode(bitstream.write(header, [Tile(stream, 0)]), codec())
+
+
+@pytest.mark.parametrize("kind", ["profile", "exif"])
+def test_metadata_that_no_file_may_have_are_refused_at_once(kind: str) -> None:
+    data = encode(photograph(), codec(), **{kind: bytes(MAX_METADATA)})
+    assert len(bitstream.read(data)[0].profile or bitstream.read(data)[0].exif) == MAX_METADATA
+    with pytest.raises(InputError, match=r"metadata of 4194305 bytes: at most 4194304 are kept"):
+        encode(photograph(), codec(), **{kind: bytes(MAX_METADATA + 1)})
 
 
 @pytest.mark.parametrize("region", [(-1, 0, 5, 5), (0, 0, 0, 5), (96, 0, 5, 5), (0, 66, 5, 5)])

@@ -1,6 +1,8 @@
 """The entropy coder: round trips, sizes, a frozen stream, and hostile bytes."""
 
 import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -75,6 +77,79 @@ def test_a_number_outside_its_table_costs_22_bits_more() -> None:
 def test_the_stream_is_frozen() -> None:
     calls = [np.array([[0, 1, 7, -1, 9, 0], [0, 0, 1, 0, 1, 2]]), np.array([[-2, MAX_VALUE, -MAX_VALUE], [2, 0, 1]])]
     assert written(calls).hex() == "010000004e3956b01652b93f7f80e7c3f9ffff00"
+
+
+def plainly(data: bytes, calls: list[np.ndarray], tables: Tables) -> list[np.ndarray]:
+    """Read a stream as docs/formats.md says, in plain Python."""
+    words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+    state = words.pop(0)
+    state = state << 32 | words.pop(0) if words else state
+
+    def symbol(edges: Sequence[int]) -> int:
+        nonlocal state
+        part = state % 2**24
+        found = bisect_right(edges, part) - 1
+        end = edges[found + 1] if found + 1 < len(edges) else 2**24
+        state = (state >> 24) * (end - edges[found]) + part - edges[found]
+        if state < 2**32 and words:
+            state = state << 32 | words.pop(0)
+        return found
+
+    results = []
+    for _, indices in calls:
+        values, outside = np.zeros(len(indices), np.int64), []
+        for table in sorted(set(indices.tolist())):
+            counts = tables.cdf[table][:-1]
+            edges = [count * (2**24 - len(counts)) // 2**16 + i for i, count in enumerate(counts)]
+            for place in np.flatnonzero(indices == table):
+                found = symbol(edges)
+                values[place] = tables.offset[table] + found
+                if found == len(counts) - 1:
+                    outside.append(place)
+        for place in outside:
+            values[place] = symbol(range(0, 4 * (2**22 - 1), 4)) - (2**21 - 1)
+        results.append(values)
+    assert (state, words) == (65537, [])
+    return results
+
+
+def test_the_page_on_formats_is_enough_to_decode_a_stream() -> None:
+    calls = [np.array([[0, 1, 7, -1, 9, 0], [0, 0, 1, 0, 1, 2]]), np.array([[-2, MAX_VALUE, -MAX_VALUE], [2, 0, 1]])]
+    rng = np.random.default_rng(0)
+    widest = len(GAUSSIAN.cdf) - 1
+    assert len(GAUSSIAN.cdf[widest]) == max(map(len, GAUSSIAN.cdf)) == 3133
+    indices = np.array([0, 20, widest] * 40)
+    values = np.round(rng.normal(size=120) * np.array([0.11, 1.3, 256] * 40)).astype(np.int64)
+    values[:6] = 5, -MAX_VALUE, MAX_VALUE, 0, 0, GAUSSIAN.offset[widest]
+    wide = [np.stack((values, indices)), np.stack((values[::-1], indices[::-1]))]
+    for both, tables in ((calls, SOME), (wide, GAUSSIAN)):
+        writer, ready = Writer(), CodingTables(tables)
+        for numbers, places in both:
+            writer.write(numbers, places, ready)
+        found = plainly(writer.finish(), both, tables)
+        assert all((a == b[0]).all() for a, b in zip(found, both, strict=True))
+
+
+def test_a_stream_that_has_run_dry_is_noticed_and_a_whole_one_never_is() -> None:
+    calls = [usual(4000)[0][:, start : start + 100] for start in range(0, 4000, 100)]
+    data = written(calls)
+    whole, half = Reader(data), Reader(data[: len(data) // 8 * 4])
+    for _, indices in calls:
+        whole.read(indices, TABLES)
+        whole.check()
+    read = 0
+    with pytest.raises(TruncatedError, match="ends before its last number"):
+        for _, indices in calls:
+            half.read(indices, TABLES)
+            half.check()
+            read += 1
+    assert 18 < read < 26
+    likely = [np.stack((np.full(5000, 7), np.ones(5000, np.int64)))]  # the first of its table: the state stays
+    for data, numbers in ((Writer().finish(), []), (written(likely), likely)):
+        reader = Reader(data)
+        for _, indices in numbers:
+            reader.read(indices, TABLES)
+        reader.check()
 
 
 def test_a_beginning_holds_the_first_numbers() -> None:

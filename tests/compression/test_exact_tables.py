@@ -75,6 +75,15 @@ def test_medians_are_rounded_and_the_model_stays_as_it_is() -> None:
     assert model.bottleneck.quantiles.dtype == torch.float16
 
 
+@pytest.mark.parametrize("median", [1e9, -3000.0, float("nan")])
+def test_a_median_decides_how_large_a_table_is_and_is_near(median: float) -> None:
+    model = small()
+    with torch.no_grad():
+        model.prototypes2.bottleneck.quantiles[1, 0, 1] = median
+    with pytest.raises(InputError, match=r"prototypes2 of a model has medians up to .*: at most 1024"):
+        make(model)
+
+
 def changed(name: str, change: Callable[[Tensor], Tensor]) -> Tensors:
     return STORED | {name: change(STORED[name].clone())}
 

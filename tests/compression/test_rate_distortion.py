@@ -1,6 +1,7 @@
 """Quality and BD-rate against slow formulas, figures by hand, and published ones."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,29 @@ def test_psnr_by_hand() -> None:
     b[0, 0, 0] = 0  # 7 off in one of 12 values: an uint8 that goes below 0 would wrap
     assert psnr(b, a) == psnr(a, b) == pytest.approx(10 * math.log10(255**2 * 12 / 49))
     assert psnr(a, a) == math.inf
+
+
+def test_psnr_of_a_picture_in_blocks_is_that_of_all_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randint(0, 256, (2, 97, 131, 3), dtype=torch.uint8, generator=generator)
+    want = 10 * math.log10(255**2 / (a.double() - b.double()).square().mean().item())
+    assert psnr(a, b) == want
+    monkeypatch.setattr("belvedere.compression.rate_distortion.BLOCK", 1000)
+    assert psnr(a, b) == want and psnr(a.transpose(0, 1), b.transpose(0, 1)) == want
+
+
+def test_psnr_takes_little_memory_beside_the_picture() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    a = torch.zeros(20_000_000, dtype=torch.uint8)
+    before = _peak()
+    assert psnr(a, a) == math.inf
+    assert _peak() - before < 120  # as float64 it would be 480
+
+
+def _peak() -> float:
+    """Return the most MB this process has held."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def test_ms_ssim_is_the_slow_formula() -> None:
