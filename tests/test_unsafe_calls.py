@@ -64,6 +64,16 @@ def test_nothing_unpickles_or_evaluates() -> None:
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 
+def test_libraries_open_no_folder_but_one_that_was_checked() -> None:
+    opening = {"from_pretrained", "from_single_file"}
+    found = {
+        path
+        for path, tree in sources()
+        if any(isinstance(node, ast.Attribute) and node.attr in opening for node in ast.walk(tree))
+    }
+    assert found == {f"checkpoints/{name}.py" for name in ("published", "single_file", "tokenizer")}
+
+
 def test_the_check_sees_what_it_looks_for() -> None:
     for text in (
         "import pickle", "from pickle import loads", "import torch\ntorch.load(x)", "from torch import load",

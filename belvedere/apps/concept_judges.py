@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from belvedere.checkpoints.components import read_json
+from belvedere.checkpoints.published import load_transformers
 from belvedere.checkpoints.tensors import one_line
+from belvedere.checkpoints.tokenizer import load_tokenizer
 from belvedere.data.images import centre_crop, to_tensor
 from belvedere.errors import InputError
 from belvedere.seeds import derive
@@ -93,8 +95,10 @@ class ClipJudge:
         from transformers import CLIPModel, CLIPTokenizer
 
         with _reading(folder, "CLIP"):
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-            self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            if read_json(folder / "config.json").get("model_type") != "clip":
+                raise InputError(f"{folder}: not a CLIP model; give the folder of one")
+            self.model: Any = load_transformers(CLIPModel, folder)
+            self.tokenizer: Any = load_tokenizer(CLIPTokenizer, folder)
             self.lens = Lens(folder, self.model.config.vision_config.image_size, CLIP_MEAN, CLIP_STD)
         self.name = f"CLIP {folder.name}"
 
@@ -130,7 +134,7 @@ class DinoJudge:
                 raise InputError(f"{folder}: a model of type {str(kind)[:40]}: give one of {', '.join(DINO)}")
             options = {"add_pooling_layer": False} if kind == "vit" else {}
             network: Any = getattr(transformers, DINO[kind])
-            self.model = network.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).eval()
+            self.model = load_transformers(network, folder, **options)
             self.lens = Lens(folder, self.model.config.image_size, IMAGENET_MEAN, IMAGENET_STD)
         self.name = f"DINO {folder.name}"
 

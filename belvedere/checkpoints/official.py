@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from belvedere.checkpoints.official_fitv2 import fitv2_config, fitv2_names, infer_fitv2
+from belvedere.checkpoints.official_fitv2 import fitv2_config, fitv2_names, infer_fitv2, joined
 from belvedere.checkpoints.official_nvist import infer_nvist, nvist_config, nvist_names
 from belvedere.checkpoints.official_segpic import infer_segpic, segpic_config, segpic_names
 from belvedere.checkpoints.tensors import one_line, read_state_dict
@@ -79,7 +79,9 @@ def dimr_names(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = official.get(name[: gate.start()] + f".block2.w1.{gate[1]}")
             if value is None:
                 raise InputError(f"official weights have {name} but not its w1 half: the file is incomplete")
-            ours[name[: gate.start()] + f".mlp.project_in.{gate[1]}"] = torch.cat((tensor, value))
+            ours[name[: gate.start()] + f".mlp.project_in.{gate[1]}"] = joined(
+                torch.cat, [tensor, value], f"{name} and its w1 half"
+            )
             continue
         for pattern, replacement in _DIMR_NAMES:
             name = re.sub(pattern, replacement, name)

@@ -159,7 +159,7 @@ def _gate(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         if len(present) == 1:
             raise InputError(f"official weights have one half of {name} but not the other: the file is incomplete")
         if present:
-            fused[part] = _joined(torch.cat, present, f"{name}_g and _x")
+            fused[part] = joined(torch.cat, present, f"{name}_g and _x")
     return fused
 
 
@@ -178,12 +178,15 @@ def _stacked(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             if f"{last}.{part}" in found:
                 maps.setdefault(f"modulation.up_{part}", []).append(found[f"{last}.{part}"])
     return {
-        name: _joined(torch.cat if ".down." in name else torch.stack, tensors, "adaLN_modulation of the blocks")
+        name: joined(torch.cat if ".down." in name else torch.stack, tensors, "adaLN_modulation of the blocks")
         for name, tensors in maps.items()
     }
 
 
-def _joined(join: Any, tensors: list[Tensor], name: str) -> Tensor:
+def joined(join: Any, tensors: list[Tensor], name: str) -> Tensor:
+    """Return what ``join`` makes of tensors; ``InputError`` for ones that do not go together, by their ``name``."""
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise InputError(f"official weights have {name} of different dtypes: the file is damaged")
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = sorted({tuple(tensor.shape) for tensor in tensors})
         raise InputError(f"official weights have {name} of different shapes, {shapes}: the file is incomplete")

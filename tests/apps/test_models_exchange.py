@@ -99,6 +99,24 @@ def test_a_folder_needs_a_name(segpic: Path, tiny_model: Path, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_not_a_models_is_refused_before_the_work(
+    tiny_model: Path, segpic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sd15").mkdir()
+    (tmp_path / "sd15/model_index.json").write_text("{}")
+    export(str(tiny_model), tmp_path / "model")
+    (tmp_path / "model/.git").mkdir()
+    (tmp_path / "model/.git/HEAD").write_text("ref")
+    monkeypatch.setattr(store, "verify", lambda *_: pytest.fail("the model was read"))
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was read"))
+    for folder, message in (("sd15", "not empty and not a model that Belvedere wrote"), ("model", "holds .git/HEAD")):
+        with pytest.raises(InputError, match=message):
+            export(str(tiny_model), tmp_path / folder)
+        with pytest.raises(InputError, match=message):
+            import_official(segpic, "segpic", tmp_path / folder)
+    assert (tmp_path / "sd15/model_index.json").read_text() == "{}" and (tmp_path / "model/.git/HEAD").exists()
+
+
 def test_numbers_beyond_a_format_are_not_made_infinite() -> None:
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, 1e6)

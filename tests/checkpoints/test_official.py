@@ -159,7 +159,7 @@ def test_halves_that_do_not_go_together_are_one_line() -> None:
     config, state, _ = golden()
     for shapes in (((64, 3), (64, 4)), ((), ())):
         halves = {f"stages.0.blocks.0.block2.w{i}.weight": torch.zeros(shape) for i, shape in enumerate(shapes)}
-        with pytest.raises(InputError, match=r"these are not dimr weights of this form: .*dimension"):
+        with pytest.raises(InputError, match=r"of different shapes|these are not dimr weights of this form"):
             load_official("dimr", state | halves, config)
     halves = {f"blocks.0.mlp.fc1_{half}.weight": torch.zeros(()) for half in "gx"}
     with pytest.raises(InputError, match="these are not fitv2 weights of this form"):
@@ -170,7 +170,7 @@ SHAPES = st.lists(st.integers(0, 40), max_size=5).map(tuple)
 KINDS = st.sampled_from([torch.float32, torch.int8, torch.int64, torch.bool, torch.complex64])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_tensor_of_any_other_shape_or_kind_is_one_line(data: st.DataObject) -> None:
     config, state, _ = golden()
