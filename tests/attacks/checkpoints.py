@@ -320,7 +320,7 @@ def _shapes(folder: Path) -> Iterator[Attack]:
     segpic = golden_weights(8, "segpic-a")
     for name, system, weights, config, message in (
         ("one axis", "dimr", table, None, "these are not dimr weights"),
-        ("halves", "dimr", halves, {"channels": 4, "stage_configs": []}, "these are not dimr weights"),
+        ("halves", "dimr", halves, {"channels": 4, "stage_configs": []}, "of different shapes"),
         ("no axes", "fitv2", {"x_embedder.proj.weight": torch.zeros(())}, None, "these are not fitv2 weights"),
         ("one half", "segpic", {"dyn_encoder.k_sp_gen.0.weight": torch.zeros(3, 1, 1, 1)}, None, "not segpic weights"),
         ("int8", "segpic", {key: x.to(torch.int8) for key, x in segpic.items()}, None, "is of torch.int8, not"),
