@@ -12,6 +12,7 @@ from belvedere.apps.requests import CompressRequest
 from belvedere.compression.bitstream import QUALITY_STEP, read
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
+from belvedere.limits import WEBP_SIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """How decompressed pictures are saved, by format."""
 
-MAX_SIDE = {"jpeg": 65_500, "webp": 16_383}
+MAX_SIDE = {"jpeg": 65_500, "webp": WEBP_SIDE}
 """Pixels of a side, where the format has a limit that a picture may exceed."""
 
 

@@ -1,7 +1,6 @@
 """What tells how alike pictures are, and pictures and text: the embedded classifier of toys, CLIP or DINO."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from belvedere.checkpoints.components import read_json
-from belvedere.checkpoints.published import load_transformers
-from belvedere.checkpoints.tensors import one_line
+from belvedere.checkpoints.published import load_transformers, reading
 from belvedere.checkpoints.tokenizer import load_tokenizer
 from belvedere.data.images import centre_crop, to_tensor
 from belvedere.errors import InputError
@@ -94,9 +92,9 @@ class ClipJudge:
     def __init__(self, folder: Path):
         from transformers import CLIPModel, CLIPTokenizer
 
-        with _reading(folder, "CLIP"):
-            if read_json(folder / "config.json").get("model_type") != "clip":
-                raise InputError(f"{folder}: not a CLIP model; give the folder of one")
+        if _type_in(folder, "CLIP") != "clip":
+            raise InputError(f"{folder}: not a CLIP model; give the folder of one")
+        with reading(folder):
             self.model: Any = load_transformers(CLIPModel, folder)
             self.tokenizer: Any = load_tokenizer(CLIPTokenizer, folder)
             self.lens = Lens(folder, self.model.config.vision_config.image_size, CLIP_MEAN, CLIP_STD)
@@ -128,12 +126,12 @@ class DinoJudge:
     def __init__(self, folder: Path):
         import transformers
 
-        with _reading(folder, "DINO"):
-            kind = read_json(folder / "config.json").get("model_type")
-            if kind not in DINO:
-                raise InputError(f"{folder}: a model of type {str(kind)[:40]}: give one of {', '.join(DINO)}")
-            options = {"add_pooling_layer": False} if kind == "vit" else {}
-            network: Any = getattr(transformers, DINO[kind])
+        kind = _type_in(folder, "DINO")
+        if not isinstance(kind, str) or kind not in DINO:
+            raise InputError(f"{folder}: a model of type {str(kind)[:40]}: give one of {', '.join(DINO)}")
+        options = {"add_pooling_layer": False} if kind == "vit" else {}
+        network: Any = getattr(transformers, DINO[kind])
+        with reading(folder):
             self.model = load_transformers(network, folder, **options)
             self.lens = Lens(folder, self.model.config.image_size, IMAGENET_MEAN, IMAGENET_STD)
         self.name = f"DINO {folder.name}"
@@ -175,17 +173,11 @@ class Lens:
         return torch.stack([(image - self.mean) / self.std for image in cut])
 
 
-@contextmanager
-def _reading(folder: Path, kind: str) -> Iterator[None]:
-    """Raise ``InputError`` for a folder without a model, or with one that the block cannot read."""
+def _type_in(folder: Path, kind: str) -> object:
+    """Return the type of the model in a folder; ``InputError`` for one without any."""
     if not (folder / "config.json").is_file():
         raise InputError(f"no {kind} model in {folder}: give a folder with config.json and its weights")
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # readers of configs raise anything
-        raise InputError(f"{folder}: not a {kind} model ({one_line(error)}); get it again") from error
+    return read_json(folder / "config.json").get("model_type")
 
 
 def open_judge(name: str) -> Judge:

@@ -55,8 +55,6 @@ def import_official(
         raise InputError(f"no file {file}; check the path")
     if system == "neti":
         return _import_concept(file, out)
-    if not out.name:
-        raise InputError(f"--out {out}: name a folder to be made")
     store.check_target(out)
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -143,8 +141,6 @@ def export(name_or_path: str, out: Path, *, dtype: str = "float32", kind: str = 
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a folder")
     if kind == "safetensors":
-        if not out.name:
-            raise InputError(f"--out {out}: name a folder to be made")
         store.check_target(out)
         _export_folder(folder, out, dtype)
         return [out]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from belvedere.apps import record, work
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
+from belvedere.limits import WEBP_SIDE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +26,6 @@ _OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}, "webp": {"qual
 _TILE = 128
 _MARGIN = 4
 _CAPTION = 16
-_MAX_SIDE = 16_383
 _MAX_ROWS = 64
 
 
@@ -117,13 +117,13 @@ def sheet(images: "Sequence[Image.Image]", captions: Sequence[str], across: int)
     """Return one picture of all ``images``, ``across`` in a row, each above its caption in a cell of one size.
 
     All are scaled alike: by a whole factor that brings the largest to at least 128 pixels, where the sheet has no more
-    than 16383 a side.
+    than WebP allows a side.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     down = math.ceil(len(images) / across)
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
-    room = _MAX_SIDE - _MARGIN
+    room = WEBP_SIDE - _MARGIN
     fits = min(room // across - _MARGIN, room // down - _MARGIN - _CAPTION)
     if fits < 8:
         raise InputError(f"--grid: {len(images)} pictures do not fit on one sheet; ask for fewer")

@@ -290,6 +290,8 @@ def check_target(folder: Path) -> None:
 
     That is one with a manifest, and with no file, hidden ones too, that is not in it: all of it will be removed.
     """
+    if not folder.name:
+        raise InputError(f"{folder}: no name of a folder; give one to be made")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose a folder")
     if not folder.exists() or not any(folder.iterdir()):

@@ -17,9 +17,6 @@ from belvedere.generation.scheduler_checks import check_flow, set_steps
 from belvedere.generation.schedules import Flow, time_grid
 
 Noise = Callable[[int], Tensor]
-Report = Callback
-"""Told the step, the time reached, all samples there (n, c) and the clean data seen last (n, c); what it returns takes
-the samples' place, unless it is None."""
 
 
 class Field(Protocol):
@@ -67,7 +64,7 @@ class _Watched:
         return v
 
 
-def _multistep(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+def _multistep(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Callback) -> Tensor:
     return dpm_solver_multistep(
         lambda x, t: field.clean(x, 1 - t),
         x,
@@ -77,7 +74,7 @@ def _multistep(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report
     )
 
 
-def _fixed(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+def _fixed(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Callback) -> Tensor:
     times = 1 - time_grid(Flow(), plan.steps, shift=plan.shift)
     watched = _Watched(field)
 
@@ -93,7 +90,7 @@ def _fixed(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) ->
     return part(x, plan.steps - 1, plan.steps, "midpoint")  # heun and rk4 would ask for the velocity at the end
 
 
-def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Callback) -> Tensor:
     now = list(x.split(field.lengths))
     clean, times, steps = list(now), [0.0] * len(now), iter(range(10**9))
 
@@ -107,7 +104,7 @@ def _adaptive(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report)
     return torch.cat(dopri5(field.velocities, list(now), callback=seen, **plan.options))
 
 
-def _stochastic(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+def _stochastic(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Callback) -> Tensor:
     watched = _Watched(field)
 
     def seen(step: int, t: float, x: Tensor, v: Tensor) -> Tensor | None:
@@ -117,7 +114,7 @@ def _stochastic(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Repor
     return sde(watched.velocity, x, plan.steps, noise=noise, method=method, callback=seen, **plan.options)
 
 
-SOLVERS: dict[str, Callable[[Field, Tensor, Plan, Noise, Report], Tensor]] = {
+SOLVERS: dict[str, Callable[[Field, Tensor, Plan, Noise, Callback], Tensor]] = {
     "multistep": _multistep,
     "euler": _fixed,
     "heun": _fixed,
@@ -133,7 +130,7 @@ _OPTIONS = {
 }
 
 
-def solve(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Report) -> Tensor:
+def solve(field: Field, x: Tensor, plan: Plan, noise: Noise, report: Callback) -> Tensor:
     """Return the samples at t = 1 from noise ``x`` (n, c); ``noise(step)`` is fresh noise in its shape."""
     return SOLVERS[plan.solver](field, x, plan, noise, report)
 
@@ -180,7 +177,7 @@ def run_schedulers(
     schedulers: Sequence[Any],
     times: Sequence[float],
     sources: Sequence[torch.Generator | None],
-    report: Report,
+    report: Callback,
 ) -> Tensor:
     """Sample ``x`` (n, c) with diffusers flow-match schedulers, one an image, since they keep state and draw noise."""
     draws = "generator" in inspect.signature(schedulers[0].step).parameters

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
-from belvedere.limits import MAX_PIXELS
+from belvedere.limits import MAX_PIXELS, WEBP_SIDE
 
 MIN_FPS, MAX_FPS = 0.1, {".mp4": 240, ".gif": 50, ".webp": 240}
 """Frames a second; players slow down a GIF that asks for more."""
-MAX_SIDE = 16_383
-"""Of a frame of a film: what WebP allows; H.264 allows one pixel more, which makes it even."""
+MAX_SIDE = WEBP_SIDE
+"""Of a frame of a film; H.264 allows one pixel more, which makes it even."""
 MAX_ANIMATION = 2**27
 """Pixels of all frames of a GIF or WebP together: their encoders hold them all, at up to 4 bytes."""
 DEPTH_UNIT = 1e-4

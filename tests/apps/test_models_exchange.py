@@ -92,9 +92,9 @@ def test_a_model_is_not_exported_onto_itself_or_in_forms_there_are_none(tiny_mod
 
 def test_a_folder_needs_a_name(segpic: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"--out \.: name a folder"):
+    with pytest.raises(InputError, match=r"^\.: no name of a folder"):
         import_official(segpic, "segpic", Path())
-    with pytest.raises(InputError, match=r"--out \.: name a folder"):
+    with pytest.raises(InputError, match=r"^\.: no name of a folder"):
         export(str(tiny_model), Path())
     assert list(tmp_path.iterdir()) == []
 

@@ -274,11 +274,13 @@ def check_rows(x: Tensor, index: Tensor | None, *rows: Tensor | None) -> None:
 
     An image is a part of ``x`` along its first axis, or what ``index`` names for each row of a packed one.
     """
-    shapes = {tuple(one.shape) for one in rows if one is not None}
-    counts = {shape[0] for shape in shapes}
-    fit = counts <= {1, len(x)} if index is None else index.shape == x.shape[:-1]
-    if not fit or len(counts) > 1 or any(shape[1:] != x.shape[-1:] for shape in shapes):
-        raise ValueError(f"rows {sorted(shapes)} for {tuple(x.shape)}: one for all or for each image, as many of each")
+    shapes = [one.shape for one in rows if one is not None]
+    if not shapes:
+        return
+    fit = shapes[0][0] in (1, len(x)) if index is None else index.shape == x.shape[:-1]
+    if not fit or shapes[0][1:] != x.shape[-1:] or shapes.count(shapes[0]) < len(shapes):
+        told = [tuple(shape) for shape in shapes]
+        raise ValueError(f"rows {told} for {tuple(x.shape)}: one for all or for each image, as many of each")
 
 
 def rows_with_stride(x: Tensor) -> Tensor:
