@@ -48,6 +48,8 @@ class Case:
     """Whether the ways are timed with PyTorch's deterministic algorithms on; the twin never is."""
     added: tuple[int, ...] = ()
     """Inputs that are only added: gradients do not need them, and theirs are those of the result."""
+    products: float = 3
+    """FLOPs of matrix products with backward, in those of forward."""
 
     def moved(self, results: tuple[Tensor, ...], train: bool) -> int:
         """Return the bytes that have to be read and written."""
@@ -79,7 +81,7 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
         return torch.randn(shape, device=device).to(dtype).requires_grad_()
 
     def case(name: str, op: Callable[..., Any], twin: Callable[..., Any], *inputs: Tensor, **rest: Any) -> Case:
-        ways = {"ours": op, "eager": twin, "compile": torch.compile(twin)}
+        ways = {"ours": op, "eager": twin, "compile": torch.compile(twin, dynamic=False)}
         return Case(name, inputs, twin, ways, **rest)
 
     for name, d, activation in (("DiMR-XL", 1920, "gelu"), ("FiTv2-3B", 6144, "silu")):
@@ -104,17 +106,21 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
         yield case(f"TD-LN {name}", kernels.time_norm, reference.time_norm, x, random(b, d), random(b, d))
         yield case(f"TD-RMSN {name}", kernels.time_norm, reference.time_norm, x, random(b, d))
     x = random(b, n + 1, 960), random(b, n + 1, 960), random(b, 960)
-    yield case("sum, TD-RMSN DiMR-XL", kernels.residual_time_norm, reference.residual_time_norm, *x)
+    yield case("sum, TD-RMSN DiMR-XL", kernels.residual_time_norm, reference.residual_time_norm, *x, added=(1,))
+    c, outputs = (960, 1920) if device == "cuda" else (8, 16)  # two of the upsampler's 40 activations
+    x = random(b, n + 1, c), random(b, n + 1, c), random(b, 2 * c), random(b, 2 * c), random(outputs, 2 * c)
+    yield case("concat DiMR-XL", streamed, joined, *x, random(outputs))
     for name, h, d, own in (("FiTv2-XL", 16, 72, 1), ("DiMR-XL", 16, 60, 16)):  # angles of each head, or of all
         angle = torch.rand(n, own, d // 2, device=device)
-        op, twin = (partial(_normed_and_turned, module, angle) for module in (kernels, reference))
+        turn = angle.cos(), angle.sin()
+        op, twin = (partial(_normed_and_turned, module, *turn) for module in (kernels, reference))
         gains = [random(h, 1), random(h, 1)] if own > 1 else []
         yield case(f"qk_norm_rope {name}", op, twin, random(b, n, h, d), random(b, n, h, d), *gains)
     c, side = (480, 32) if device == "cuda" else (4, 8)
     ours = kernels.depthwise_residual
     filters = random(c, 1, 7, 7), random(c)
     dense = case("depthwise_residual DiMR-XL", ours, reference.depthwise_residual, random(b, side, side, c), *filters)
-    dense.ways = {"ours": ours, "cudnn": convolved, "compile": torch.compile(convolved)}
+    dense.ways = {"ours": ours, "cudnn": convolved, "compile": torch.compile(convolved, dynamic=False)}
     yield dense
     c, side = (192, 64) if device == "cuda" else (4, 8)
     maps = random(b // 2, c, side, side), random(b // 2, c, side, side)
@@ -122,9 +128,24 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
     yield case("region_filter SegPIC", kernels.region_filter, reference.region_filter, *maps, *weights)
 
 
-def _normed_and_turned(module: Any, angle: Tensor, q: Tensor, k: Tensor, *gains: Tensor) -> tuple[Tensor, Tensor]:
+def _normed_and_turned(
+    module: Any, cos: Tensor, sin: Tensor, q: Tensor, k: Tensor, *gains: Tensor
+) -> tuple[Tensor, Tensor]:
     weights = dict(zip(("q_weight", "k_weight"), gains, strict=False))
-    return module.qk_norm_rope(q, k, angle.cos(), angle.sin(), **weights)
+    return module.qk_norm_rope(q, k, cos, sin, **weights)
+
+
+def streamed(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor) -> Tensor:
+    """Return a linear map of the norm of two activations (b, n, c), each folded in when it appears."""
+    seen, c = kernels.concat_begin(x, len(weight)), x.shape[-1]
+    for one, part in ((x, slice(c)), (y, slice(c, 2 * c))):
+        seen = kernels.concat_add(seen, one, gain[:, part], weight[:, part])
+    return kernels.concat_end(seen, gain, bias, weight, linear_bias)
+
+
+def joined(x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
+    """Return the same of their concatenation."""
+    return reference.concat_norm_linear((x, y), *parameters)
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -175,7 +196,7 @@ def attentions(device: str, b: int, n: int) -> Iterator[Case]:
             }
             ways["chosen"] = partial(kernels.attend, **fixed)
             title = f"attention {kind} {activation} {name}" + (", batch 1" if b == 1 else "")
-            yield Case(title, inputs, partial(reference.attend, **fixed), ways)
+            yield Case(title, inputs, partial(reference.attend, **fixed), ways, products=3.5)  # scores are made anew
 
 
 def distance(case: Case, way: Callable[..., Any], grad: tuple[Tensor, ...] | None) -> float:
@@ -210,7 +231,7 @@ def measure(case: Case, device: str, repeats: int, directions: Sequence[bool] = 
                 taken = seconds(case, partial(outcome, way, pull), inputs, repeats)
                 counted = {
                     "bytes": case.moved(out, train),
-                    "flops": counter.get_total_flops() * (3.5 if train else 1),
+                    "flops": counter.get_total_flops() * (case.products if train else 1),
                 }
                 rows.append(row | taken | {"apart": apart} | counted)
         except Exception as error:  # whatever a GPU and its compilers raise must not cost the other rows

@@ -23,6 +23,7 @@ from torch import Tensor
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")  # before triton is imported
 
 import triton
+from kernels import joined, streamed
 
 import belvedere.kernels.triton  # noqa: F401  registers the ops
 from belvedere import kernels
@@ -63,7 +64,7 @@ def cases() -> Iterator[Case]:
     yield "qk_norm_rope", lambda ops: _queries(ops, angle.cos(), angle.sin()), (head, head, (HEAD,), (HEAD,))
     yield (
         "concat",
-        lambda ops: _streamed if ops is kernels else _joined,
+        lambda ops: streamed if ops is kernels else joined,
         ((s, 4, c),) * 2
         + ((s, 2 * c),) * 2
         + (
@@ -98,17 +99,6 @@ def _rays(ops: Any) -> Op:
         return torch.cat([part.flatten() for part in seen])
 
     return op
-
-
-def _streamed(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor) -> Tensor:
-    seen, c = kernels.concat_begin(x, len(weight)), x.shape[-1]
-    for one, part in ((x, slice(c)), (y, slice(c, 2 * c))):
-        seen = kernels.concat_add(seen, one, gain[:, part], weight[:, part])
-    return kernels.concat_end(seen, gain, bias, weight, linear_bias)
-
-
-def _joined(x: Tensor, y: Tensor, *others: Tensor) -> Tensor:
-    return reference.concat_norm_linear((x, y), *others)
 
 
 @contextmanager

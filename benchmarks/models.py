@@ -154,7 +154,7 @@ def fitv2_training(device: str) -> Iterator[Run]:
 
 
 def sampler_steps(device: str) -> Iterator[Run]:
-    """Yield a step of one picture, eager and recorded: what a pipeline calls, all that depends on time given."""
+    """Yield a network call of one picture without guidance, eager and recorded, all that depends on time given."""
     dimr = randomised(partial(belvedere.DiMR.from_variant, "XL/2R-256" if device == "cuda" else "toybox"), device)
     fitv2 = randomised(partial(belvedere.FiTv2.from_variant, "XL/2" if device == "cuda" else "toybox"), device)
     label, height = torch.zeros(1, dtype=torch.long, device=device), dimr.sizes[-1].height * dimr.sizes[-1].ratio

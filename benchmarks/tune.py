@@ -78,7 +78,7 @@ def sizes(
     return Knob(places, {str(candidate): candidate for candidate in candidates}, cases, directions)
 
 
-ROWS = ("modulate_norm", "gated_residual", "TD-")
+ROWS = ("modulate_norm", "gated_residual", "TD-", "concat")
 KNOBS = {
     "attention forward": attention(
         "forward",

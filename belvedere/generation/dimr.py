@@ -22,7 +22,7 @@ from belvedere import kernels
 from belvedere.errors import InputError
 from belvedere.generation.denoising import loss_weight, multiscale_targets, training_times
 from belvedere.generation.dimr_config import VARIANTS, StageConfig, check_config
-from belvedere.generation.dimr_norms import AdaptiveRMSNorm, TimeLayerNorm, TimeParameter, make_norm
+from belvedere.generation.dimr_norms import AdaptiveRMSNorm, TimeLayerNorm, TimeParameter, Values, make_norm
 from belvedere.generation.samplers import add_noise, prediction_target
 from belvedere.generation.schedules import make_schedule
 from belvedere.seeds import BatchRng
@@ -37,7 +37,7 @@ class GatedMLP(nn.Module):
         self.project_in = nn.Linear(dim, 2 * hidden)
         self.project_out = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Values) -> Tensor:
         return self.project(self.norm(x, time))
 
     def project(self, normal: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.rope = AxialRoPE(heads, dim // heads) if rotary else None
 
-    def forward(self, x: Tensor, time: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, time: Values, grid: tuple[int, int]) -> Tensor:
         q, k, v = self.qkv(self.norm(x, time)).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (b, n, h, d)
         if self.rope is not None:
             q, k = self.rope(q, k, grid)
@@ -93,7 +93,7 @@ class TransformerBlock(nn.Module):
         self.attention = Attention(stage.dim, stage.heads, norm, rotary)
         self.mlp = GatedMLP(stage.dim, stage.hidden, norm)
 
-    def forward(self, x: Tensor, time: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, time: Values, grid: tuple[int, int]) -> Tensor:
         x, normal = self.mlp.norm.after(x, self.attention(x, time, grid), time)
         return x + self.mlp.project(normal)
 
@@ -106,7 +106,7 @@ class ConvNeXtBlock(nn.Module):
         self.conv = nn.Conv2d(stage.dim, stage.dim, stage.kernel, padding=stage.kernel // 2, groups=stage.dim)
         self.mlp = GatedMLP(stage.dim, stage.hidden, norm)
 
-    def forward(self, x: Tensor, time: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, time: Values, grid: tuple[int, int]) -> Tensor:
         x = kernels.depthwise_residual(x, self.conv.weight, self.conv.bias)  # type: ignore[arg-type]  # it has a bias
         return x + self.mlp(x, time)
 
@@ -129,12 +129,12 @@ class Upsample(nn.Module):
     def begin(self, x: Tensor) -> kernels.Accumulated:
         return kernels.concat_begin(x, self.linear.out_features)
 
-    def parts(self, time: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def parts(self, time: Values) -> list[tuple[Tensor, Tensor]]:
         """Return gain and weight for each activation in turn; a slice for each would have gradients as of the whole."""
         both = self.norm.weight.read(time), self.linear.weight
         return list(zip(*(x.split(self.low_dim, 1) for x in both), strict=True))
 
-    def end(self, seen: kernels.Accumulated, grid: tuple[int, int], time: Tensor) -> Tensor:
+    def end(self, seen: kernels.Accumulated, grid: tuple[int, int], time: Values) -> Tensor:
         gain, bias = self.norm.weight.read(time), self.norm.bias.read(time)
         x = kernels.concat_end(seen, gain, bias, self.linear.weight, self.linear.bias)
         x = x[:, -grid[0] * grid[1] :].to(self.linear.weight.dtype)
@@ -171,7 +171,7 @@ class Stage(nn.Module):
         images: Tensor,
         low: Tensor | None,
         labels: Tensor | None,
-        time: Tensor,
+        time: Values,
         up: Upsample | None,
         detach: bool,
     ) -> tuple[Tensor, kernels.Accumulated | None]:
@@ -203,7 +203,7 @@ class Stage(nn.Module):
         return x[:, 1:] if self.token else x
 
     def _run(
-        self, x: Tensor, grid: tuple[int, int], time: Tensor, up: Upsample | None, detach: bool
+        self, x: Tensor, grid: tuple[int, int], time: Values, up: Upsample | None, detach: bool
     ) -> tuple[Tensor, kernels.Accumulated | None]:
         seen, parts = (up.begin(x.flatten(1, -2)), up.parts(time)) if up else (None, [])
         stack: list[Tensor] = []
@@ -221,12 +221,12 @@ class Stage(nn.Module):
             x = self._block(self.blocks[i], x, time, grid)
         return x, seen
 
-    def _block(self, block: nn.Module, x: Tensor, time: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _block(self, block: nn.Module, x: Tensor, time: Values, grid: tuple[int, int]) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, x, time, grid)
         return block(x, time, grid)
 
-    def _predict(self, x: Tensor, time: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, time: Values) -> Tensor:
         x = self.head(self.head_norm(x, time).permute(0, 3, 1, 2))
         return F.pixel_shuffle(x, self.stage.head_patch) if self.stage.head_patch > 1 else x
 
@@ -267,10 +267,8 @@ class DiMR(ModelMixin, ConfigMixin):
         lows = [None, *self.sizes[:-1]]
         self.stages = nn.ModuleList(Stage(s, low, self.config) for s, low in zip(self.sizes, lows, strict=True))
         self.times = [module for module in self.modules() if isinstance(module, TimeParameter)]
-        start = 0
-        for parameter in self.times:
-            parameter.start = start
-            start += len(parameter.param0)
+        for place, parameter in enumerate(self.times):
+            parameter.place = place
         self.apply(self._initialise)
 
     @classmethod
@@ -301,8 +299,6 @@ class DiMR(ModelMixin, ConfigMixin):
         One row serves a whole batch that shares its time. A sampler evaluates all its steps in one call and
         passes one row a step as ``time``.
         """
-        if not self.times:
-            return log_snr.new_zeros((len(log_snr), 0), dtype=torch.float32)
 
         def join(name: str) -> Tensor:
             return torch.cat([getattr(parameter, name) for parameter in self.times]).float()
@@ -326,13 +322,14 @@ class DiMR(ModelMixin, ConfigMixin):
                 raise InputError("DiMR needs log_snr or time")
             time = self.evaluate_time(log_snr)
         self._check_input(x, y)
+        values = time.split([len(p.param0) for p in self.times], 1)  # a slice for each would be pulled as the whole
         predictions, low, seen = [], None, None
         for i, stage in enumerate(self.stages):
             if isinstance(stage.upsample, Upsample) and seen is not None:
                 below = self.sizes[i - 1].ratio
-                low = stage.upsample.end(seen, (x.shape[2] // below, x.shape[3] // below), time)
+                low = stage.upsample.end(seen, (x.shape[2] // below, x.shape[3] // below), values)
             up = self.stages[i + 1].upsample if i + 1 < len(self.stages) else None
-            prediction, seen = stage(x, low, y, time, up, self.config.detach_lowres)
+            prediction, seen = stage(x, low, y, values, up, self.config.detach_lowres)
             predictions.append(prediction)
         return predictions
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from belvedere.kernels.backends import Request, choose
+from belvedere.kernels.backends import Request, check_recordable, choose
 from belvedere.kernels.packed import check_offsets
 
 
@@ -50,4 +50,6 @@ def attend(
         rows=len(q),
         gradients=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
     )
-    return choose(request, backend).run(q, k, v, offsets, bias, scale, activation)
+    chosen = choose(request, backend)
+    check_recordable(chosen, request)
+    return chosen.run(q, k, v, offsets, bias, scale, activation)

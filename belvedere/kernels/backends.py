@@ -77,14 +77,18 @@ class Backend:
     refuse: Callable[[Request], str | None]
     run: Callable[..., Tensor]
     defer: Callable[[Request], str | None] = _never
+    reads: bool = False
+    """Whether it reads on the host where packed sequences begin, which is no part of a CUDA graph."""
 
 
 def _refuse_sdpa(request: Request) -> str | None:
     if request.activation != "softmax":
         return f"PyTorch's attention has no {request.activation} activation"
-    if request.packed and request.bias:
-        return "a bias for packed sequences is not supported"
-    return None
+    return _refuse_packed_bias(request)
+
+
+def _refuse_packed_bias(request: Request) -> str | None:
+    return "a bias for packed sequences is not supported" if request.packed and request.bias else None
 
 
 def _refuse_matmul(request: Request) -> str | None:
@@ -153,11 +157,11 @@ def _autocast(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _refuse_packed_only(request: Request) -> str | None:
-    if not request.packed or request.bias or request.activation != "softmax":
+    if not request.packed or request.activation != "softmax":
         return "only for packed softmax"
     if request.device != "cuda":
         return "it needs an NVIDIA GPU"
-    return None
+    return _refuse_packed_bias(request)
 
 
 def _refuse_xformers(request: Request) -> str | None:
@@ -187,10 +191,10 @@ BACKENDS = (
     Backend("matmul", _refuse_matmul, matmul.attend),
     Backend("triton", _refuse_triton, _autocast(_triton), _defer_triton),
     Backend("split", _refuse_triton, _autocast(_split), _defer_split),
-    Backend("xformers", _refuse_xformers, _autocast(fmha.attend)),
+    Backend("xformers", _refuse_xformers, _autocast(fmha.attend), reads=True),
     Backend("flex", _refuse_flex, _autocast(flex.attend)),
-    Backend("sdpa", _refuse_sdpa, sdpa.attend),
-    Backend("reference", _never, reference.attend),
+    Backend("sdpa", _refuse_sdpa, sdpa.attend, reads=True),
+    Backend("reference", _never, reference.attend, reads=True),
 )
 
 
@@ -208,6 +212,17 @@ def choose(request: Request, name: str | None = None) -> Backend:
     if reason := backend.refuse(request):
         raise BackendError(f"attention backend {name!r} cannot serve this call: {reason}")
     return backend
+
+
+def check_recordable(backend: Backend, request: Request) -> None:
+    """Raise ``RuntimeError`` while a CUDA graph is captured that would not hold what the call depends on.
+
+    The capture then ends in order; to read a tensor on the host would spoil it, and with it PyTorch's generators.
+    """
+    if not (backend.reads and request.packed and request.device == "cuda") or torch.compiler.is_compiling():
+        return
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"attention backend {backend.name!r} reads on the host where sequences begin")
 
 
 def explain(request: Request) -> list[tuple[str, bool, str]]:

@@ -4,6 +4,7 @@ their work.
 They are on wherever our kernels run, unless the environment has BELVEDERE_GRAPHS=0.
 """
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from belvedere.kernels.backends import why_not_fused
+from belvedere.kernels.backends import BACKENDS, why_not_fused
 
+log = logging.getLogger("belvedere.kernels")
 MOST = 8
 """Recordings kept: each holds its inputs and its output, and all share the memory between."""
 WARM_UP = 3
@@ -25,11 +27,15 @@ def why_not(device: str, dtype: torch.dtype = torch.float32) -> str | None:
     """Return why calls are not recorded on this kind of device, or None.
 
     Where our own kernels do not run, those that do may read lengths of sequences on the host, which is no part of a
-    graph.
+    graph; so may those that are asked for by name.
     """
     if os.environ.get("BELVEDERE_GRAPHS") == "0":
         return "switched off by BELVEDERE_GRAPHS=0"
-    return why_not_fused(device, dtype)
+    if reason := why_not_fused(device, dtype):
+        return reason
+    named = os.environ.get("BELVEDERE_ATTENTION")
+    reads = any(backend.reads for backend in BACKENDS if backend.name == named)
+    return f"BELVEDERE_ATTENTION={named} reads on the host where sequences begin" if reads else None
 
 
 class Recording(NamedTuple):
@@ -39,14 +45,22 @@ class Recording(NamedTuple):
     inputs: list[Tensor]
     output: Tensor
 
+    def play(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return what the call gives for ``inputs``, a fresh tensor."""
+        for still, x in zip(self.inputs, inputs, strict=True):
+            still.copy_(x, non_blocking=True)
+        self.graph.replay()
+        return self.output.clone()
+
 
 class Graphs:
     """The recorded calls of one network; the ``MOST`` that were used last are kept. A copy of it has none."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Recording | None] = OrderedDict()  # None: it could not be recorded
         self._weights: tuple[int, ...] = ()
         self._pool: Any = None
+        self._told = False
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
@@ -70,18 +84,21 @@ class Graphs:
 
         ``function`` depends on the inputs, the network's weights and ``fixed`` alone, launches the same work whatever
         numbers are in them, and reads none of them on the host. It is called as it is on a CPU, where gradients are
-        needed, and while ``torch.compile`` looks. Raises ``ValueError`` for what cannot be recorded.
+        needed, under autocast, which frees its copies of the weights when it ends, while ``torch.compile`` looks, and
+        where recording it failed, which is logged once.
         """
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._weights or not inputs[0].is_cuda:
             return function(*inputs)
+        if torch.is_autocast_enabled(inputs[0].device.type):
+            return function(*inputs)
         with self._lock:
             recording = recall(self._kept, kind_of(inputs, fixed), lambda: self._record(function, inputs))
-            for still, x in zip(recording.inputs, inputs, strict=True):
-                still.copy_(x, non_blocking=True)
-            recording.graph.replay()
-            return recording.output.clone()
+            if recording is not None:
+                return recording.play(inputs)
+        return function(*inputs)
 
-    def _record(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recording:
+    def _record(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recording | None:
+        """Return a recording of the call; None where it fails, with the stream and the memory as they were."""
         with torch.inference_mode(False):  # later calls write into them in whatever mode they are made
             still = [x.detach().to(inputs[0].device, copy=True) for x in inputs]
         with torch.cuda.device(inputs[0].device):
@@ -96,9 +113,16 @@ class Graphs:
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                     output = function(*still)
             except RuntimeError as error:
-                why = str(error).partition("\n")[0]
-                raise ValueError(f"calls cannot be recorded here, set BELVEDERE_GRAPHS=0: {why}") from error
+                torch.cuda.set_stream(here)  # which a capture that was spoiled leaves as it was
+                self._pool = None  # one that holds no recording has ended
+                self._tell(error)
+                return None
         return Recording(graph, still, output)
+
+    def _tell(self, error: RuntimeError) -> None:
+        if not self._told:
+            log.warning("calls are made without a CUDA graph, recording failed: %s", str(error).partition("\n")[0])
+        self._told = True
 
 
 def kind_of(inputs: Sequence[Tensor], fixed: Hashable) -> Hashable:

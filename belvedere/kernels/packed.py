@@ -31,7 +31,7 @@ class Packed(NamedTuple):
     @classmethod
     def pack(cls, sequences: Sequence[Tensor]) -> "Packed":
         """Pack sequences of shape (n_i, ...) that agree in all axes but the first."""
-        lengths = torch.tensor([0, *(len(s) for s in sequences)])
+        lengths = torch.tensor([0, *(len(s) for s in sequences)], device="cpu")
         return cls(torch.cat(list(sequences)), lengths.cumsum(0).to(torch.int32))
 
     def unpack(self) -> list[Tensor]:

@@ -28,7 +28,7 @@ def attend(
     if bias is not None:
         logits = logits + bias
     if activation == "sigmoid":
-        weights = torch.sigmoid(logits - torch.log(torch.tensor(float(max(k.shape[1], 1)))))
+        weights = torch.sigmoid(logits - torch.log(torch.tensor(float(max(k.shape[1], 1)), device="cpu")))
     else:
         weights = logits.softmax(-1)
     return torch.einsum("bhnm,bmhd->bnhd", weights, v)

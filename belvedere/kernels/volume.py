@@ -38,7 +38,7 @@ class _Interpolate(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, cells: Tensor, weights: Tensor, shifts: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(cells, weights)
         ctx.shifts, ctx.rows = shifts, len(table)
-        taps = cells[:, None] + torch.tensor(shifts, dtype=cells.dtype)
+        taps = cells[:, None] + torch.tensor(shifts, dtype=cells.dtype, device=cells.device)
         return F.embedding_bag(taps, table, mode="sum", per_sample_weights=weights)
 
     @staticmethod
@@ -102,7 +102,7 @@ def _sample_lines(points: Tensor, lines: Tensor, padding: str) -> Tensor:
 def _interpolate(table: Tensor, rows: int, cells: Tensor, weights: Tensor, shifts: tuple[int, ...]) -> Tensor:
     """Return (b, n, 3, c): cells (b, n, 3) count from the start of their own plane or line of so many ``rows``."""
     b, n, _ = cells.shape
-    starts = torch.arange(3 * b, dtype=cells.dtype).view(b, 1, 3) * rows
+    starts = torch.arange(3 * b, dtype=cells.dtype, device=cells.device).view(b, 1, 3) * rows
     flat = _Interpolate.apply(table, (cells + starts).view(-1), weights.to(table.dtype).flatten(0, 2), shifts)
     return flat.view(b, n, 3, table.shape[1])
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from belvedere.errors import InputError
 from belvedere.generation.denoising import loss_weight, multiscale_targets, training_times
@@ -98,8 +99,31 @@ def test_time_parameter_slides_from_clean_to_noisy() -> None:
         parameter.nodecay_weight.fill_(7.0)
         parameter.nodecay_bias.zero_()
     # tau = log_snr / 4 = 1: sigmoid(1 * (7 + 1)) = 0.99966, so 1 + 0.99966 * 2 = 2.99933; tau = 0: the middle, 2.
-    values = parameter.read(model.evaluate_time(torch.tensor([4.0, 0.0])))
+    values = model.evaluate_time(torch.tensor([4.0, 0.0]))
     assert torch.allclose(values[:, 0], torch.tensor([2.99933, 2.0]), atol=1e-4)
+
+
+class OfAll(TorchDispatchMode):
+    """Counts the tensors of a shape that operations make."""
+
+    def __init__(self, shape: torch.Size):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.count += isinstance(out, torch.Tensor) and out.shape == self.shape
+        return out
+
+
+def test_gradients_of_time_dependent_parameters_are_joined_once() -> None:
+    model = tiny()
+    x, log_snr, y = inputs()
+    time = model.evaluate_time(log_snr).detach().requires_grad_()
+    value = model(x, y=y, time=time)[-1].sum()
+    with OfAll(time.shape) as made:
+        (gradient,) = torch.autograd.grad(value, time)
+    assert made.count == 1 and len(model.times) > 10 and gradient.ne(0).any()
 
 
 def test_axial_rope_with_a_class_token_leaves_it_unrotated() -> None:

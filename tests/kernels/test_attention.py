@@ -156,6 +156,39 @@ def test_without_any_package_sdpa_serves_packed_attention_on_a_gpu(monkeypatch: 
         choose(PACKED, "xformers")
 
 
+def test_what_reads_on_the_host_is_refused_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "why_not_fused", lambda device, dtype: None)
+    monkeypatch.setattr(backends, "_missing", lambda package: None)
+    for capturing in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda on=capturing: on)
+        for request in (PACKED, replace(PACKED, packed=False), replace(PACKED, device="cpu")):
+            for backend in backends.BACKENDS:
+                if capturing and request is PACKED and backend.name in ("xformers", "sdpa", "reference"):
+                    with pytest.raises(RuntimeError, match=f"'{backend.name}' reads on the host where sequences begin"):
+                        backends.check_recordable(backend, request)
+                else:
+                    backends.check_recordable(backend, request)
+
+
+def test_attention_asks_whether_it_may_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+    note = lambda backend, request: asked.append((backend.name, request.packed))  # noqa: E731
+    monkeypatch.setattr(attention, "check_recordable", note)
+    x = torch.randn(3, 2, 8)
+    attend(x, x, x, offsets=torch.tensor([0, 3]), backend="sdpa")
+    assert asked == [("sdpa", True)]
+
+
+def test_a_bias_of_packed_sequences_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_missing", lambda package: None)
+    for name in ("xformers", "flex", "sdpa"):
+        with pytest.raises(ValueError, match="cannot serve this call: a bias for packed sequences is not supported"):
+            choose(replace(PACKED, bias=True), name)
+        if name != "sdpa":
+            with pytest.raises(ValueError, match="only for packed softmax"):
+                choose(replace(PACKED, packed=False, bias=True), name)
+
+
 def test_a_request_tells_rows_and_whether_gradients_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Request] = []
     whole = attention.choose

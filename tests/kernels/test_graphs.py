@@ -2,11 +2,13 @@
 
 import copy
 from collections import OrderedDict
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from belvedere import kernels
 from belvedere.kernels import graphs
 from belvedere.kernels.graphs import MOST, Graphs, kind_of, recall, why_not
 
@@ -22,6 +24,16 @@ def test_it_is_off_where_it_is_switched_off_and_where_our_kernels_do_not_run(mon
     assert why_not("cpu") == "they need an NVIDIA GPU"
     monkeypatch.setenv("BELVEDERE_GRAPHS", "0")
     assert why_not("cpu") == why_not("cuda") == "switched off by BELVEDERE_GRAPHS=0"
+
+
+def test_it_is_off_where_the_attention_that_is_named_reads_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "why_not_fused", lambda device, dtype: None)
+    for name in ("", "triton", "split", "flex"):
+        monkeypatch.setenv("BELVEDERE_ATTENTION", name)
+        assert why_not("cuda") is None
+    for name in ("sdpa", "reference", "xformers"):
+        monkeypatch.setenv("BELVEDERE_ATTENTION", name)
+        assert why_not("cuda") == f"BELVEDERE_ATTENTION={name} reads on the host where sequences begin"
 
 
 def test_calls_share_a_recording_by_shapes_types_and_what_else_they_depend_on() -> None:
@@ -60,6 +72,67 @@ def test_on_a_cpu_under_grad_and_under_a_compiler_it_is_the_call_itself() -> Non
     (got,), (want,) = (torch.autograd.grad(f(x, y).sum(), y) for f in (lambda *i: play(function, *i), function))
     assert torch.equal(got, want)
     assert play._kept == {}
+
+
+class OnGpu(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def on_gpu(*shape: int) -> Tensor:
+    return torch.randn(shape).as_subclass(OnGpu)
+
+
+@torch.no_grad()
+def test_under_autocast_it_is_the_call_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, play, x = nn.Linear(4, 4), Graphs(), on_gpu(3, 4)
+    play._weights = (1,)
+    record = mock.Mock(return_value=None)
+    monkeypatch.setattr(play, "_record", record)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(play(network, x), network(x)) and play(network, x).dtype == torch.bfloat16
+    record.assert_not_called()
+    assert torch.equal(play(network, x), network(x))
+    record.assert_called_once()
+
+
+class Broken:
+    """A function whose call fails where it is captured."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == graphs.WARM_UP + 1:
+            raise RuntimeError("operation not permitted\nwhen capturing")
+        return x.tanh()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_what_cannot_be_recorded_is_called_and_told_once(
+    spoiled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = mock.MagicMock()
+    for name in ("device", "stream", "graph"):
+        getattr(cuda, name).return_value.__exit__.return_value = False
+    if spoiled:  # then to end the capture fails as well
+        cuda.graph.return_value.__exit__.side_effect = RuntimeError("operation not permitted")
+    monkeypatch.setattr(torch, "cuda", cuda)
+    play = Graphs()
+    play._weights = (1,)
+    for shape in ((3, 4), (2, 4)):
+        broken, x = Broken(), on_gpu(*shape)
+        for later in range(3):
+            assert torch.equal(play(broken, x), x.tanh())
+            assert broken.calls == graphs.WARM_UP + 2 + later
+        cuda.set_stream.assert_called_with(cuda.current_stream.return_value)
+        assert play._pool is None
+    assert list(play._kept.values()) == [None, None]
+    told = "calls are made without a CUDA graph, recording failed: operation not permitted"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 def test_a_copy_has_recorded_nothing() -> None:
@@ -117,8 +190,19 @@ def test_weights_that_moved_are_not_played() -> None:
 
 @gpu
 @torch.no_grad()
-def test_what_reads_numbers_on_the_host_is_refused() -> None:
-    network, play = nn.Linear(1, 1).cuda(), Graphs()
+def test_what_reads_on_the_host_is_called_and_others_are_still_recorded() -> None:
+    network, play = nn.Linear(4, 4).cuda(), Graphs()
     play.follow(network)
-    with pytest.raises(ValueError, match="cannot be recorded here, set BELVEDERE_GRAPHS=0"):
-        play(lambda x: x * x.sum().item(), torch.ones(3, device="cuda"))
+    offsets = torch.tensor([0, 2, 5], device="cuda", dtype=torch.int32)
+    here = torch.cuda.current_stream()
+
+    def packed(q: Tensor, offsets: Tensor) -> Tensor:
+        return kernels.attend(q, q, q, offsets=offsets, backend="sdpa")
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        q, x = torch.randn(5, 2, 8, device="cuda"), torch.randn(3, 4, device="cuda")  # generators still draw
+        torch.testing.assert_close(play(packed, q, offsets), packed(q, offsets))
+        torch.testing.assert_close(play(network, x), network(x))
+        assert torch.cuda.current_stream() == here
+    assert [recording is None for recording in play._kept.values()] == [True, False]

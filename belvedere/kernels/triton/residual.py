@@ -93,13 +93,16 @@ def _backward(dsum: Tensor, y: Tensor, gate: Tensor, index: Tensor | None) -> tu
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+    _, y, gate, index = inputs
+    ctx.added_type = y.dtype
+    gated = None if gate is None else y  # it is the gradient of the gate that needs it
+    ctx.save_for_backward(gated, gate, index)
 
 
 def _pull(ctx: Any, dsum: Tensor) -> tuple[Tensor | None, ...]:
     y, gate, index = ctx.saved_tensors
     if gate is None:
-        return dsum, dsum.to(y.dtype), None, None
+        return dsum, dsum.to(ctx.added_type), None, None
     dy, sums = gated_residual_backward(dsum, y, gate, index)
     return dsum, dy, sums, None
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
 import belvedere.kernels.triton  # noqa: F401  registers the ops
+from belvedere.kernels.triton.launch import Operation
+from tests.kernels import test_ops
 
 
 @contextmanager
@@ -20,6 +23,20 @@ def routed(*modules: ModuleType) -> Iterator[None]:
         else:
             with routed(*modules[1:]):
                 yield
+
+
+def agree(op: Callable[..., Tensor], twin: Callable[..., Tensor], *inputs: Tensor, **options: float | None) -> None:
+    """Compare ``op`` and ``twin`` as ``tests.kernels.test_ops.agree``, and fail where ``op`` asked no kernel."""
+    asked: list[str] = []
+    call = Operation.__call__
+
+    def noted(self: Operation, *given: Any) -> Any:
+        asked.append(self.name)
+        return call(self, *given)
+
+    with mock.patch.object(Operation, "__call__", noted):
+        test_ops.agree(op, twin, *inputs, **options)
+    assert asked, "no kernel was asked: only the plain way was compared"
 
 
 @contextmanager

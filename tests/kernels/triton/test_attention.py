@@ -14,7 +14,8 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'belv
 from belvedere.kernels import attend, backends, reference
 from belvedere.kernels.triton import attention
 from belvedere.kernels.triton.attention_tiles import tile_of, widths
-from tests.kernels.test_ops import EPS, agree, random
+from tests.kernels.test_ops import EPS, random
+from tests.kernels.triton.fused import agree
 
 EPS[torch.float16] = 4e-3
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])

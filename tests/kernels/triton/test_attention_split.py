@@ -11,7 +11,8 @@ from belvedere.kernels import attend, backends
 from belvedere.kernels.triton import attention, attention_split
 from belvedere.kernels.triton.attention_split import LEAST, MOST, parts_of
 from belvedere.kernels.triton.launch import noting
-from tests.kernels.test_ops import agree, random
+from tests.kernels.test_ops import random
+from tests.kernels.triton.fused import agree
 from tests.kernels.triton.test_attention import DTYPES, HEADS, starts, twin
 
 

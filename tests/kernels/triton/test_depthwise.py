@@ -13,8 +13,8 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'belv
 from belvedere.kernels import depthwise, reference
 from belvedere.kernels.triton import depthwise as fused_depthwise
 from tests.kernels.test_depthwise import SIZES, inputs
-from tests.kernels.test_ops import DTYPES, agree, random
-from tests.kernels.triton.fused import gradients, same
+from tests.kernels.test_ops import DTYPES, random
+from tests.kernels.triton.fused import agree, gradients, same
 
 fewer = settings(max_examples=4, deadline=None)
 

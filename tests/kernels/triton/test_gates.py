@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'belv
 from belvedere.kernels import gates as public
 from belvedere.kernels import reference
 from belvedere.kernels.triton import gates
-from tests.kernels.test_ops import DTYPES, agree, random
-from tests.kernels.triton.fused import routed
+from tests.kernels.test_ops import DTYPES, random
+from tests.kernels.triton.fused import agree, routed
 
 fewer = settings(max_examples=15, deadline=None)
 

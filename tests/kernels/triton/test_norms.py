@@ -15,8 +15,8 @@ from belvedere import kernels
 from belvedere.kernels import norms as public
 from belvedere.kernels import reference
 from belvedere.kernels.triton import norms
-from tests.kernels.test_ops import DTYPES, EPS, NORMS, Batch, agree, batches, random
-from tests.kernels.triton.fused import gradients, routed, same
+from tests.kernels.test_ops import DTYPES, EPS, NORMS, Batch, batches, random
+from tests.kernels.triton.fused import agree, gradients, routed, same
 
 fewer = settings(max_examples=8, deadline=None)
 WIDTHS = st.sampled_from([1, 7, 36, 60])

@@ -11,9 +11,9 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'belv
 
 from belvedere.kernels import reference, region
 from belvedere.kernels.triton import region as fused_region
-from tests.kernels.test_ops import DTYPES, agree, random
+from tests.kernels.test_ops import DTYPES, random
 from tests.kernels.test_region import SIDES, inputs
-from tests.kernels.triton.fused import routed
+from tests.kernels.triton.fused import agree, routed
 
 fewer = settings(max_examples=4, deadline=None)
 
