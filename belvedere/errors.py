@@ -8,6 +8,16 @@ class InputError(ValueError):
     """
 
 
+class CommonError(InputError):
+    """What the other files of a request would meet too, such as a full disk or a model that is not there."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is that memory ran out: Python's, or PyTorch's on the CPU or a GPU."""
+    told = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in told or "allocate memory" in told
+
+
 class BitstreamError(InputError):
     """A compressed file or stream that cannot be decoded. Every reason has a class of its own."""
 

@@ -8,6 +8,8 @@ from belvedere.apps.web.studio import Studio
 
 SMALL = 128
 """Pixels a side below which a picture is shown in whole pixels."""
+PLAIN = "{{value}}"
+"""``html_template`` of a ``gr.HTML`` that shows its value as plain text."""
 USE = "element.addEventListener('click', event => { const button = event.target.closest('[data-use]'); \
 if (button) trigger('select', {value: button.dataset.use, index: 0}); });"
 """``js_on_load`` of a ``gr.HTML``: a button with ``data-use="TEXT"`` in it becomes the event ``select``, whose
@@ -22,8 +24,8 @@ def empty(title: str, text: str) -> str:
 def progress(share: float, text: str) -> str:
     """Return a bar that is full at ``share`` 1, with a line of text."""
     percent = round(100 * min(1.0, max(0.0, share)))
-    bar = f'<div class="bv-bar" role="progressbar" aria-valuenow="{percent}"><i style="width:{percent}%"></i></div>'
-    return f"<div>{escape(text)}{bar}</div>"
+    told = f'role="progressbar" aria-label="{escape(text)}" aria-valuenow="{percent}"'
+    return f'<div>{escape(text)}<div class="bv-bar" {told}><i style="width:{percent}%"></i></div></div>'
 
 
 def card(
@@ -45,12 +47,14 @@ def card(
     else:
         pixels = ' class="bv-small"' if small else ""
         shown = f'<img{pixels} src="{escape(source)}" alt="{escape(title)}" loading="lazy">'
+    whole = escape(f"{title}, {note}" if note else title)
     links = [
-        f'<a href="{escape(url)}" download aria-label="{escape(f"Download {title} as {label}")}">{escape(label)}</a>'
+        f'<a href="{escape(url)}" download aria-label="Download {whole} as {escape(label)}">{escape(label)}</a>'
         for label, url in (downloads or {}).items()
     ]
     if use:
-        links.append(f'<button type="button" data-use="{escape(use)}">Use settings</button>')
+        label = f"Use settings of {whole}"
+        links.append(f'<button type="button" data-use="{escape(use)}" aria-label="{label}">Use settings</button>')
     foot = f"<footer>{''.join(links)}</footer>" if links else ""
     told = f"<small>{escape(note)}</small>" if note else ""
     caption = f"<figcaption>{escape(title)}{told}</figcaption>"

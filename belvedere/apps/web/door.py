@@ -39,6 +39,7 @@ _PAGE = "; ".join(
 _FILE = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; media-src 'self'"
 _FILES = ("/gradio_api/file", "/gradio_api/stream/", "/file", "/studio/")
 """How the paths of files begin: uploads, results, whatever Gradio hands out."""
+OTHER_PAGE = "this request comes from another page; a proxy before the studio must pass the header Host on as it came"
 _SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "x-frame-options": "DENY"}
 
 
@@ -57,13 +58,11 @@ class Door:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         elif self.auth is not None and not _knows(headers.get(b"authorization", ""), self.auth):
-            await _refuse(
-                send, 401, "a user and a password are needed", {"www-authenticate": 'Basic realm="Belvedere"'}
-            )
+            await refuse(send, 401, "a user and a password are needed", {"www-authenticate": 'Basic realm="Belvedere"'})
         elif not self._is_ours(headers):
-            await _refuse(send, 403, "this request comes from another page")
+            await refuse(send, 403, OTHER_PAGE)
         elif "://" in scope["path"]:
-            await _refuse(send, 403, "no address of elsewhere is opened here")
+            await refuse(send, 403, "no address of elsewhere is opened here")
         else:
             await self.app(scope, receive, _guarded(send, scope["path"]))
 
@@ -112,7 +111,8 @@ def _guarded(send: Send, path: str) -> Send:
     return sent
 
 
-async def _refuse(send: Send, status: int, text: str, headers: dict[str, str] | None = None) -> None:
+async def refuse(send: Send, status: int, text: str, headers: dict[str, str] | None = None) -> None:
+    """Answer a request with a status and a line of text."""
     told = {"content-type": "text/plain; charset=utf-8", **_SAFE, **(headers or {})}
     start = [(key.encode(), value.encode()) for key, value in told.items()]
     await send({"type": "http.response.start", "status": status, "headers": start})

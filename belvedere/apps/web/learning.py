@@ -38,12 +38,15 @@ BASES = tuple(TEXT_TO_IMAGE)
 FEWEST = 2
 """Photographs."""
 PHOTOGRAPH_SIDE = 1024
-LESSONS = 20
-"""That are kept; the oldest go."""
 TOLD_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a process that was stopped while it was not learning yet, or no longer."""
 GRACE = 60
 """Seconds that a process has to write its checkpoint."""
+
+
+def classroom_of(studio: Studio) -> "Classroom":
+    """Return the classroom of a studio, which its rooms share."""
+    return studio.loaded("classroom", None, lambda: Classroom(studio))
 
 
 class Classroom:
@@ -72,9 +75,9 @@ class Classroom:
         self.studio.limits.check_learning(len(photographs), steps)
         self._check_free()
         pictures = [reduced(uploads.picture(each, self.studio.limits), PHOTOGRAPH_SIDE) for each in photographs]
+        self._make_room()
         key = fresh_id()
         self._write(self.folder / key, lesson, pictures)
-        self._trim()
         self.go_on(key)
         return key
 
@@ -114,9 +117,21 @@ class Classroom:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(GRACE)
 
+    def empty(self) -> None:
+        """Remove every lesson but one that is being learned."""
+        with self._lock:
+            for id in self.ids():
+                if not self._busy(id):
+                    shutil.rmtree(self.folder / id, ignore_errors=True)
+
+    def ids(self) -> list[str]:
+        """Return the ids of all lessons, the newest first."""
+        found = [path.name for path in self.folder.glob("*") if ID.fullmatch(path.name) and self._is_lesson(path.name)]
+        return sorted(found, key=lambda id: self.lesson(id).when, reverse=True)
+
     def newest(self) -> str:
         """Return the id of the lesson that began last, "" when there is none."""
-        return next(iter(self._ids()), "")
+        return next(iter(self.ids()), "")
 
     def lesson(self, id: str) -> Lesson:
         """Return a lesson; ``InputError`` when there is none of this id."""
@@ -149,11 +164,6 @@ class Classroom:
             raise InputError("it is not learned yet: wait until it is, or go on")
         return self.folder / id / OUT
 
-    def _ids(self) -> list[str]:
-        """Return the ids of all lessons, the newest first."""
-        found = [path.name for path in self.folder.glob("*") if ID.fullmatch(path.name) and self._is_lesson(path.name)]
-        return sorted(found, key=lambda id: self.lesson(id).when, reverse=True)
-
     def _write(self, folder: Path, lesson: Lesson, pictures: "Sequence[Image.Image]") -> None:
         folder.mkdir(parents=True, mode=0o700)  # for all that comes into it, the run too
         try:
@@ -166,8 +176,15 @@ class Classroom:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _trim(self) -> None:
-        for id in self._ids()[LESSONS:]:
+    def _make_room(self) -> None:
+        """Remove the oldest lessons so that one more may be kept, but none that is learned and not on the shelf."""
+        kept = {entry.facts.get("lesson") for entry in self.studio.shelf.newest(None, self.studio.limits.results)}
+        ids, most = self.ids(), self.studio.limits.lessons
+        over = len(ids) + 1 - most
+        old = [id for id in reversed(ids) if id in kept or not self._learned(id)]
+        if over > len(old):
+            raise InputError(f"{most} lessons are learned and not kept: keep one of them, or remove all in Machine")
+        for id in old[: max(over, 0)]:
             shutil.rmtree(self.folder / id, ignore_errors=True)
 
     def _is_lesson(self, id: str) -> bool:
@@ -192,7 +209,7 @@ class Classroom:
         return False
 
     def _check_free(self) -> None:
-        if any(map(self._busy, self._ids())):
+        if any(map(self._busy, self.ids())):
             raise InputError("another thing is being learned: wait until it is, or stop it")
 
     def _watch(self, id: str, child: subprocess.Popen[bytes]) -> None:

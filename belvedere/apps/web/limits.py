@@ -11,6 +11,10 @@ class Limits:
 
     upload_bytes: int = 32 << 20
     upload_pixels: int = 24_000_000
+    uploads_bytes: int = 2 << 30
+    """Of all uploads that lie in the folder."""
+    request_bytes: int = 4 << 20
+    """Of any request that is no upload."""
     photographs: int = 32
     """Of a thing that is learned."""
     count: int = 24
@@ -25,6 +29,8 @@ class Limits:
     seconds: float = 600.0
     """Of one piece of work."""
     learning_seconds: float = 7200.0
+    lessons: int = 20
+    """Kept; the oldest go, but those that are learned and not kept."""
     waiting: int = 32
     """Requests in the queue."""
     results: int = 500

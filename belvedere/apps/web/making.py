@@ -247,6 +247,9 @@ def _told(studio: Studio, record: "Record", job: "Job", ids: Sequence[int]) -> I
         yield "Its kinds repeat, which is not set here, so another picture may come"
     if asked.extrapolation not in (None, here.extrapolation):
         yield f"It was made with --extrapolation {asked.extrapolation}, which is not set here: use belvedere regenerate"
+    if asked.sampling:
+        told = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asked.sampling.items())
+        yield f"It was made with {told}, which is not set here: use belvedere regenerate"
     if asked.dtype not in ("auto", here.dtype):
         yield f"It was made in {asked.dtype}, which is not set here, where it is {here.dtype}: use belvedere regenerate"
     if asked.seed > EXACT:

@@ -18,15 +18,25 @@ CACHE = (600, 3600)
 
 _HEADER = """<header class="bv-head"><h1>Bel<span>vedere</span></h1>
 <p>Make pictures, turn them, keep them small.</p>
-<button type="button" aria-label="Change between light and dark">Light / dark</button></header>"""
-_LIGHT_OR_DARK = """element.querySelector('button').addEventListener('click',
-  () => document.body.classList.toggle('dark'));"""
+<button type="button" aria-label="Change between light and dark">Light / dark</button>
+<span role="status"></span></header>"""
+_SCRIPT = """element.querySelector('button').addEventListener('click',
+  () => document.body.classList.toggle('dark'));
+const said = element.querySelector('[role=status]');
+const busy = () => document.querySelectorAll('.bv-bar:not([aria-valuenow="100"]), .stage .note:not(:empty)').length;
+let before = busy();
+new MutationObserver(() => {
+  const now = busy();
+  if (now !== before) said.textContent = now > before ? 'Working' : 'Done';
+  before = now;
+}).observe(document.body, {childList: true, subtree: true});"""
+"""Changes between light and dark, and says aloud, once each, that work begins and that it has ended."""
 
 
 def build(studio: Studio) -> gr.Blocks:
     """Return the page of a studio."""
     with gr.Blocks(title="Belvedere", analytics_enabled=False, delete_cache=CACHE) as page:
-        gr.HTML(_HEADER, js_on_load=_LIGHT_OR_DARK)
+        gr.HTML(_HEADER, js_on_load=_SCRIPT)
         with gr.Tabs():
             for title, fill in ROOMS.items():
                 with gr.Tab(title, id=title.lower()):

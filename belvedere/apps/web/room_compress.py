@@ -1,30 +1,33 @@
 """The room in which pictures become small files, and small files pictures: compared by a slider, painted on."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from belvedere.apps.requests import DEFAULT_CODEC
-from belvedere.apps.web import cards, compressing, uploads
+from belvedere.apps.web import cards, compressing, turns, uploads
 from belvedere.apps.web.component import component
 from belvedere.apps.web.compressing import FILE, PICTURE, SMALL, Outcome
 from belvedere.apps.web.pictures import data_uri
 from belvedere.apps.web.running import Tell, in_words
-from belvedere.apps.web.strip import strip
-from belvedere.apps.web.studio import BUSY, QUICK, Studio
+from belvedere.apps.web.strip import results
+from belvedere.apps.web.studio import ASIDE, BUSY, QUICK, Studio
+from belvedere.compression.segpic_config import usual_quality
 
 EMPTY = cards.empty(
     "Nothing compressed yet",
     "Drop a photograph to make it small, or a .bvd file to open it. You see both, side by side.",
 )
-STOPPED = cards.empty("Stopped", "Nothing new was kept. Move the slider, or drop a file, to go on.")
 NONE_YET = cards.empty("No files yet", "What is compressed stays here, also when the page or the server is closed.")
 NO_MODEL = cards.empty("No codec here", "Start the studio with --model NAME=FOLDER to compress with your own.")
-USUAL = 4
-"""Quality."""
 PAINTED = "(file, quality, brush, ...rest) => [file, quality, (brush && brush.strokes) || [], ...rest]"
+MOVED = PAINTED.replace("=> [file", "=> [document.querySelector('#bvd-quality :active') ? null : file")
+"""No file while the slider is dragged: that ends with a release. Keys move it without one."""
 FRESH = "(file, quality, brush, ...rest) => [file, quality, [], ...rest]"
+Last = tuple[Any, str]
+"""What the newest outcome on a page was asked with, None for a file of the shelf, and what is told of it."""
 
 
 def build(studio: Studio, page: gr.Blocks) -> None:
@@ -58,10 +61,10 @@ def build(studio: Studio, page: gr.Blocks) -> None:
             )  # fmt: skip
             alone = gr.Image(label="Opened", format="png", visible=False, buttons=["fullscreen"])
             told = gr.HTML(EMPTY, elem_id="bvd-told", apply_default_css=False)
-    last, shown = gr.State(names[0]), [both, alone, told]
+    chosen, shown = gr.State(names[0]), [both, alone, told, gr.State((None, EMPTY))]
     model.input(
-        lambda model, last: _choose(studio, model, last), [model, last], [quality, most, last],
-        api_visibility="private", **QUICK,
+        lambda model, chosen: _choose(studio, model, chosen), [model, chosen], [quality, most, chosen],
+        api_visibility="private", **ASIDE,
     )  # fmt: skip
     _events(studio, page, [file, quality, brush, most, model], stop, shown, old)
 
@@ -69,12 +72,12 @@ def build(studio: Studio, page: gr.Blocks) -> None:
 def _qualities(rates: int) -> dict[str, Any]:
     """Return what the slider is for a codec that has learned so many rates."""
     told = f"Higher is sharper and larger. 1, 2, ... {rates} were learned; fractions lie between."
-    return {"maximum": rates, "value": min(USUAL, rates), "visible": rates > 1, "info": told}
+    return {"maximum": rates, "value": usual_quality(rates), "visible": rates > 1, "info": told}
 
 
-def _choose(studio: Studio, model: str, last: str) -> list[Any]:
-    """Return what the quality, the bits a pixel and ``last`` become for a codec; the list tells of one choice twice."""
-    if model == last:
+def _choose(studio: Studio, model: str, chosen: str) -> list[Any]:
+    """Return what the quality, the bits a pixel and ``chosen`` become for a codec, told of twice by the list."""
+    if model == chosen:
         return [gr.skip()] * 3
     with in_words():
         rates = compressing.rates(studio, model)
@@ -83,6 +86,7 @@ def _choose(studio: Studio, model: str, last: str) -> list[Any]:
 
 def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown: list[Any], old: Any) -> None:
     file, quality, brush, most = asked[:4]
+    told, last = shown[2:]
     chosen = gr.Textbox(visible=False, label="id")
 
     def drop(
@@ -96,7 +100,14 @@ def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown:
                 return compressing.open_file(studio, data, tell)
             return compressing.compress(studio, file, quality, strokes, tell, bpp=target_bpp or 0, model=model)
 
-        yield from _shown(studio, work)
+        yield from _shown(studio, work, (file, quality, strokes, target_bpp, model))
+
+    def redo(file: str, quality: float, strokes: Any, target_bpp: float, model: str, last: Last) -> Iterator[list[Any]]:
+        """Do it again, unless that is what is shown, or there is no file."""
+        if file and last[0] != (file, quality, strokes, target_bpp, model):
+            yield from drop(file, quality, strokes, target_bpp, model)
+        else:
+            yield [gr.skip(), gr.skip(), last[1], gr.skip()]
 
     def board(file: str) -> dict[str, Any]:
         """Return what is painted on: nothing for a .bvd file."""
@@ -120,37 +131,39 @@ def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown:
 
     def earlier() -> str:
         found = compressing.earlier(studio)
-        return strip(studio, found, SMALL) if found else NONE_YET
+        return results(studio, found, SMALL) if found else NONE_YET
 
-    looked = file.upload(board, file, brush, api_name="compress_look", **BUSY)
+    repeated: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private", **BUSY}
+    moved = turns.in_turn(partial(gr.on, [quality.release, brush.input, most.submit]), studio, page, told)
+    asking = turns.in_turn(file.upload, studio, page, told)
+    looked = asking.then(board, file, brush, api_name="compress_look", **BUSY)
     runs = [
         looked.success(drop, asked, shown, js=FRESH, api_name="compress", **BUSY),
-        quality.release(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
-        brush.input(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
-        most.submit(drop, asked, shown, js=PAINTED, trigger_mode="always_last", api_visibility="private", **BUSY),
+        moved.then(redo, [*asked, last], shown, js=PAINTED, **repeated),
+        quality.input(redo, [*asked, last], shown, js=MOVED, **repeated),
         old.select(taken, None, chosen, api_visibility="private", **QUICK).success(
             again, chosen, shown, api_name="compress_open", **BUSY
         ),
     ]
     most.change(lambda bpp: gr.update(interactive=not bpp), most, quality, api_visibility="private", **QUICK)
     for run in runs:
-        run.then(earlier, None, old, api_visibility="private", **QUICK)
-    stop.click(None, None, None, cancels=[looked, *runs], api_visibility="private").then(
-        lambda: STOPPED, None, shown[2], api_visibility="private", **BUSY
-    )
+        run.success(earlier, None, old, api_visibility="private", **QUICK)
+    turns.redrawn(stop, [looked, *runs], lambda last: last[1], last, told)
     page.load(earlier, None, old, api_name="compress_files", **QUICK)
 
 
-def _shown(studio: Studio, work: Any) -> Iterator[list[Any]]:
-    """Yield what the right side shows while work is done, and of its outcome."""
+def _shown(studio: Studio, work: Any, asked: Any = None) -> Iterator[list[Any]]:
+    """Yield what the right side shows while work is done, and of its outcome; the last is a ``Last`` of ``asked``."""
     for news in studio.runner.run(compressing.ROOM, work, what="a picture"):
         if not isinstance(news, Outcome):
-            yield [gr.skip(), gr.skip(), cards.progress(news or 0, "Compressing" if news else "Opening")]
-        elif news.before is None:
-            yield [gr.update(visible=False), gr.update(value=news.after, visible=True), figures(studio, news)]
+            yield [gr.skip(), gr.skip(), cards.progress(news or 0, "Compressing" if news else "Opening"), gr.skip()]
+            continue
+        told = figures(studio, news)
+        if news.before is None:
+            yield [gr.update(visible=False), gr.update(value=news.after, visible=True), told, (asked, told)]
         else:
             pair = gr.update(value=(news.before, news.after), visible=True)
-            yield [pair, gr.update(visible=False), figures(studio, news)]
+            yield [pair, gr.update(visible=False), told, (asked, told)]
 
 
 def figures(studio: Studio, outcome: Outcome) -> str:

@@ -8,8 +8,10 @@ import gradio as gr
 
 from belvedere.apps import doctor, models
 from belvedere.apps.web import cards
+from belvedere.apps.web.learning import Classroom, classroom_of
 from belvedere.apps.web.running import in_words
 from belvedere.apps.web.studio import Studio
+from belvedere.apps.web.turns import waiting
 from belvedere.checkpoints import store
 
 WHEN_SEEN = """let seen = false;
@@ -22,17 +24,22 @@ new IntersectionObserver(look).observe(element);"""
 ALWAYS, ONCE = WHEN_SEEN.format(often="true"), WHEN_SEEN.format(often="!seen")
 RECENT = 10
 """Pieces of work that are listed."""
+ASK = (
+    "Remove every result of every room, and every lesson with its photographs but one that is being learned? "
+    "This cannot be undone."
+)
 WORDS = {"done": "done", "stopped": "stopped", "refused": "refused", "failed": "failed, see the log"}
 
 
 def build(studio: Studio, page: gr.Blocks) -> None:
     """Fill the tab."""
+    classroom = classroom_of(studio)
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=320):
             now = gr.HTML(_heading("Work") + "<p>...</p>", js_on_load=ALWAYS)
             empty = gr.Button("Remove all results ...", size="sm")
             with gr.Group(visible=False) as ask:
-                gr.Markdown("Remove every result of every room? This cannot be undone.", container=True)
+                gr.Markdown(ASK, container=True)
                 with gr.Row():
                     no = gr.Button("Keep them", size="sm")
                     yes = gr.Button("Remove them", size="sm", variant="stop")
@@ -41,7 +48,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     found = gr.HTML(_heading("Doctor") + "<p>Looking at this machine ...</p>", js_on_load=ONCE)
 
     def state() -> str:
-        return _now(studio, _waiting(page))
+        return _now(studio, classroom, waiting(page))
 
     def examined() -> str:
         with in_words():
@@ -50,6 +57,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     def emptied() -> tuple[str, Any]:
         with in_words():
             studio.shelf.empty()
+            classroom.empty()
         return state(), gr.update(visible=False)
 
     now.load(state, None, now, api_name="state", queue=False, show_progress="hidden")
@@ -63,12 +71,7 @@ def _heading(text: str) -> str:
     return f"<h3>{escape(text)}</h3>"
 
 
-def _waiting(page: gr.Blocks) -> int:
-    """Return how many requests wait. Gradio publishes it over HTTP alone, by a route of this very server."""
-    return len(page._queue)
-
-
-def _now(studio: Studio, waiting: int) -> str:
+def _now(studio: Studio, classroom: Classroom, waiting: int) -> str:
     """Return what runs, waits, was done last, and how much is kept."""
     running, runner = "nothing", studio.runner
     if runner.current:
@@ -80,6 +83,7 @@ def _now(studio: Studio, waiting: int) -> str:
         ("running", running),
         ("waiting", f"{waiting} of at most {limits.waiting}"),
         ("results", f"{count} of at most {limits.results}, {size / 1e6:.1f} MB of {limits.result_bytes / 1e6:.0f} MB"),
+        ("lessons", f"{len(classroom.ids())} of at most {limits.lessons}"),
         ("kept in", str(studio.shelf.folder)),
     ]
     recent = [

@@ -9,7 +9,7 @@ import gradio as gr
 
 from belvedere.apps.record import Record
 from belvedere.apps.requests import MAX_SEED
-from belvedere.apps.web import cards, making, uploads
+from belvedere.apps.web import cards, making, turns, uploads
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.making import CHIPS, Abilities, Making, Settings
 from belvedere.apps.web.shelf import Entry
@@ -44,7 +44,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 label="Settings back from a picture: drop it here",
                 sources=["upload"], height=150, buttons=[],
             )  # fmt: skip
-            told = gr.Markdown(elem_classes="bv-note")
+            told = gr.HTML("", html_template=cards.PLAIN, elem_classes="bv-note")
         with gr.Column(scale=3, min_width=320):
             shown = gr.HTML(EMPTY, elem_classes="bv-large", js_on_load=cards.USE)
             made = gr.JSON(visible=False, label="pictures")
@@ -147,9 +147,7 @@ def _events(
             yield _shown(news), news.made if news else []
 
     def opened(model: str) -> Abilities:
-        return studio.runner.result(
-            making.ROOM, lambda tell: making.abilities(studio, model), what=f"opened {model[:80]}"
-        )
+        return studio.runner.result(making.ROOM, lambda tell: making.abilities(studio, model), what=f"opened {model}")
 
     def choose(model: str, shown: str, seed: float, count: float) -> list[Any]:
         if model == shown:  # the list tells of one choice twice: the second answer would undo what was set meanwhile
@@ -183,11 +181,10 @@ def _events(
         return _finished(studio, ids), _earlier(studio, ids)
 
     gr.api(own, api_name="choose", **WORK)
-    run = go.click(make, asked, [shown, made], api_name="make", scroll_to_output=True, **RAW)
-    run.then(earlier, made, old, api_visibility="private", **QUICK)
-    ended = stop.click(stopped, made, [shown, old], cancels=[run], api_name="stop", **QUICK)
-    # Once more in turn, when the work has ended: its last news may come after the answer to the click.
-    ended.then(stopped, made, [shown, old], api_visibility="private", **BUSY)
+    asking = turns.in_turn(go.click, studio, page, shown)
+    run = asking.then(make, asked, [shown, made], api_name="make", scroll_to_output=True, **RAW)
+    run.success(earlier, made, old, api_visibility="private", **QUICK)
+    turns.redrawn(stop, [run], stopped, made, [shown, old], "stop")
     inputs[0].input(choose, [inputs[0], inputs[-1], *inputs[8:10]], inputs, api_visibility="private", **BUSY)
     dropped.upload(recall, dropped, [*inputs, told], api_name="recall", **BUSY)
     for gallery in (shown, old):

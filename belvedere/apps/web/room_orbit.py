@@ -7,15 +7,16 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from belvedere.apps.requests import ViewRequest
-from belvedere.apps.web import cards, scene_results, uploads
+from belvedere.apps.web import cards, scene_results, turns, uploads
 from belvedere.apps.web.running import Tell, in_words
 from belvedere.apps.web.shelf import Entry
-from belvedere.apps.web.strip import strip
-from belvedere.apps.web.studio import BUSY, QUICK, Studio
+from belvedere.apps.web.strip import results
+from belvedere.apps.web.studio import ASIDE, BUSY, QUICK, Studio
 from belvedere.apps.web.turntable_page import turntable
 
 NO_MODEL = cards.empty("No model here", "Start the studio with --model NAME=FOLDER to make scenes with your own.")
 NONE_YET = cards.empty("No scenes yet", "What is built stays here, also when the page or the server is closed.")
+OPENING = "Opening the model"
 DICE = "() => [Math.floor(Math.random() * 10000)]"
 SEEN = """(id, ...rest) => { const view = document.querySelector('#turntable').view || {};
 return [id, view.what || 'colour', view.angle || 0, view.elevation || 0, ...rest.slice(3)]; }"""
@@ -53,23 +54,29 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 mesh = gr.Button("Mesh", min_width=90)
             solid = gr.Model3D(label="Mesh", visible="hidden", height=340, interactive=False)
             made = gr.HTML(elem_id="orbit-made", apply_default_css=False)
-    _scene_events(studio, page, photograph, model, toy, stop, scene, table, old, made, solid)
-    _made_events(studio, scene, take, film, mesh, stop, [frames, arc, side], made, solid)
+    builds = _scene_events(studio, page, photograph, model, toy, scene, table, old, made, solid)
+    makes = _made_events(studio, page, scene, take, film, mesh, [frames, arc, side], made, solid)
+    turns.redrawn(stop, [*builds, *makes], lambda scene: _ended(studio, scene), scene, [table, made])
 
 
 def _scene_events(
-    studio: Studio, page: gr.Blocks, photograph: Any, model: Any, toy: Any, stop: Any, scene: Any, table: Any, old: Any,
-    made: Any, solid: Any,
-) -> None:  # fmt: skip
-    """Say how scenes come: of a photograph, of a toy, from the shelf."""
+    studio: Studio, page: gr.Blocks, photograph: Any, model: Any, toy: Any, scene: Any, table: Any, old: Any, made: Any,
+    solid: Any,
+) -> list[Any]:  # fmt: skip
+    """Say how scenes come: of a photograph, of a toy, from the shelf. Return the events that compute."""
     number = gr.Number(0, precision=0, visible=False, label="number")
+    private: dict[str, Any] = {"api_visibility": "private", **QUICK}
+
+    def begin() -> tuple[str, dict[str, Any], str, Any]:
+        """Return what the page shows of a scene that is not built yet."""
+        return "", {"note": turns.place(studio, page) or OPENING}, "", gr.update(value=None, visible="hidden")
 
     def build(photograph: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
         def work(tell: Tell) -> tuple[str, dict[str, Any]]:
             return scene_results.build(studio, photograph, model, tell)
 
         for news in studio.runner.run(scene_results.ROOM, work, what="a scene of a photograph"):
-            yield news or ("", {})
+            yield news or ("", {"note": OPENING})
 
     def toy_picture(number: int) -> Any:
         return studio.runner.result(scene_results.ROOM, lambda tell: scene_results.toy(number), what="a toy")
@@ -85,26 +92,37 @@ def _scene_events(
     def earlier() -> str:
         return _earlier(studio)
 
-    begun = photograph.upload(build, [photograph, model], [scene, table], api_name="orbit_build", **BUSY)
-    drawn = toy.click(toy_picture, number, photograph, js=DICE, api_name="orbit_toy", **BUSY)
+    empty = [scene, table, made, solid]
+    begun = photograph.upload(begin, None, empty, **private).then(
+        build, [photograph, model], [scene, table], api_name="orbit_build", **BUSY
+    )
+    drawn = toy.click(begin, None, empty, **private).then(
+        toy_picture, number, photograph, js=DICE, api_name="orbit_toy", **BUSY
+    )
     again = drawn.success(build, [photograph, model], [scene, table], api_visibility="private", **BUSY)
     for built in (begun, again):
-        built.success(open_scene, scene, [table, made, solid], api_visibility="private", **QUICK).then(
-            earlier, None, old, api_visibility="private", **QUICK
-        )
-    stop.click(earlier, None, old, cancels=[begun, again], api_visibility="private", **QUICK)
-    old.select(chosen, None, scene, api_visibility="private", **QUICK).success(
-        open_scene, scene, [table, made, solid], api_name="orbit_open", **QUICK
+        built.success(open_scene, scene, [table, made, solid], **private).then(earlier, None, old, **private)
+    old.select(chosen, None, scene, **private).success(
+        open_scene, scene, [table, made, solid], api_name="orbit_open", **ASIDE
     )
     page.load(earlier, None, old, api_name="orbit_scenes", **QUICK)
+    return [begun, drawn, again]
 
 
 def _made_events(
-    studio: Studio, scene: Any, take: Any, film: Any, mesh: Any, stop: Any, shape: list[Any], made: Any, solid: Any
-) -> None:
-    """Say what is made of a scene; ``shape`` of a film: frames, degrees, pixels a side."""
+    studio: Studio, page: gr.Blocks, scene: Any, take: Any, film: Any, mesh: Any, shape: list[Any], made: Any,
+    solid: Any,
+) -> list[Any]:  # fmt: skip
+    """Say what is made of a scene; ``shape`` of a film: frames, degrees, pixels a side. Return the events."""
     what = gr.Textbox("colour", visible=False, label="what")
     angle, elevation = (gr.Number(0, visible=False, label=name) for name in ("angle", "elevation"))
+
+    def begin(scene: str) -> Any:
+        """Refuse at once where there is no scene, and tell who waits."""
+        with in_words():
+            scene_results.check_scene(scene)
+        words = turns.place(studio, page)
+        return cards.progress(0, words) + _made(studio, scene) if words else gr.skip()
 
     def make(scene: str, kind: str, **asked: Any) -> Iterator[str]:
         with in_words():
@@ -139,16 +157,22 @@ def _made_events(
         return gr.update(value=copy, visible=True)
 
     seen = [scene, what, angle, elevation]
+    viewed, filmed, solved = (
+        button.click(begin, scene, made, api_visibility="private", **ASIDE) for button in (take, film, mesh)
+    )
     events = [
-        take.click(view_of, seen, made, js=SEEN, api_name="orbit_view", **BUSY),
-        film.click(film_of, [*seen, *shape], made, js=SEEN, api_name="orbit_film", **BUSY),
-        mesh.click(mesh_of, scene, made, api_name="orbit_mesh", **BUSY),
+        viewed.success(view_of, seen, made, js=SEEN, api_name="orbit_view", **BUSY),
+        filmed.success(film_of, [*seen, *shape], made, js=SEEN, api_name="orbit_film", **BUSY),
+        solved.success(mesh_of, scene, made, api_name="orbit_mesh", **BUSY),
     ]
     # Not by the generator, whose last value comes twice: the viewer would drop the mesh that it is loading.
     events[-1].success(mesh_file, scene, solid, api_visibility="private", **QUICK)
-    stop.click(None, None, None, cancels=events, api_visibility="private").then(
-        lambda scene: _made(studio, scene), scene, made, api_visibility="private", **BUSY
-    )
+    return events
+
+
+def _ended(studio: Studio, scene: str) -> tuple[Any, str]:
+    """Return what the page shows when work has failed or was stopped: the scene as it is, or that there is none."""
+    return gr.skip() if scene else {}, _made(studio, scene)
 
 
 def _made(studio: Studio, scene: str) -> str:
@@ -171,4 +195,4 @@ def _card(studio: Studio, scene: str, entry: Entry) -> str:
 def _earlier(studio: Studio) -> str:
     """Return the newest scenes of the shelf."""
     found = scene_results.newest(studio, 8)
-    return strip(studio, found, scene_results.PHOTOGRAPH) if found else NONE_YET
+    return results(studio, found, scene_results.PHOTOGRAPH) if found else NONE_YET

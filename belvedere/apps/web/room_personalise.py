@@ -1,19 +1,22 @@
 """The room in which a thing of yours is learned from a few photographs, and shown in whatever prompt."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from belvedere.apps.web import cards, concept_results
+from belvedere.apps.web import cards, concept_results, turns
 from belvedere.apps.web.concept_results import PICTURE, ROOM
 from belvedere.apps.web.curve import loss_curve
-from belvedere.apps.web.learning import BASES, Classroom
+from belvedere.apps.web.learning import BASES, Classroom, classroom_of
 from belvedere.apps.web.lesson import Progress
 from belvedere.apps.web.pictures import data_uri, reduced
 from belvedere.apps.web.running import Tell, in_words
-from belvedere.apps.web.studio import BUSY, QUICK, RAW, Studio
+from belvedere.apps.web.strip import strip, when
+from belvedere.apps.web.studio import ASIDE, BUSY, QUICK, RAW, Studio
 
 BEAT = 2.0
 """Seconds between two looks at a lesson."""
@@ -68,6 +71,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 stop = gr.Button("Stop", min_width=70, visible=False)
                 more = gr.Button("Go on", min_width=70, visible=False)
                 learn = gr.Button("Learn", variant="primary", min_width=110)
+            old = gr.HTML(js_on_load=cards.USE, elem_id="lessons", apply_default_css=False)
         with gr.Column(scale=3, min_width=320):
             told = gr.HTML(EMPTY, elem_id="lesson", apply_default_css=False)
             keep = gr.Button("Keep", variant="primary", visible=False)
@@ -81,8 +85,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
         with gr.Column(scale=3, min_width=320):
             made = gr.HTML(NO_PICTURES, elem_id="concept-pictures", apply_default_css=False)
     inputs = [photographs, token, like, base, steps]
-    classroom = Classroom(studio)
-    _learning_events(studio, classroom, page, lesson, inputs, (learn, stop, more, keep), told, asked[0], made)
+    _learning_events(studio, page, lesson, inputs, (learn, stop, more, keep), told, old, asked[0], made)
     _trying_events(studio, page, asked, make, halt, made)
 
 
@@ -101,10 +104,11 @@ def _prompt(studio: Studio) -> list[Any]:
 
 
 def _learning_events(
-    studio: Studio, classroom: Classroom, page: gr.Blocks, lesson: Any, inputs: list[Any], buttons: tuple[Any, ...],
-    told: Any, concept: Any, made: Any,
+    studio: Studio, page: gr.Blocks, lesson: Any, inputs: list[Any], buttons: tuple[Any, ...], told: Any, old: Any,
+    concept: Any, made: Any,
 ) -> None:  # fmt: skip
     """Say what happens to lessons; the timer looks at one only while it is learned."""
+    classroom = classroom_of(studio)
     learn, stop, more, keep = buttons
     timer = gr.Timer(BEAT, active=False)
     seen = [told, timer, stop, more, keep]
@@ -148,20 +152,30 @@ def _learning_events(
         base = found.base if found.base in studio.offered(*BASES) else gr.skip()
         return [found.token, found.like, base, min(found.steps, studio.limits.learning_steps)]
 
-    begun = learn.click(begin, inputs, lesson, api_name="personalise_begin", **BUSY)
+    def chosen(event: gr.SelectData) -> str:
+        return str(event.value)
+
+    asking = turns.in_turn(learn.click, studio, page, told)
+    begun = asking.then(begin, inputs, lesson, api_name="personalise_begin", **BUSY)
     begun.success(look, lesson, seen, api_name="personalise_look", **QUICK)
-    stop.click(end, lesson, None, api_name="personalise_stop", **QUICK).success(
+    begun.failure(look, lesson, seen, api_visibility="private", **QUICK)
+    stop.click(end, lesson, None, api_name="personalise_stop", **ASIDE).success(
         look, lesson, seen, api_visibility="private", **QUICK
     )
-    more.click(go_on, lesson, None, api_name="personalise_go_on", **QUICK).success(
+    more.click(go_on, lesson, None, api_name="personalise_go_on", **ASIDE).success(
         look, lesson, seen, api_visibility="private", **QUICK
     )
-    kept = keep.click(take, lesson, concept, api_name="personalise_keep", **QUICK)
+    kept = keep.click(take, lesson, concept, api_name="personalise_keep", **ASIDE)
     kept.success(lambda: _pictures(studio), None, made, api_visibility="private", **QUICK)
     timer.tick(look, lesson, seen, api_visibility="private", **QUICK)
     found = page.load(classroom.newest, None, lesson, api_name="personalise_newest", **QUICK)
-    found.then(look, lesson, seen, api_visibility="private", **QUICK)
-    found.then(recall, lesson, inputs[1:], api_name="personalise_recall", **QUICK)
+    found.then(recall, lesson, inputs[1:], api_name="personalise_recall", **ASIDE)
+    taken = old.select(chosen, None, lesson, api_visibility="private", **QUICK)
+    taken.then(recall, lesson, inputs[1:], api_visibility="private", **ASIDE)
+    for opened in (found, taken):
+        opened.then(look, lesson, seen, api_visibility="private", **QUICK)
+    page.load(lambda: _lessons(classroom), None, old, api_name="personalise_lessons", **QUICK)
+    begun.success(lambda: _lessons(classroom), None, old, api_visibility="private", **QUICK)
     page.load(lambda: _choices(studio), None, concept, api_name="personalise_concepts", **QUICK)
 
 
@@ -189,12 +203,30 @@ def _trying_events(studio: Studio, page: gr.Blocks, asked: list[Any], make: Any,
             token = str(studio.shelf.entry(concept).facts["token"])
         return prompt if token in prompt else f"a photo of a {token}"
 
-    run = make.click(try_prompt, asked, made, api_name="personalise_try", **RAW)
-    asked[0].change(written, asked[:2], asked[1], api_visibility="private", **QUICK)
-    halt.click(None, None, None, cancels=[run], api_visibility="private").then(
-        lambda: _pictures(studio), None, made, api_visibility="private", **BUSY
-    )
+    asking = turns.in_turn(make.click, studio, page, made)
+    run = asking.then(try_prompt, asked, made, api_name="personalise_try", **RAW)
+    turns.redrawn(halt, [run], lambda: _pictures(studio), None, made)
+    asked[0].change(written, asked[:2], asked[1], api_visibility="private", **ASIDE)
     page.load(lambda: _pictures(studio), None, made, api_name="personalise_pictures", **QUICK)
+
+
+def _lessons(classroom: Classroom) -> str:
+    """Return all lessons, the newest first, "" when there is none."""
+    told = [(id, classroom.lesson(id)) for id in classroom.ids()]
+    each = [(id, _photograph(classroom.folder / id), f"{one.token}, {when(one.when)}") for id, one in told]
+    return f"<h3>Earlier lessons</h3>{strip(each)}" if each else ""
+
+
+@lru_cache(64)
+def _photograph(lesson: Path) -> str:
+    """Return the first photograph of a lesson's folder, small, as an address; "" where it is gone."""
+    from PIL import Image
+
+    try:
+        with Image.open(lesson / "photographs" / "00.png", formats=("PNG",)) as image:
+            return data_uri(reduced(image, 168))
+    except OSError:
+        return ""
 
 
 def _choices(studio: Studio, chosen: str | None = None) -> Any:

@@ -13,16 +13,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import Any, TypeVar
 
 import gradio as gr
 
-from belvedere.errors import InputError
+from belvedere.errors import InputError, out_of_memory
 
 T = TypeVar("T")
 Tell = Callable[[Any], None]
 BEAT = 0.5
 """Seconds after which the last news is given again, so that a generator can be closed while its work is silent."""
+WHAT = 80
+"""Characters that are kept of what a piece of work was."""
 log = logging.getLogger("belvedere.studio")
 
 
@@ -129,7 +132,7 @@ class Runner:
             raise
         finally:
             self.current = None
-            self.recent.appendleft(Done(room, time.monotonic() - began, outcome, what))
+            self.recent.appendleft(Done(room, time.monotonic() - began, outcome, what[:WHAT]))
 
 
 def _too_long(limit: float) -> InputError:
@@ -154,7 +157,10 @@ def _newest(future: "Future[Any]", news: "queue.SimpleQueue[Any]", limit: float)
 
 @contextmanager
 def in_words() -> Iterator[None]:
-    """Raise whatever goes wrong within as ``gr.Error`` of one sentence; what nobody expected goes into the log."""
+    """Raise whatever goes wrong within as ``gr.Error`` of one sentence, escaped: the page shows it as HTML.
+
+    What nobody expected goes into the log.
+    """
     try:
         yield
     except gr.Error:
@@ -163,7 +169,8 @@ def in_words() -> Iterator[None]:
         words = _told(error)
         if not words:
             log.error("unexpected %s", type(error).__name__, exc_info=error)
-        raise gr.Error(words or "Something went wrong: see the server's log.", print_exception=False) from None
+        told = escape(words, quote=False) or "Something went wrong: see the server's log."
+        raise gr.Error(told, print_exception=False) from None
     except Stopped:
         raise gr.Error("Stopped.", print_exception=False) from None
 
@@ -173,6 +180,6 @@ def _told(error: BaseException) -> str:
     if isinstance(error, InputError):
         text = str(error)
         return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+    if out_of_memory(error):
         return "Out of memory: ask for fewer or smaller pictures."
     return ""

@@ -35,16 +35,17 @@ def build(studio: Studio, upload: uploads.Upload, model: str, tell: Tell) -> tup
 
     ``tell`` is given an id of no result yet, "", and the turntable as far as it is.
     """
-    from belvedere.apps.scenes import exif_fov, open_scene
+    from belvedere.apps.scenes import open_scene
     from belvedere.apps.view import record_text
     from belvedere.apps.web.turntable import render_ring
+    from belvedere.data.images import to_srgb
 
     began = time.monotonic()
     photograph = uploads.photograph(upload, studio.limits)
-    fov = exif_fov(photograph.exif, photograph.image.size)
-    request = ViewRequest(studio.model(model), device=studio.device, fov=fov)
+    image = to_srgb(photograph)
+    request = ViewRequest(studio.model(model), device=studio.device)
     with studio.scratch() as folder:
-        photograph.image.convert("RGB").save(folder / "photograph.png")
+        image.save(folder / "photograph.png", exif=photograph.exif or None)
         scene = open_scene(folder / "photograph.png", request)
         scene.save(folder / SCENE, record_text(scene, request))
         content = (folder / SCENE).read_bytes()
@@ -57,7 +58,7 @@ def build(studio: Studio, upload: uploads.Upload, model: str, tell: Tell) -> tup
         tell(("", {**table, "note": f"{done} of {total} views"}))
 
     sheets = render_ring(scene, report)
-    files = {SCENE: content, PHOTOGRAPH: webp(reduced(photograph.image, 256))}
+    files = {SCENE: content, PHOTOGRAPH: webp(reduced(image, 256))}
     files |= {f"{what}.webp": webp(sheet) for what, sheet in sheets.items()}
     facts = {"kind": "scene", "model": model, "aspect": width / height, "seconds": time.monotonic() - began}
     id = studio.shelf.put(ROOM, files, {**facts, **scene.camera_facts})
@@ -76,10 +77,17 @@ def opened(studio: Studio, id: str) -> Table:
     return {**layout(float(facts["aspect"])), "sheets": {what: studio.url(id, f"{what}.webp") for what in SHOWN}}
 
 
+def check_scene(id: str) -> None:
+    """Raise ``InputError`` where no scene was built or opened."""
+    if not id:
+        raise InputError("no scene yet: drop a photograph, or wait until it is built")
+
+
 def make(studio: Studio, id: str, kind: str, request: ViewRequest, tell: Tell) -> str:
     """Make a view, a film or a mesh (``MADE``) of a scene on the shelf, put it there too, and return its id."""
     from belvedere.apps.view import view
 
+    check_scene(id)
     if kind not in MADE:
         raise InputError(f"cannot make {str(kind)[:40]!r} of a scene: choose {', '.join(MADE)}")
     if kind == "mesh" and (known := mesh(studio, id)):

@@ -97,16 +97,24 @@ def _check_model(name: str, path: Path) -> None:
 
 
 def default_folder() -> Path:
-    """Return where results are kept when nothing is said: ``XDG_DATA_HOME``, else ~/.local/share."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "belvedere" / "studio"
+    """Return where results are kept when nothing is said: ``XDG_DATA_HOME``, else ~/.local/share.
+
+    Raises ``InputError`` where no home is known.
+    """
+    try:
+        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    except RuntimeError as error:
+        raise InputError("no home folder is known here to keep results in: give one with --folder") from error
+    return Path(base) / "belvedere" / "studio"
 
 
 def application(studio: "Studio", auth: tuple[str, str] | None = None, port: int = 7860) -> Any:
     """Return the ASGI application: the page at ``/`` and results at ``/studio/files/ID/NAME``, behind the door."""
     import fastapi
     import gradio as gr
+    from gradio.utils import get_upload_folder
 
-    from belvedere.apps.web import door, page, theme
+    from belvedere.apps.web import bodies, door, page, theme
     from belvedere.apps.web import studio as shared
 
     _fetch_nothing()
@@ -147,7 +155,7 @@ def application(studio: "Studio", auth: tuple[str, str] | None = None, port: int
         css=theme.CSS,
         head=theme.HEAD,
     )
-    return door.Door(app, auth)
+    return door.Door(bodies.Bodies(app, studio.limits, Path(get_upload_folder())), auth)
 
 
 def _fetch_nothing() -> None:

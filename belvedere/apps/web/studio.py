@@ -23,7 +23,9 @@ RAW: dict[str, Any] = {**BUSY, "preprocess": False}
 """What events are given that judge their values themselves: the page's lists and ranges are those of one model, and
 Gradio would hold a program that asks for another one to them."""
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-"""What events are given that need no turn."""
+"""What events are given that need no turn, and refuse nothing."""
+ASIDE: dict[str, Any] = {"concurrency_id": "aside", "concurrency_limit": None, "show_progress": "hidden"}
+"""What events are given that need no turn and may refuse: the page shows no error of an event that is not queued."""
 FILES = "studio/files"
 """Where results are downloaded: FILES/ID/NAME."""
 

@@ -40,6 +40,10 @@ def make_theme() -> gr.themes.Base:
     return theme.set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="#171412",
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         block_background_fill="white",
         block_background_fill_dark="#211d1a",
         background_fill_secondary_dark="#1c1816",
@@ -58,8 +62,8 @@ def make_theme() -> gr.themes.Base:
         input_background_fill_dark="#171412",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_500",
-        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
         button_primary_text_color="white",
         button_large_text_weight="600",
         button_secondary_background_fill="white",
@@ -70,7 +74,7 @@ def make_theme() -> gr.themes.Base:
         slider_color="*primary_600",
         slider_color_dark="*primary_400",
         checkbox_label_background_fill_selected="*primary_600",
-        checkbox_label_background_fill_selected_dark="*primary_500",
+        checkbox_label_background_fill_selected_dark="*primary_600",
         checkbox_label_text_color_selected="white",
         checkbox_background_color_selected="*primary_700",
         checkbox_background_color_selected_dark="*primary_700",
@@ -94,6 +98,7 @@ CSS = """
 .dark .bv-head h1 span { color: var(--primary-400); }
 .bv-head p { margin: 0; color: var(--body-text-color-subdued); }
 .bv-head button { margin-left: auto; }
+.bv-head [role=status] { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .bv-head button, .bv-card button, .bv-card a, .bv-link {
   font: inherit; font-size: .85rem; color: var(--link-text-color); background: none; border: 1px solid transparent;
   border-radius: 8px; padding: .15rem .45rem; cursor: pointer; text-decoration: none; }
@@ -136,7 +141,7 @@ CSS = """
 .bv-chips label span { margin: 0 !important; }
 .bv-chips label:has(:focus-visible) { outline: 2px solid var(--primary-600); outline-offset: 2px; }
 .bv-beside { align-self: end; }
-.bv-note p { color: var(--body-text-color-subdued); font-size: .9rem; }
+.bv-note { color: var(--body-text-color-subdued); font-size: .9rem; }
 .bv-bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; margin: .5rem 0; }
 .bv-bar i { display: block; height: 100%; background: var(--primary-600); transition: width .2s; }
 .bv-table { width: 100%; border-collapse: collapse; font-size: .9rem; }

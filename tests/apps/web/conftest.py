@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from belvedere.apps.web.studio import Studio
+from tests.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
 ARGUMENTS = [
@@ -69,19 +70,16 @@ def start(folder: Path, *arguments: str, **environment: str) -> Server:
     """Start ``belvedere serve`` on a free port and return once it answers; the caller calls ``stop``."""
     port, began = free_port(), time.monotonic()
     command = [sys.executable, "-m", "belvedere", "serve", "--port", str(port), "--folder", str(folder)]
-    root = str(Path(__file__).parents[3])
+    root, log = str(Path(__file__).parents[3]), folder.parent / f"{folder.name}.log"
     process = subprocess.Popen(
         [*command, "--no-open", "--device", "cpu", *arguments],
         env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
-        stderr=(folder.parent / f"{folder.name}.log").open("w"),
+        stderr=log.open("w"),
         text=True,
     )
     url = f"http://127.0.0.1:{port}/"
-    while not answers(url):
-        assert process.poll() is None, (folder.parent / f"{folder.name}.log").read_text()
-        assert time.monotonic() - began < 120
-        time.sleep(0.1)
+    wait_until(lambda: answers(url), process, 120, log)
     return Server(process, url, folder, time.monotonic() - began)
 
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from belvedere.apps import record
+from belvedere.apps import output, record, work
+from belvedere.apps.requests import GenerateRequest
 from belvedere.checkpoints import store
 from tests.apps.web.conftest import PHONE, SCREENSHOTS, start, stop
 
@@ -63,12 +65,16 @@ def test_pictures_form_are_kept_and_give_their_settings_back(
     page.get_by_text("Nothing made yet").wait_for()
     chip(page, "car").click()
     chip(page, "robot").click()
-    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Seed", exact=True).fill("7")
     slide(page, "How many", 6)
     few_steps(page, 12)
+    said = page.locator(".bv-head [role=status]")
+    assert said.inner_text() == ""
     page.get_by_role("button", name="Make", exact=True).click()
     page.locator(".bv-large img[src^='data:image/webp']").first.wait_for()
+    assert said.inner_text() == "Working"
     settle(page, 6)
+    assert said.inner_text() == "Done"
     page.get_by_text("More", exact=True).click()
     shoot(page, "studio-make")
 
@@ -82,10 +88,10 @@ def test_pictures_form_are_kept_and_give_their_settings_back(
 
     page.reload()
     page.get_by_role("heading", name="Earlier pictures").wait_for()
-    assert page.get_by_label("Seed").input_value() == "0"
+    assert page.get_by_label("Seed", exact=True).input_value() == "0"
     page.locator("input[type=file]").first.set_input_files(file)
     page.get_by_text("Settings of picture 2 of 6 (robot)").wait_for()
-    assert page.get_by_label("Seed").input_value() == "7"
+    assert page.get_by_label("Seed", exact=True).input_value() == "7"
     assert page.get_by_label("number input for How many").input_value() == "6"
     assert [name for name in ("car", "robot", "boat") if chip(page, name).locator("input").is_checked()] == [
         "car",
@@ -166,6 +172,25 @@ def test_a_picture_of_somebody_else_is_refused(open_page: Callable[..., Any], tm
     page = open_page("Make")
     page.locator("input[type=file]").first.set_input_files(tmp_path / "mine.png")
     page.get_by_text("This picture carries no settings: only pictures made by Belvedere do.").wait_for()
+
+
+def test_text_of_a_strangers_picture_stays_text(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    asked = GenerateRequest("dimr-toybox", ("car",), steps=1, device="cpu")
+    picture = next(work.generate(asked))
+    told = picture.record
+    strange = {
+        "kind": replace(told, kind="<b>bold</b>"),
+        "model": replace(told, weights="", request=replace(asked, model="<i>model</i>")),
+    }
+    for name, each in strange.items():
+        (tmp_path / f"{name}.png").write_bytes(output.encode(picture.image, "png", each.to_json()))
+    page = open_page("Make")
+    drop = page.locator("input[type=file]").first
+    drop.set_input_files(tmp_path / "kind.png")
+    page.get_by_text("Settings of picture 1 of 1 (<b>bold</b>)").wait_for()
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    drop.set_input_files(tmp_path / "model.png")
+    page.get_by_text("This picture is of model <i>model</i>, which this studio does not offer.").wait_for()
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -40,7 +40,7 @@ def test_a_toy_becomes_a_scene_that_turns(open_page: Callable[..., Any]) -> None
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     assert page.evaluate(SEEN) == {"what": "colour", "angle": 45, "elevation": 0}
-    page.get_by_label("Depth").check(force=True)
+    page.get_by_label("Depth", exact=True).check(force=True)
     assert page.evaluate(SEEN)["what"] == "depth"
     page.get_by_role("button", name="View", exact=True).click()
     page.wait_for_selector("#orbit-made figcaption:has-text('depth')")
@@ -74,7 +74,7 @@ def test_a_photograph_becomes_a_scene_that_is_filmed(
     page.locator("#orbit-made video").wait_for(timeout=120_000)
     stage = page.locator(".stage")
     for way, turns in (("Depth", 0), ("Unseen", 2), ("Colour", 0)):
-        page.get_by_label(way).check(force=True)
+        page.get_by_label(way, exact=True).check(force=True)
         for _ in range(turns):
             stage.press("ArrowRight")
         page.get_by_role("button", name="View", exact=True).click()
@@ -82,6 +82,20 @@ def test_a_photograph_becomes_a_scene_that_is_filmed(
     page.get_by_text("How the film is made").click()
     page.evaluate("scrollTo(0, 0)")
     shoot(page, "studio-orbit")
+
+
+def test_a_scene_that_is_stopped_leaves_none_and_who_waits_is_told(open_page: Callable[..., Any]) -> None:
+    page, other = open_page("Orbit"), open_page("Make")
+    page.get_by_role("button", name="Take a toy").click()
+    page.wait_for_selector(".stage:not(.empty)")
+    other.get_by_role("button", name="Make", exact=True).click()
+    other.get_by_text("Waiting: 1 before you").wait_for()
+    other.get_by_role("button", name="Stop", exact=True).first.click()
+    other.get_by_text("Waiting:").wait_for(state="detached")
+    page.get_by_role("tabpanel").get_by_role("button", name="Stop", exact=True).click()
+    page.wait_for_selector(".stage.empty")
+    page.get_by_role("button", name="View", exact=True).click()
+    page.get_by_text("No scene yet: drop a photograph, or wait until it is built.").wait_for()
 
 
 def test_the_same_through_the_client(server: Server) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from belvedere.apps.web.door import Door
+from belvedere.apps.web.door import OTHER_PAGE, Door
 
 AUTH = "ada", "secret:word"
 
@@ -54,6 +54,7 @@ def test_names_that_lead_here_from_elsewhere_are_refused(host: str) -> None:
     "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://localhost:7860", "http://["]
 )
 def test_other_pages_may_not_ask(origin: str) -> None:
+    assert "a proxy before the studio must pass the header Host on" in OTHER_PAGE
     for door, more in ((Door(page, None), ()), (Door(page, AUTH), (basic("ada:secret:word"),))):
         assert ask(door, ("host", "127.0.0.1:7860"), ("origin", origin), *more)[0] == 403
 

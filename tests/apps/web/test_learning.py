@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from belvedere.apps.web import concept_results, room_personalise
-from belvedere.apps.web.learning import LESSONS, Classroom
-from belvedere.apps.web.lesson import Lesson, Progress, command, environment, read_log
+from belvedere.apps.web.learning import Classroom, classroom_of
+from belvedere.apps.web.lesson import OUT, Lesson, Progress, command, environment, read_log
 from belvedere.apps.web.limits import Limits
-from belvedere.apps.web.shelf import ALPHABET
+from belvedere.apps.web.shelf import ALPHABET, LASTING
 from belvedere.apps.web.studio import Studio
 from belvedere.checkpoints import store
 from belvedere.checkpoints.concepts import load_concept
@@ -121,12 +121,57 @@ def test_the_newest_lesson_is_that_which_began_last(classroom: Classroom) -> Non
     assert classroom.newest() == "b" * 20
 
 
-def test_the_oldest_lessons_go(classroom: Classroom) -> None:
-    ids = [letter * 20 for letter in ALPHABET[: LESSONS + 2]]
+def fill(classroom: Classroom, *learned: int) -> list[str]:
+    """Write as many lessons as are kept, the oldest first, of which those of these numbers are learned."""
+    ids = [letter * 20 for letter in ALPHABET[: classroom.studio.limits.lessons]]
     for when, id in enumerate(ids):
         write(classroom, lesson=Lesson("<b>", "car", "tiny", 10, 3, float(when)), id=id)
-    classroom._trim()
-    assert sorted(path.name for path in classroom.folder.iterdir()) == sorted(ids[2:])
+        if when in learned:
+            (classroom.folder / id / OUT).write_bytes(b"x")
+    return ids
+
+
+def test_the_oldest_lessons_go_but_those_that_are_learned_and_not_kept(classroom: Classroom) -> None:
+    ids = fill(classroom, 0, 1)
+    classroom.studio.shelf.put("Personalise", {"a.safetensors": b"x"}, {"kind": LASTING, "lesson": ids[1]})
+    classroom._make_room()
+    assert sorted(classroom.ids()) == sorted([ids[0], *ids[2:]]), "the one on the shelf"
+    write(classroom, lesson=Lesson("<b>", "car", "tiny", 10, 3, 99.0), id="z" * 20)
+    classroom._make_room()
+    assert sorted(classroom.ids()) == sorted([ids[0], *ids[3:], "z" * 20])
+
+
+def test_no_lesson_begins_where_one_that_is_learned_would_have_to_go(
+    classroom: Classroom, photographs: list[str]
+) -> None:
+    ids = fill(classroom, *range(20))
+    with pytest.raises(InputError, match="20 lessons are learned and not kept: keep one"):
+        classroom.begin(photographs, "<thing>", "car", "toybox-diffusion", 4)
+    assert sorted(classroom.ids()) == sorted(ids)
+
+
+def test_emptying_removes_all_lessons_but_one_that_is_being_learned(classroom: Classroom) -> None:
+    run = write(classroom)
+    write(classroom, id="b" * 20)
+    with (run / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        classroom.empty()
+        assert classroom.ids() == [ID]
+    classroom.empty()
+    assert list(classroom.folder.iterdir()) == []
+
+
+def test_all_lessons_are_offered_whichever_began_last(classroom: Classroom) -> None:
+    assert room_personalise._lessons(classroom) == ""
+    write(classroom, lesson=Lesson("<b>", "car", "tiny", 10, 3, 2.0), id="b" * 20)
+    classroom._write(classroom.folder / ID, LESSON, [Image.new("RGB", (8, 8))])
+    shown = room_personalise._lessons(classroom)
+    assert shown.index(f'data-use="{"b" * 20}"') < shown.index(f'data-use="{ID}"')
+    assert "Open no. 2: &lt;thing&gt;" in shown and shown.count("data:image/webp") == 1
+
+
+def test_the_rooms_share_one_classroom(studio: Studio) -> None:
+    assert classroom_of(studio) is classroom_of(studio)
 
 
 def test_a_fault_is_told_in_one_line_without_paths(classroom: Classroom) -> None:

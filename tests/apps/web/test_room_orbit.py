@@ -1,19 +1,24 @@
 """The room Orbit: a scene of a photograph, what is made of it, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gradio as gr
 import pytest
 from PIL import Image
 
 from belvedere.apps.requests import SHOWN, ViewRequest
-from belvedere.apps.web import room_orbit, scene_results
+from belvedere.apps.scenes import build_scene, exif_fov
+from belvedere.apps.web import room_orbit, scene_results, turntable
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.running import Stopped
 from belvedere.apps.web.studio import Studio
 from belvedere.errors import InputError
 from belvedere.synthesis.field import Field
-from tests.apps.view_helpers import save_model, toy
+from tests.apps.test_scenes import exif
+from tests.apps.view_helpers import FOV, save_model, toy
+from tests.data.test_images import ADOBE, profile
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,23 @@ def test_a_scene_is_built_told_as_it_grows_and_kept(built: Built) -> None:
     assert id in room_orbit._earlier(again)
 
 
+def test_a_photograph_tells_its_field_of_view_and_its_colours(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does to ``view``: the first to a network that is told of focal lengths, and to no other."""
+    monkeypatch.setattr(turntable, "render_ring", lambda *_: {})
+    told = tmp_path / "told.png"
+    toy().save(told, exif=exif(50), icc_profile=profile(ADOBE, [563]))
+    fov = exif_fov(exif(50).tobytes(), toy().size)
+    one = save_model(tmp_path / "one", focal=False)
+    alone = Studio(tmp_path / "alone", "cpu", Limits(), {"small": one})
+    for place, expected in ((studio, fov), (alone, FOV)):
+        scene, _ = scene_results.build(place, str(told), "small", nothing)
+        assert place.shelf.entry(scene).facts["fov"] == pytest.approx(expected)
+        record = json.loads(Field.load(place.shelf.file(scene, scene_results.SCENE)).facts["record"])["view"]
+        assert record["picture"] == build_scene(told, ViewRequest(str(one), device="cpu")).origin["picture"]
+
+
 def test_what_is_made_of_a_scene_is_kept_beside_it(built: Built) -> None:
     studio, scene = built[:2]
     asked = {"film": ViewRequest(device="cpu", frames=3, size=(32, 32)), "view": ViewRequest(device="cpu", angle=30)}
@@ -113,8 +135,17 @@ def test_what_does_not_fit_is_refused(built: Built, picture: Path, tmp_path: Pat
         scene_results.opened(studio, "../../etc")
     with pytest.raises(InputError, match="too many"):
         scene_results.make(studio, scene, "film", ViewRequest(device="cpu", frames=7, size=(32, 32)), nothing)
+    with pytest.raises(InputError, match="no scene yet: drop a photograph, or wait"):
+        scene_results.make(studio, "", "view", ViewRequest(device="cpu"), nothing)
     with pytest.raises(InputError, match="cannot make"):
         scene_results.make(studio, scene, "../x", ViewRequest(device="cpu"), nothing)
+
+
+def test_what_was_stopped_leaves_no_scene_half_built(built: Built) -> None:
+    studio, scene = built[:2]
+    assert room_orbit._ended(studio, "") == ({}, "")
+    table, made = room_orbit._ended(studio, scene)
+    assert table == gr.skip() and studio.url(scene, scene_results.SCENE) in made
 
 
 def test_toys_differ_and_unknown_ones_are_refused() -> None:

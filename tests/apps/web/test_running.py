@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import gradio as gr
 import pytest
 
-from belvedere.apps.web.running import BEAT, Runner, Tell, in_words
+from belvedere.apps.web.running import BEAT, WHAT, Runner, Tell, in_words
 from belvedere.errors import InputError
 
 
@@ -141,6 +141,17 @@ def test_bad_input_is_told_and_what_nobody_expected_is_logged(runner: Runner, ca
     assert failed.value.message == "Something went wrong: see the server's log."
     assert "secret detail" in caplog.text
     assert [done.outcome for done in runner.recent] == ["failed", "refused"]
+
+
+def test_what_is_told_is_text_where_the_page_shows_html() -> None:
+    with pytest.raises(gr.Error) as refused, in_words():
+        raise InputError("the prompt can't hold <thing> & <b>more</b>")
+    assert refused.value.message == "The prompt can't hold &lt;thing&gt; &amp; &lt;b&gt;more&lt;/b&gt;."
+
+
+def test_little_is_kept_of_what_a_piece_of_work_was(runner: Runner) -> None:
+    runner.result("Make", lambda tell: None, what="x" * 10**6)
+    assert runner.recent[0].what == "x" * WHAT
 
 
 def test_memory_that_runs_out_is_told() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from belvedere.apps.web.serve import Settings, default_folder
 from belvedere.errors import InputError
 from tests.apps.conftest import assert_refused
 from tests.apps.web.conftest import Server, answers, free_port, start, stop
+from tests.waiting import wait_until
 
 SECRET = "correct-horse-battery"
 
@@ -74,6 +76,10 @@ def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert default_folder() == tmp_path / "belvedere" / "studio"
     monkeypatch.delenv("XDG_DATA_HOME")
     assert default_folder().is_relative_to(Path.home())
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # no entry in the table of users either
+    with pytest.raises(InputError, match="no home folder is known here to keep results in: give one with --folder"):
+        default_folder()
 
 
 def test_refusals_are_one_line(command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +127,7 @@ def test_old_uploads_go_and_new_ones_stay(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_is_there_soon_and_a_second_server_is_refused(server: Server) -> None:
+    assert server.seconds < 60
     port = server.url.rstrip("/").rsplit(":", 1)[1]
     command = [sys.executable, "-m", "belvedere", "serve", "--port", port, "--folder", str(server.folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -175,17 +182,14 @@ def test_a_lesson_ends_with_the_server_while_a_model_is_opened(tmp_path: Path) -
     process = subprocess.Popen([sys.executable, "-c", SLOW_TO_OPEN, str(folder), str(port)], env=environment)
     url, child = f"http://127.0.0.1:{port}/", 0
     try:
-        while not answers(url):
-            assert process.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: answers(url), process, 120)
         client = Client(url, verbose=False)
         Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
         photographs = [handle_file(tmp_path / "a.png")] * 3
         lesson = client.predict(photographs, "<thing>", "car", "toybox-diffusion", 400, api_name="/personalise_begin")
         child = int((folder / "lessons" / lesson / "process").read_text())
         client.submit("dimr-toybox", ["car"], api_name="/make")
-        while "Make, for" not in client.predict(api_name="/state"):
-            time.sleep(0.1)
+        wait_until(lambda: "Make, for" in client.predict(api_name="/state"), process, 120)
         process.send_signal(signal.SIGTERM)
         assert process.wait(90) == 0
         assert not Path(f"/proc/{child}").exists()

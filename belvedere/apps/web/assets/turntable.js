@@ -12,6 +12,7 @@ const degrees = (x) => `${x < 0 ? '\u2212' : ''}${Math.abs(x)}\u00b0`;
 function show() {
   const { sheets, columns, rises, aspect, note } = props.value;
   stage.classList.toggle('empty', !sheets);
+  find('.note').textContent = note || '';
   if (!sheets) return;
   const column = ((Number(angle.value) * columns / 360) % columns + columns) % columns;
   const row = Number(rise.max) - Number(rise.value);
@@ -22,7 +23,6 @@ function show() {
   view.style.backgroundPosition = `${100 * column / (columns - 1)}% ${100 * row / (rises.length - 1)}%`;
   angle.nextElementSibling.value = degrees(Number(angle.value));
   rise.nextElementSibling.value = degrees(elevation);
-  find('.note').textContent = note || '';
   root.view = { what: way(), angle: Number(angle.value), elevation };
   view.setAttribute('aria-label', `The scene in ${way()} from ${degrees(Number(angle.value))}, ${degrees(elevation)} up`);
 }
