@@ -41,7 +41,11 @@ def view(
         str, typer.Option(metavar="WxH", help="Of a view, 16 to 2048 a side. Default: 256 along the longer side.")
     ] = "",
     fov: Annotated[
-        float | None, typer.Option(help="Vertical field of view of IMAGE, in degrees. Default: EXIF's or the model's.")
+        float | None,
+        typer.Option(
+            help="Vertical field of view of IMAGE, in degrees, for models that are told it. "
+            "Default: EXIF's or the model's."
+        ),
     ] = None,
     distance: Annotated[
         float | None, typer.Option(help="From the camera to the middle of the scene. Default: the model's.")
@@ -114,12 +118,18 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Capture (pictures and transforms.json, or sparse/0 of COLMAP), or a folder laid out as MVImgNet. "
+            help="Capture (pictures and transforms.json, or sparse of COLMAP), or a folder laid out as MVImgNet. "
             "Default: toys, of the kinds trained on and of those never seen."
         ),
     ] = None,
     count: Annotated[
         int | None, typer.Option("-n", "--count", help="Toys of each kind (default 4), or scenes of MVImgNet (all).")
+    ] = None,
+    images: Annotated[
+        str, typer.Option(metavar="NAME", help="Subfolder of the pictures of COLMAP's models and of MVImgNet.")
+    ] = "images",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for what is read of MVImgNet's cameras. Default: that of the data.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and sheet.png. Default: none.")] = None,
     lpips: Annotated[
@@ -153,7 +163,7 @@ def evaluate(
     folder = card_folder(model) if card else None
     with progress_bar(f"loading {model}", "scenes") as progress:
         loaded = open_scene_model(model, device, dtype)
-        sets = view_cases.case_sets(data, loaded, count)
+        sets = view_cases.case_sets(data, loaded, count, images=images, cache=cache)
         distance = evaluation.load_lpips(lpips or ())
         sheet: list[Any] | None = [] if out else None
         found = evaluation.evaluate_views(loaded.network, sets, lpips=distance, progress=progress, sheet=sheet)

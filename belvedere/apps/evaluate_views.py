@@ -20,6 +20,7 @@ from belvedere.apps.view_cases import Case, CaseSet, degrees_between
 from belvedere.apps.view_metrics import psnr, rank_correlation, ssim
 from belvedere.apps.work import Progress
 from belvedere.checkpoints.tensors import read_state_dict
+from belvedere.data.reading import naming
 from belvedere.files import atomic_write
 from belvedere.synthesis.cameras import conditions
 from belvedere.synthesis.export import to_frame
@@ -43,35 +44,37 @@ PROTOCOLS = {
 
 @torch.no_grad()
 def render_case(network: NViST, case: Case) -> list[Rendered]:
-    """Return what the network makes of a scene's one view, seen by all its cameras; on the CPU."""
+    """Return what the network makes of a scene's one view, seen by all its cameras."""
     config: Any = network.config
     device = network.device
     seen = conditions([case.cameras[case.source]]).to(device)
     field = network(case.pictures[case.source][None].to(device), seen)
     options: dict[str, Any] = {"near": config.near, "far": config.far, "samples": config.samples}
     options["occupancy"] = occupancy_for_views(field)
-    views = [render_view(field, camera, **options) for camera in case.cameras]
-    return [Rendered(view.colour.cpu(), view.depth.cpu(), view.opacity.cpu(), view.distortion.cpu()) for view in views]
+    return [render_view(field, camera, **options) for camera in case.cameras]
 
 
 def measure_case(case: Case, views: Sequence[Rendered], far: float, lpips: Lpips | None = None) -> list[Row]:
     """Return the figures of each view of a scene: the network's, of the input copied and of the mean picture.
 
     ``seen``: whether it is the view that the network saw. ``degrees``: the angle at the origin between its camera and
-    that view's. ``depth_rank``: see ``depth_rank``, where the truth is known. ``far`` of the network's rays.
+    that view's. ``depth_rank``: see ``depth_rank``, where the truth is known. ``far`` of the network's rays. It is
+    computed where the views are, LPIPS on a GPU without TF32.
     """
     rows = []
-    for i, (view, truth) in enumerate(zip(views, case.pictures, strict=True)):
+    pictures, mean = (x.to(views[0].colour.device) for x in (case.pictures, case.mean))
+    for i, (view, truth) in enumerate(zip(views, pictures, strict=True)):
         made = view.colour.permute(2, 0, 1).clamp(0, 1)  # (3, h, w)
-        guesses = {"": made, "copied_": case.pictures[case.source], "mean_": case.mean}
+        guesses = {"": made, "copied_": pictures[case.source], "mean_": mean}
         row: Row = {"scene": case.scene, "kind": case.kind, "view": i, "strict": i in case.held_out}
         row["seen"] = i == case.source
         row["degrees"] = degrees_between(case.cameras[case.source], case.cameras[i])
         for name, guess in guesses.items():
             row |= {f"{name}psnr": psnr(guess, truth), f"{name}ssim": ssim(guess, truth)}
         if lpips is not None:
-            row["lpips"] = lpips(made[None], truth[None]).item()
-            row["official_lpips"] = lpips.official(made[None], truth[None]).item()
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                row["lpips"] = lpips(made[None], truth[None]).item()
+                row["official_lpips"] = lpips.official(made[None], truth[None]).item()
         if case.distance is not None:
             row["depth_rank"] = depth_rank(view, case.distance[i], far)
         rows.append(row)
@@ -83,6 +86,7 @@ def depth_rank(view: Rendered, truth: Tensor, far: float) -> float:
 
     What a ray does not meet is taken to lie at ``far``. NaN where either is the same everywhere.
     """
+    truth = truth.to(view.depth.device)
     there = truth.isfinite()
     return rank_correlation((view.depth + (1 - view.opacity) * far)[there], truth[there])
 
@@ -115,7 +119,8 @@ def evaluate_views(
     for part in sets:
         rows: list[Row] = []
         for i, case in enumerate(part.cases()):
-            views = render_case(network, case)
+            with naming(case.scene):
+                views = render_case(network, case)
             rows += measure_case(case, views, config.far, lpips)
             if sheet is not None and i < SHEET_SCENES:
                 sheet += sheet_row(case, views)

@@ -14,9 +14,9 @@ from PIL import Image
 from belvedere.apps.record import pixel_digest
 from belvedere.apps.requests import ViewRequest
 from belvedere.checkpoints.store import choose_device
-from belvedere.checkpoints.views import open_scene_model
+from belvedere.checkpoints.views import SceneModel, open_scene_model
 from belvedere.data.captures import fit_view
-from belvedere.data.images import open_photograph, to_tensor
+from belvedere.data.images import Photograph, open_photograph, to_srgb, to_tensor
 from belvedere.errors import InputError
 from belvedere.synthesis.cameras import Camera, conditions, input_camera
 from belvedere.synthesis.field import Field
@@ -79,9 +79,9 @@ def open_scene(source: Path, request: ViewRequest) -> Scene:
 def build_scene(source: Path, request: ViewRequest) -> Scene:
     """Return the scene that the request's model makes of a PNG, JPEG or WebP picture, in one pass.
 
-    The picture is turned upright, laid over white where it is transparent; its middle is cut to the aspect of the
-    model's pictures and resized. How far the camera looked down is found by the ground of the scene; without a ground
-    it is as in the model's pictures.
+    The picture is turned upright, laid over white where it is transparent, brought to sRGB; its middle is cut to the
+    aspect of the model's pictures and resized. How far the camera looked down is found by the ground of the scene;
+    without a ground it is as in the model's pictures.
     """
     photograph = open_photograph(source, background="white")
     width, height = photograph.image.size
@@ -89,9 +89,9 @@ def build_scene(source: Path, request: ViewRequest) -> Scene:
         raise InputError(f"{source} has {width} x {height} pixels: give a picture of {SMALLEST} a side or more")
     model = open_scene_model(request.model, request.device, request.dtype)
     config: Any = model.network.config
-    fov = request.fov or exif_fov(photograph.exif, (width, height))
+    fov = _picture_fov(request, model, photograph)
     distance = request.distance or model.distance
-    image, camera = fit_picture(photograph.image.convert("RGB"), tuple(config.image), distance, fov, model.fov)
+    image, camera = fit_picture(to_srgb(photograph), tuple(config.image), distance, fov, model.fov)
     near = config.near if request.near is None else request.near
     far = config.far if request.far is None else request.far
     _check_range(near, far)
@@ -105,6 +105,20 @@ def build_scene(source: Path, request: ViewRequest) -> Scene:
         found = find_pitch(field, camera, near=near, far=far, samples=config.samples)
         pitch = model.pitch if found is None else found
     return Scene(field, camera, near, far, config.samples, pitch, origin)
+
+
+def _picture_fov(request: ViewRequest, model: SceneModel, photograph: Photograph) -> float | None:
+    """Return the vertical field of view in degrees of the whole picture; None = what is left has the model's own.
+
+    That is so of a network that is not told the focal length: it makes the same scene whatever the camera, which shows
+    the picture again only to a camera like those of its training. Raises ``InputError`` where another is asked for.
+    """
+    config: Any = model.network.config
+    if config.focal:
+        return request.fov or exif_fov(photograph.exif, photograph.image.size)
+    if request.fov is not None:
+        raise InputError(f"--fov: {request.model} takes every picture for one of {model.fov:.3g} degrees; leave it out")
+    return None
 
 
 def fit_picture(

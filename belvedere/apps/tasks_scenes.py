@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from belvedere.apps.config import TrainConfig
-from belvedere.apps.task import Task, check_numbers, export_network, make_dataset, make_network, save_grid
+from belvedere.apps.task import (
+    COUNT,
+    SHARE,
+    WEIGHT,
+    Task,
+    check_numbers,
+    export_network,
+    make_dataset,
+    make_network,
+    save_grid,
+)
 from belvedere.apps.written import check_keys
 from belvedere.data import Dataset
 from belvedere.errors import InputError
@@ -71,9 +81,9 @@ def _loss_options(values: Mapping[str, Any]) -> dict[str, Any]:
     from belvedere.apps.evaluate_views import load_lpips
     from belvedere.synthesis.perceptual import structure_loss
 
-    numbers = ("rays", "perceptual_weight", "distortion_weight", "distance_weight")
-    check_keys(values, ("perceptual", "lpips", "patch", *numbers), "loss.")
-    check_numbers(values, numbers)
+    weights = dict.fromkeys(("perceptual_weight", "distortion_weight", "distance_weight"), WEIGHT)
+    check_keys(values, ("perceptual", "lpips", "patch", "rays", *weights), "loss.")
+    check_numbers(values, rays=COUNT, **weights)
     options = {name: value for name, value in values.items() if name not in ("perceptual", "lpips")}
     kind, files = values.get("perceptual", "structure"), values.get("lpips", [])
     if kind not in PERCEPTUAL:
@@ -94,6 +104,8 @@ def _check_views(dataset: Dataset, config: Any) -> None:
     size = tuple(getattr(dataset, "size", ()))
     if not hasattr(dataset, "near_far"):
         raise InputError("config data.kind: nvist learns from scenes seen from several sides: toybox-views or mvimgnet")
+    if getattr(dataset, "views", None) == 0:
+        raise InputError("config data.views 0: nvist learns from views beside the input; give 1 or more")
     if size != tuple(config.image):
         raise InputError(f"config data.size: {list(size)} does not fit model.image {list(config.image)}")
 
@@ -125,7 +137,7 @@ def mae_task(config: TrainConfig) -> Task:
     from belvedere.synthesis.nvist_config import MAE_VARIANTS
 
     check_keys(config.loss, ("mask_ratio",), "loss.")
-    check_numbers(config.loss, ("mask_ratio",))
+    check_numbers(config.loss, mask_ratio=SHARE)
     fields = dict(config.model)
     weights = fields.pop("weights", None)
     dataset, model = make_dataset(config.data), make_network(mae.MAE, MAE_VARIANTS, fields)

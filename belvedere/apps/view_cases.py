@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from belvedere.checkpoints.views import SceneModel
-from belvedere.data.captures import MODEL, TRANSFORMS, Capture, open_capture
+from belvedere.data.captures import Capture, is_capture, open_capture
 from belvedere.data.mvimgnet import MVImgNet
 from belvedere.data.normalisation import Normalisation
 from belvedere.data.toybox import HELD_OUT, KINDS
@@ -68,11 +68,19 @@ class CaseSet:
         return hashlib.blake2b(json.dumps(self.split, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def case_sets(data: Path | None, model: SceneModel, count: int | None = None) -> list[CaseSet]:
+def case_sets(
+    data: Path | None,
+    model: SceneModel,
+    count: int | None = None,
+    *,
+    images: str = "images",
+    cache: Path | None = None,
+) -> list[CaseSet]:
     """Return what a model is measured on: a capture's folder, MVImgNet's test split, or toys when ``data`` is None.
 
-    ``count``: of toys of each kind, by default ``EACH``, or at most so many scenes of MVImgNet. Raises ``InputError``
-    for a folder that is neither.
+    ``count``: of toys of each kind, by default ``EACH``, or at most so many scenes of MVImgNet. ``images``: the
+    subfolder of the pictures of COLMAP's models; ``cache``: see ``MVImgNet``. Raises ``InputError`` for a folder that
+    is neither.
     """
     if count is not None and count < 1:
         raise InputError(f"cannot measure {count} scenes: give 1 or more")
@@ -81,29 +89,33 @@ def case_sets(data: Path | None, model: SceneModel, count: int | None = None) ->
     if data is None:
         kinds = {"toys": KINDS, "toys of unseen kinds": HELD_OUT}
         return [toybox_cases(name, size, model.distance, part, count or EACH) for name, part in kinds.items()]
-    if data.is_file() or (data / TRANSFORMS).is_file() or (data / MODEL).is_dir():
-        return [capture_cases(open_capture(data), size, model.distance)]
-    return [mvimgnet_cases(MVImgNet(data, "test", size), count)]
+    if is_capture(data):
+        fov = None if config.focal else model.fov
+        return [capture_cases(open_capture(data, images), size, model.distance, fov=fov)]
+    return [mvimgnet_cases(MVImgNet(data, "test", size, images, cache), count)]
 
 
-def capture_cases(capture: Capture, size: tuple[int, int], distance: float, every: int = EVERY) -> CaseSet:
+def capture_cases(
+    capture: Capture, size: tuple[int, int], distance: float, every: int = EVERY, fov: float | None = None
+) -> CaseSet:
     """Return a capture as the only case: the network sees the middle one of the views that are not held out.
 
     The scale of a capture is unknown. Its origin is put where its cameras look, its scale is such that the camera of
-    the network's view is ``distance`` away, as the network expects. The mean is that of the views not held out.
+    the network's view is ``distance`` away, as the network expects. ``fov``: the vertical field of view in degrees
+    that all pictures are cut to, for a network that knows no other. The mean is that of the views not held out.
     """
     split = capture.split(every)
     source = split.train[len(split.train) // 2]
 
     def cases() -> Iterator[Case]:
         normal = normalise_cameras(capture.cameras, source, distance)
-        pictures, cameras = _views(capture, size)
+        pictures, cameras = _views(capture, size, fov)
         relative = relative_cameras([normal.apply(camera) for camera in cameras], source)
         mean = pictures[list(split.train)].mean(0)
         yield Case(capture.folder.name, "capture", pictures, tuple(relative), source, split.held_out, mean)
 
     told = {"capture": capture.folder.name, "every": every, "views": split.digest, "input": capture.names[source]}
-    return CaseSet("capture", 1, told, cases)
+    return CaseSet("capture", 1, {**told, "size": list(size), "fov": fov}, cases)
 
 
 def mvimgnet_cases(data: MVImgNet, count: int | None = None) -> CaseSet:
@@ -124,12 +136,12 @@ def mvimgnet_cases(data: MVImgNet, count: int | None = None) -> CaseSet:
             yield Case(data.scenes[i], data.classes[scene.label], pictures, relative, middle[i], others, mean)
 
     names = {data.scenes[i]: list(data[i].capture.names) for i in chosen}
-    return CaseSet("mvimgnet", len(chosen), {"mvimgnet": "test", "views": names}, cases)
+    return CaseSet("mvimgnet", len(chosen), {"mvimgnet": "test", "views": names, "size": list(data.size)}, cases)
 
 
-def _views(capture: Capture, size: tuple[int, int]) -> tuple[Tensor, list[Camera]]:
-    """Return all pictures of a capture (v, 3, h, w) in [0, 1] and their cameras."""
-    views = [capture.view(i, size) for i in range(len(capture))]
+def _views(capture: Capture, size: tuple[int, int], fov: float | None = None) -> tuple[Tensor, list[Camera]]:
+    """Return all pictures of a capture (v, 3, h, w) in [0, 1] and their cameras; see ``Capture.view``."""
+    views = [capture.view(i, size, fov) for i in range(len(capture))]
     return torch.stack([_unit(view["image"]) for view in views]), [view["camera"] for view in views]
 
 

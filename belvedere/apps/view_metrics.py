@@ -43,7 +43,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 def _blur(x: Tensor) -> Tensor:
     """Return the Gaussian means of maps (n, c, h, w) where the window fits: (n, c, h - 10, w - 10)."""
-    distance = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
+    distance = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     window = torch.exp(-(distance**2) / (2 * SIGMA**2))
     window = window / window.sum()
     maps = x.flatten(0, 1).unsqueeze(1)  # (n c, 1, h, w)

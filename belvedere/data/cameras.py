@@ -64,7 +64,7 @@ class Camera:
         """
         height, width = self.size
         if pixels is None:
-            index = torch.arange(height * width).view(height, width)  # (h, w)
+            index = torch.arange(height * width, device="cpu").view(height, width)  # (h, w)
         elif pixels.numel() and not 0 <= int(pixels.min()) <= int(pixels.max()) < height * width:
             raise IndexError(f"pixels must be numbers from 0 to {height * width - 1}")
         else:

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -14,11 +15,13 @@ from belvedere.data.cameras import Camera
 from belvedere.data.colmap import read_cameras
 from belvedere.data.folders import SUFFIXES
 from belvedere.data.images import open_image, to_tensor
+from belvedere.data.reading import naming
 from belvedere.data.transforms import read_transforms
 from belvedere.errors import InputError
 
 TRANSFORMS = "transforms.json"
-MODEL = "sparse/0"
+MODEL, UNDISTORTED = "sparse/0", "sparse"
+"""Where COLMAP's mapper and its image_undistorter leave a model."""
 
 
 class Split(NamedTuple):
@@ -38,6 +41,8 @@ class Capture:
     names: tuple[str, ...]
     """Paths of the pictures inside the folder, with ``/``."""
     cameras: tuple[Camera, ...]
+    images: str = ""
+    """The subfolder that all pictures lie in, whatever links there are; "" for the whole folder."""
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -46,18 +51,20 @@ class Capture:
     def __len__(self) -> int:
         return len(self.names)
 
-    def view(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    def view(self, index: int, size: tuple[int, int] | None = None, fov: float | None = None) -> dict[str, Any]:
         """Return ``image`` float32 (3, h, w) in [-1, 1] and the ``camera`` that took it.
 
-        ``size`` (height, width): the picture's middle is cut to that aspect and resized. Raises ``InputError`` for an
-        unreadable picture, or one whose aspect is not the camera's.
+        Pixels are taken as they are stored, which cameras describe, whatever EXIF says of turning them. ``size``
+        (height, width): the picture's middle is cut to that aspect and, with ``fov``, to that vertical field of view
+        in degrees, and resized. Raises ``InputError`` for an unreadable picture, one whose aspect is not the camera's,
+        or one that shows less than ``fov``.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
         path, camera = self.folder / self.names[index], self.cameras[index]
-        parts = PurePosixPath(self.names[index]).parts
-        check_inside(self.folder / parts[0] if len(parts) > 1 else self.folder, path)
-        image = open_image(path)
+        check_inside(self.folder / self.images, path)
+        least = None if size is None or fov is not None else (2 * size[1], 2 * size[0])
+        image = open_image(path, upright=False, least=least)
         if abs(image.width * camera.size[0] / camera.size[1] - image.height) > 1:
             raise InputError(
                 f"{path} has {image.width} x {image.height} pixels, its camera "
@@ -65,7 +72,8 @@ class Capture:
             )
         camera = camera.scaled((image.height, image.width))
         if size is not None:
-            image, camera = fit_view(image, camera, size)
+            with naming(path):
+                image, camera = fit_view(image, camera, size, fov)
         return {"image": to_tensor(image).float() / 127.5 - 1, "camera": camera}
 
     def split(self, every: int = 8) -> Split:
@@ -83,7 +91,7 @@ class Capture:
 
 
 def open_capture(path: Path | str, images: str = "images") -> Capture:
-    """Return the capture in a folder: pictures and ``transforms.json``, or ``sparse/0`` as COLMAP leaves it.
+    """Return the capture in a folder: pictures and ``transforms.json`` or a COLMAP model, ``sparse/0`` or ``sparse``.
 
     ``path`` is the folder, or a file in it of the form of ``transforms.json`` under another name. A picture is found by
     the name that the cameras' file gives it, or, of another kind, by the name without its suffix; COLMAP's names are
@@ -91,26 +99,53 @@ def open_capture(path: Path | str, images: str = "images") -> Capture:
     without a picture, names that lead out of the folder, and whatever the readers of the formats refuse.
     """
     path = Path(path)
+    with naming("images"):
+        check_name(images)
     folder = path.parent if path.is_file() else path
     transforms = path if path.is_file() else folder / TRANSFORMS
     if transforms.is_file():
-        source, pictures = transforms, _Pictures(folder)
+        source, images = transforms, ""
+        pictures = _Pictures(folder)
         cameras = read_transforms(source, partial(_size, pictures))
-    elif (folder / MODEL).is_dir():
-        source, pictures = folder / MODEL, _Pictures(folder / images)
+    elif (model := _model(folder)) is not None:
+        source, pictures = model, _Pictures(folder / images)
         cameras = read_cameras(source)
     else:
-        raise InputError(f"{folder} is no capture: give a folder with {TRANSFORMS} or a COLMAP model in {MODEL}")
+        raise InputError(
+            f"{folder} is no capture: give a folder with {TRANSFORMS} or a COLMAP model in {MODEL} or {UNDISTORTED}"
+        )
     files = _files(pictures, cameras, source)
     order = sorted(files, key=lambda name: files[name])
     names = tuple(files[name].relative_to(folder).as_posix() for name in order)
-    return Capture(folder, names, tuple(cameras[name] for name in order))
+    return Capture(folder, names, tuple(cameras[name] for name in order), images)
 
 
-def fit_view(image: Image.Image, camera: Camera, size: tuple[int, int]) -> tuple[Image.Image, Camera]:
-    """Return the middle of a picture cut to the aspect of ``size`` (height, width) and resized, and its camera."""
-    width = min(image.width, max(1, round(image.height * size[1] / size[0])))
-    height = min(image.height, max(1, round(image.width * size[0] / size[1])))
+def is_capture(path: Path) -> bool:
+    """Return whether ``open_capture`` finds cameras there: a file, or a folder that has some."""
+    return path.is_file() or (path / TRANSFORMS).is_file() or _model(path) is not None
+
+
+def _model(folder: Path) -> Path | None:
+    """Return the folder of a capture's COLMAP model; None without one."""
+    undistorted = folder / UNDISTORTED
+    if (folder / MODEL).is_dir():
+        return folder / MODEL
+    return undistorted if any((undistorted / f"cameras.{form}").is_file() for form in ("bin", "txt")) else None
+
+
+def fit_view(
+    image: Image.Image, camera: Camera, size: tuple[int, int], fov: float | None = None
+) -> tuple[Image.Image, Camera]:
+    """Return the middle of a picture cut to the aspect of ``size`` (height, width) and resized, and its camera.
+
+    ``fov``: what is left has this vertical field of view in degrees; raises ``InputError`` where a picture shows less.
+    """
+    high = image.height if fov is None else max(1, round(2 * camera.focal[1] * math.tan(math.radians(fov) / 2)))
+    width = min(image.width, max(1, round(high * size[1] / size[0])))
+    height = min(image.height, high, max(1, round(image.width * size[0] / size[1])))
+    if fov is not None and height < high - 1:  # a pixel is lost to rounding
+        seen = math.degrees(2 * math.atan(height / 2 / camera.focal[1]))
+        raise InputError(f"a field of view of {seen:.3g} degrees, less than the {fov:.3g} needed: give wider pictures")
     left, upper = (image.width - width) // 2, (image.height - height) // 2
     box = (left, upper, left + width, upper + height)
     camera = camera.cropped(box).scaled(size)
@@ -134,7 +169,7 @@ def _size(pictures: "_Pictures", name: str) -> tuple[int, int]:
     file = pictures.find(name)
     if file is None:
         raise InputError(f"no w and h, and no picture {name[:200]!r} to take them from: add one or the other")
-    image = open_image(file)
+    image = open_image(file, upright=False)
     return image.height, image.width
 
 

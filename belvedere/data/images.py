@@ -2,17 +2,18 @@
 
 import io
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps
 from torch import Tensor
 
-from belvedere.errors import InputError
+from belvedere.errors import CommonError, InputError
 from belvedere.limits import MAX_PIXELS
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -28,17 +29,26 @@ class Photograph(NamedTuple):
     profile: bytes
     """ICC colour profile; empty without one that fits the picture."""
     exif: bytes
-    """EXIF data, the orientation taken out; empty without any."""
+    """EXIF data, the orientation taken out; empty without any that can be written again."""
 
 
-def open_image(source: Path | str | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: Path | str | bytes,
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    upright: bool = True,
+    least: tuple[int, int] | None = None,
+) -> Image.Image:
     """Return the picture in a file, or in its encoded bytes, upright and as RGB.
 
     PNG, JPEG and WebP only; the EXIF orientation is applied, transparency is laid over white, 16-bit grey is
-    brought to 8 bits, of an animation the first frame is taken. Anything unreadable, and a picture of more than
-    ``max_pixels`` (known before it is decoded), raises ``InputError`` naming ``name``, by default the path.
+    brought to 8 bits, of an animation the first frame is taken. Without ``upright`` pixels are as they are stored,
+    whatever EXIF says. ``least`` (width, height): a JPEG may come at a half, a quarter or an eighth of its size, not
+    below this, which is sooner decoded. Anything unreadable, and a picture of more than ``max_pixels`` (known before
+    it is decoded), raises ``InputError`` naming ``name``, by default the path.
     """
-    with _opened(source, name, max_pixels) as image:
+    with _opened(source, name, max_pixels, upright, least) as image:
         return _to_rgb(image)
 
 
@@ -48,16 +58,34 @@ def open_photograph(
     """Return the picture in a file, or in its encoded bytes, and its metadata; see ``open_image``.
 
     Transparency is laid over ``background``, the name or #hex of a colour; without one a picture that has some raises
-    ``InputError``.
+    ``InputError``, and so does an animation.
     """
-    with _opened(source, name, max_pixels) as image:
-        profile, exif = image.info.get("icc_profile") or b"", image.getexif()
+    with _opened(source, name, max_pixels, still=True) as image:
+        profile, exif = image.info.get("icc_profile") or b"", _written(image.getexif())
         if image.has_transparency_data:
             image = _flatten(image, background, name or str(source))
         image = image if image.mode == "L" else _grey(image) or _to_rgb(image)
         if profile[16:20] != {"L": b"GRAY", "RGB": b"RGB "}[image.mode]:
             profile = b""
-        return Photograph(image, profile, exif.tobytes() if exif else b"")
+        return Photograph(image, profile, exif)
+
+
+def to_srgb(photograph: Photograph) -> Image.Image:
+    """Return a photograph's picture as RGB without a profile, its colours brought from its profile to sRGB.
+
+    Pixels stay as they are where the profile is damaged, or is sRGB: conversion changes no level by more than one.
+    """
+    plain = photograph.image.convert("RGB")
+    plain.info.pop("icc_profile", None)
+    if not photograph.profile:
+        return plain
+    try:
+        profile, target = ImageCms.ImageCmsProfile(io.BytesIO(photograph.profile)), ImageCms.createProfile("sRGB")
+        converted = cast(Image.Image, ImageCms.profileToProfile(photograph.image, profile, target, outputMode="RGB"))
+    except Exception:  # damaged profiles make their readers raise anything; such a one is as good as none
+        return plain
+    converted.info.pop("icc_profile", None)
+    return converted if np.asarray(ImageChops.difference(plain, converted)).max() > 1 else plain
 
 
 def open_labels(source: Path | str | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -74,33 +102,80 @@ def open_labels(source: Path | str | bytes, *, name: str = "", max_pixels: int =
 
 
 @contextmanager
-def _opened(source: Path | str | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a picture and turn it upright; all that goes wrong becomes an ``InputError``."""
+def _opened(
+    source: Path | str | bytes,
+    name: str,
+    max_pixels: int,
+    upright: bool = True,
+    least: tuple[int, int] | None = None,
+    still: bool = False,
+) -> Iterator[Image.Image]:
+    """Open a picture, by default upright and whole, see ``open_image``; what goes wrong becomes an ``InputError``.
+
+    ``still``: an animation is refused.
+    """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        with image:
             if image.width * image.height > max_pixels:
                 raise InputError(f"{name} has {image.width} x {image.height} pixels: at most {max_pixels} allowed")
-            yield ImageOps.exif_transpose(image)
+            if least is not None:
+                _reduce(image, least)
+            if still and image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG and its previews
+                raise InputError(f"{name} is an animation, of which one frame would be kept: save that as a picture")
+            yield _upright(image) if upright else image
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has too many pixels: at most {max_pixels} allowed") from error
     except Exception as error:  # damaged bytes make decoders and EXIF readers raise anything, TypeError included
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"cannot read {name}: {error.strerror}") from error
         raise InputError(f"{name} is not a whole PNG, JPEG or WebP picture: replace or remove it") from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a picture turned as its EXIF says, and without EXIF where that has odd values besides."""
+    image.load()
+    image.getexif()  # is known from now on
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # values of another type than their tag's make Pillow raise anything where it writes them
+        for key in ("exif", "Raw profile type exif"):
+            image.info.pop(key, None)
+        return ImageOps.exif_transpose(image)
+
+
+def _written(exif: Image.Exif) -> bytes:
+    """Return EXIF data as bytes; empty where it is, or where a value is of another type than its tag's."""
+    try:
+        return exif.tobytes() if exif else b""
+    except Exception:  # Pillow's, of any kind
+        return b""
+
+
+def _reduce(image: Image.Image, least: tuple[int, int]) -> None:
+    """Have a JPEG decoded at an eighth, a quarter or a half, where that leaves whole pixels, ``least`` or more."""
+    for factor in (8, 4, 2):
+        fits = all(side % factor == 0 and side // factor >= low for side, low in zip(image.size, least, strict=True))
+        if fits:
+            image.draft(None, (image.width // factor, image.height // factor))  # other formats take no notice
+            return
+
+
 def _flatten(image: Image.Image, background: str | None, name: str) -> Image.Image:
-    """Return a picture with transparency as RGB over a colour."""
+    """Return a picture with transparency as RGB over a colour, or as grey where it is grey and opaque everywhere."""
     colours = image.convert("RGBA")
     if colours.getchannel("A").getextrema()[0] == 255:
-        return colours.convert("RGB")
+        return image.getchannel(0) if image.mode in ("L", "LA", "La") else colours.convert("RGB")
     if background is None:
         raise InputError(f"{name} has transparent parts, which are not kept: lay it over a colour (--background white)")
     try:
         below = Image.new("RGBA", colours.size, background)
     except ValueError as error:
-        raise InputError(f"background {background!r} is no colour: give a name or #hex") from error
+        raise CommonError(f"background {background!r} is no colour: give a name or #hex") from error
     return Image.alpha_composite(below, colours).convert("RGB")
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from belvedere.data.cameras import Camera
-from belvedere.data.captures import MODEL, Capture, open_capture
+from belvedere.data.captures import MODEL, TRANSFORMS, UNDISTORTED, Capture, open_capture
 from belvedere.data.colmap import read_points
 from belvedere.data.normalisation import normalise_scene
 from belvedere.errors import InputError
@@ -28,16 +28,19 @@ from belvedere.files import atomic_write
 
 TEST_EVERY = 100
 """Inside each category, in the order of the names, the first of so many scenes is for testing."""
-VERSION = 1
+VERSION = 2
 """Of the cache."""
 TOLD_EVERY = 500
 """Scenes, while their cameras are read."""
-LENS = 11
-"""Numbers of a camera beside its pose: focal, principal, size, distortion."""
+LENS = 6
+"""Numbers of a camera beside its pose: focal, principal, size."""
 
 
 class Scene(NamedTuple):
-    """One scene, in the coordinates of ``Normalisation``: inside a unit cube around the origin."""
+    """One scene, in the coordinates of ``Normalisation``: inside a unit cube around the origin.
+
+    Lenses are taken to have no distortion, as NViST is trained and measured.
+    """
 
     capture: Capture
     label: int
@@ -61,11 +64,11 @@ class MVImgNet:
     """The scenes below ``data_dir`` that have a COLMAP model and pictures of the aspect of ``size`` (height, width).
 
     ``split``: "train" or "test", which is every 100th scene of each category, counted over all that have a model.
-    ``images``: the subfolder of the pictures. Their cameras are read and normalised once and kept in ``cache``, by
-    default a file in ``data_dir``, which is made again when models or lists of pictures change. A scene that cannot be
-    read is left out, and ``skipped`` says why. ``progress(done, total)`` is called while the cache is made, by default
-    stderr is told. Of several processes one makes it and the others wait. Raises ``InputError`` when no scene is left
-    or the cache cannot be written.
+    ``images``: the subfolder of the pictures. Their cameras are read and normalised once and kept in a file of the
+    folder ``cache``, by default ``data_dir``, which is made again when models or lists of pictures change. A scene that
+    cannot be read is left out, and ``skipped`` says why. ``progress(done, total)`` is called while the cache is made,
+    by default stderr is told. Of several processes one makes it and the others wait. Raises ``InputError`` when no
+    scene is left, which leaves the cache as it was, or the cache cannot be written.
     """
 
     def __init__(
@@ -80,10 +83,10 @@ class MVImgNet:
         progress = progress or _tell
         if split not in ("train", "test"):
             raise InputError(f"MVImgNet split {split!r}: choose train or test")
-        self.data_dir, self.size = Path(data_dir), (size[0], size[1])
+        self.data_dir, self.size, self.images = Path(data_dir), (size[0], size[1]), images
         folders = _listed(self.data_dir, split)
         self.classes = tuple(sorted({folder.parent.name for folder in folders}))
-        path = Path(cache) if cache is not None else self.data_dir / f"belvedere-{split}.safetensors"
+        path = Path(self.data_dir if cache is None else cache) / f"belvedere-{split}.safetensors"
         digest = _digest(folders, self.size, images)
         known = {_name(folder) for folder in folders}
         table = _load(path, digest, known)
@@ -91,8 +94,8 @@ class MVImgNet:
             with _alone(path):
                 table = _load(path, digest, known) or _make(path, digest, folders, images, self.size, progress)
         if not table.scenes:
-            reason = next(iter(table.skipped.items()), ("", "it lists none"))
-            raise InputError(f"no {split} scene of {self.data_dir} can be used: {' '.join(reason).strip()}")
+            scene, reason = next(iter(table.skipped.items()))
+            raise InputError(f"no {split} scene of {self.data_dir} can be used, such as {scene}: {reason}")
         self.scenes: tuple[str, ...] = tuple(table.scenes)
         """Each as category/scene."""
         self.skipped = table.skipped
@@ -116,7 +119,7 @@ class MVImgNet:
             raise IndexError(index)
         views = range(self._starts[index], self._starts[index + 1])
         cameras = tuple(_camera(self._table.poses[view], self._table.lenses[view].tolist()) for view in views)
-        capture = Capture(self.data_dir / self.scenes[index], tuple(self._table.names[index]), cameras)
+        capture = Capture(self.data_dir / self.scenes[index], tuple(self._table.names[index]), cameras, self.images)
         near, far = self._table.near_far[index].tolist()
         return Scene(capture, self.classes.index(self.scenes[index].split("/")[0]), near, far)
 
@@ -132,9 +135,10 @@ class MVImgNet:
 def _alone(path: Path) -> Iterator[None]:
     """Wait until no other process makes the cache ``path``, and keep others from it."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock").open("w")
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give cache a file that can be written") from error
+        raise InputError(f"cannot write {path}: {error.strerror}; give cache a folder that can be written") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -148,9 +152,13 @@ def _make(
     size: tuple[int, int],
     progress: Callable[[int, int], None],
 ) -> _Table:
-    """Return the table of the scenes in ``folders``, written to the cache; stderr is told of what is left out."""
+    """Return the table of the scenes in ``folders``, written to the cache where there are any.
+
+    stderr is told of what is left out.
+    """
     table = _read(folders, images, size, progress)
-    _save(path, digest, table)
+    if table.scenes:
+        _save(path, digest, table)
     if table.skipped:
         scene, reason = next(iter(table.skipped.items()))
         left_out = f"{len(table.skipped)} of {len(folders)} scenes are left out, such as {scene}: {reason}"
@@ -186,13 +194,18 @@ def _read(folders: Sequence[Path], images: str, size: tuple[int, int], progress:
 
 
 def _listed(data_dir: Path, split: str) -> list[Path]:
-    """Return the folders of the scenes of a split that have a model, category by category."""
+    """Return the folders of the scenes of a split that have a model, category by category; there are some."""
     if not data_dir.is_dir():
         raise InputError(f"no folder {data_dir}: give one with category/scene/{MODEL}")
     chosen = []
     for category in sorted(path for path in data_dir.iterdir() if path.is_dir()):
         scenes = sorted(path for path in category.iterdir() if (path / MODEL).is_dir())
         chosen += [scene for number, scene in enumerate(scenes) if (number % TEST_EVERY == 0) == (split == "test")]
+    if not chosen:
+        raise InputError(
+            f"no {split} scene in {data_dir}: MVImgNet has category/scene/{MODEL}, a capture {TRANSFORMS} or "
+            f"{UNDISTORTED}"
+        )
     return chosen
 
 
@@ -210,18 +223,17 @@ def _normalised(folder: Path, images: str, size: tuple[int, int]) -> tuple[Captu
                 f"pictures of {camera.size[1]} x {camera.size[0]}, not of the aspect {size[1]} x {size[0]}"
             )
     normal = normalise_scene(*read_points(folder / MODEL), capture.cameras)
-    cameras = tuple(normal.apply(camera) for camera in capture.cameras)
-    return Capture(folder, capture.names, cameras), (normal.near, normal.far)
+    cameras = tuple(replace(normal.apply(camera), distortion=()) for camera in capture.cameras)
+    return replace(capture, cameras=cameras), (normal.near, normal.far)
 
 
 def _lens(camera: Camera) -> list[float]:
-    distortion = (*camera.distortion, 0.0, 0.0, 0.0, 0.0, 0.0)[:5]
-    return [*camera.focal, *camera.principal, *camera.size, *distortion]
+    return [*camera.focal, *camera.principal, *camera.size]
 
 
 def _camera(pose: Tensor, lens: Sequence[float]) -> Camera:
-    fx, fy, cx, cy, height, width, *distortion = lens
-    return Camera(pose, (fx, fy), (cx, cy), (int(height), int(width)), tuple(distortion) if any(distortion) else ())
+    fx, fy, cx, cy, height, width = lens
+    return Camera(pose, (fx, fy), (cx, cy), (int(height), int(width)))
 
 
 def _digest(folders: Sequence[Path], size: tuple[int, int], images: str) -> str:
@@ -242,7 +254,7 @@ def _save(path: Path, digest: str, table: _Table) -> None:
         with atomic_write(path) as stream:
             stream.write(save(tensors, {"digest": digest}))
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give cache a file that can be written") from error
+        raise InputError(f"cannot write {path}: {error.strerror}; give cache a folder that can be written") from error
 
 
 def _load(path: Path, digest: str, scenes: set[str]) -> _Table | None:
@@ -260,7 +272,9 @@ def _load(path: Path, digest: str, scenes: set[str]) -> _Table | None:
         table = _Table(**json.loads(bytes(tensors.pop("listing").numpy())), **tensors)
         _check(table, scenes)
     except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
-        raise InputError(f"{path} is no cache of MVImgNet, or damaged: remove it or give cache another name") from error
+        raise InputError(
+            f"{path} is no cache of MVImgNet, or damaged: remove it or give cache another folder"
+        ) from error
     return table
 
 
@@ -268,6 +282,8 @@ def _check(table: _Table, scenes: set[str]) -> None:
     """Raise ``ValueError`` for what a cache cannot hold: it lies among the data, which others may have written."""
     if not (isinstance(table.scenes, list) and isinstance(table.names, list) and isinstance(table.skipped, dict)):
         raise ValueError("it must list names")
+    if not table.scenes:
+        raise ValueError("it must hold scenes")
     views = [name for names in table.names for name in names]
     if not scenes.issuperset(table.scenes) or not all(
         isinstance(text, str) for text in [*views, *table.skipped.values()]

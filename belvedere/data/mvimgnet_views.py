@@ -19,9 +19,9 @@ MAX_VIEWS = 64
 class MVImgNetViews:
     """Item i is scene i % n of the n of a split: an input view and ``views`` targets, any of its pictures.
 
-    That is as published. A target may be a picture twice, or the input. The draw depends on (``seed``, i) alone; there
-    are ``draws`` of each scene. The other arguments are those of ``MVImgNet``. Lenses are taken to have no distortion,
-    as published. Raises ``InputError`` for anything else.
+    That is as published. A target may be a picture twice, or the input. The draw depends on (``seed``, i) alone, that
+    of the input not on ``views``, which is 0 for pre-training; there are ``draws`` of each scene. The other arguments
+    are those of ``MVImgNet``. Raises ``InputError`` for anything else.
     """
 
     def __init__(
@@ -32,21 +32,22 @@ class MVImgNetViews:
         size: tuple[int, int] = (160, 90),
         views: int = 4,
         images: str = "images",
+        cache: str | None = None,
         seed: int = 0,
         draws: int = 1000,
     ):
-        for name, value, most in (("views", views, MAX_VIEWS), ("draws", draws, 1_000_000)):
-            if type(value) is not int or not 1 <= value <= most:
-                raise InputError(f"mvimgnet {name} {value!r}: must be a whole number from 1 to {most}")
-        self.path, self.images = Path(path), images
-        self.scenes = MVImgNet(self.path, split, size, images)
+        for name, value, low, high in (("views", views, 0, MAX_VIEWS), ("draws", draws, 1, 1_000_000)):
+            if type(value) is not int or not low <= value <= high:
+                raise InputError(f"mvimgnet {name} {value!r}: must be a whole number from {low} to {high}")
+        self.path, self.images, self.cache = Path(path), images, cache
+        self.scenes = MVImgNet(self.path, split, size, images, cache)
         self.classes, self.size = self.scenes.classes, self.scenes.size
         self.views, self.seed, self.draws = views, seed, draws
 
     @cached_property
     def near_far(self) -> tuple[float, float]:
         """The nearest near and farthest far of the test split, for both splits, as published."""
-        return MVImgNet(self.path, "test", self.size, self.images).near_far
+        return MVImgNet(self.path, "test", self.size, self.images, self.cache).near_far
 
     def __len__(self) -> int:
         """Return the number of items."""

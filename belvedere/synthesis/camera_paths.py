@@ -72,7 +72,7 @@ def spiral(camera: Camera, frames: int, *, turns: float = 2.0, radius: float = 0
         out = radius * float(camera.position.norm()) * math.sin(math.pi * t)
         angle = 2 * math.pi * turns * t
         aside = camera.position.new_tensor([out * math.cos(angle), out * math.sin(angle), 0.0])
-        poses.append(look_at(camera.position + aside, torch.zeros(3)))
+        poses.append(look_at(camera.position + aside, camera.position.new_zeros(3)))
     return [replace(camera, pose=pose) for pose in poses]
 
 
@@ -88,7 +88,7 @@ def look_at(position: Tensor, target: Tensor, up: Sequence[float] = UP) -> Tenso
     if not float(right.norm()) > 1e-9 * float(forward.norm()):
         raise InputError("a camera must look away from itself, and neither straight up nor down: move it or its target")
     forward, right = forward / forward.norm(), right / right.norm()
-    pose = torch.eye(4, dtype=torch.float64)
+    pose = torch.eye(4, dtype=torch.float64, device="cpu")
     pose[:3] = torch.stack([right, torch.linalg.cross(forward, right), forward, position], 1)
     return pose
 
@@ -159,7 +159,7 @@ def _steps(start: float, stop: float, frames: int, closed: bool = False) -> list
 def _turn(axis: int, degrees: float) -> Tensor:
     """Return the motion (4, 4) that turns about the x axis (0) or the y axis (1)."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    motion = torch.eye(4, dtype=torch.float64)
+    motion = torch.eye(4, dtype=torch.float64, device="cpu")
     first, second = ((1, 2), (2, 0))[axis]
     motion[first, first], motion[first, second], motion[second, first], motion[second, second] = cos, -sin, sin, cos
     return motion

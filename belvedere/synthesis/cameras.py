@@ -42,7 +42,7 @@ def conditions(cameras: Sequence[Camera]) -> Tensor:
     changes in ``relative_cameras``, nor when the picture is resized.
     """
     rows = [[float(camera.position.norm()), camera.focal[1] / camera.size[0]] for camera in cameras]
-    return torch.tensor(rows, dtype=torch.float32).view(-1, 2)
+    return torch.tensor(rows, dtype=torch.float32, device="cpu").view(-1, 2)
 
 
 def input_camera(size: tuple[int, int], *, distance: float, fov: float) -> Camera:
@@ -53,7 +53,7 @@ def input_camera(size: tuple[int, int], *, distance: float, fov: float) -> Camer
     """
     if not 0 < distance < math.inf:
         raise InputError(f"camera distance {distance}: must be above 0, in units of the scene's box")
-    pose = torch.eye(4, dtype=torch.float64)
+    pose = torch.eye(4, dtype=torch.float64, device="cpu")
     pose[2, 3] = -distance
     focal = focal_of(fov, size[0])
     return Camera(pose, (focal, focal), (size[1] / 2, size[0] / 2), size)

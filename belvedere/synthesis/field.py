@@ -108,7 +108,7 @@ def encode_directions(directions: Tensor, frequencies: int) -> Tensor:
 
     The angles are d 2^k, without pi, for each axis in turn k = 0, ..., f - 1.
     """
-    octaves = 2.0 ** torch.arange(frequencies, device=directions.device)
+    octaves = 2.0 ** torch.arange(frequencies, dtype=torch.float32, device=directions.device)
     angles = (directions[..., None] * octaves).flatten(-2)  # (..., 3 f)
     return torch.cat((angles.sin(), angles.cos(), directions), -1)
 

@@ -41,11 +41,11 @@ def ground_pitch(points: Tensor, distance: float) -> float | None:
     too few to be one.
     """
     first, last, step = PITCHES
-    pitches = torch.arange(first, last + step / 2, step)
+    pitches = torch.arange(first, last + step / 2, step, device=points.device)
     angles = pitches.deg2rad()
     down = points[:, 1, None] * angles.cos() + points[:, 2, None] * angles.sin()  # (n, p)
     bins = ((down / distance + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
-    rows = torch.arange(len(pitches)) * BINS
+    rows = torch.arange(len(pitches), device=points.device) * BINS
     counts = torch.bincount((bins + rows).flatten(), minlength=len(pitches) * BINS).view(len(pitches), BINS)
     layers = counts.unfold(1, THICKNESS, 1).sum(-1)  # (p, BINS - THICKNESS + 1)
     below = counts.sum(1, keepdim=True) - counts.cumsum(1)[:, THICKNESS - 1 :]

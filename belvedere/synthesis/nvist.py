@@ -81,7 +81,7 @@ class PlainBlock(nn.Module):
 
 def camera_waves(conditions: Tensor, frequencies: int) -> Tensor:
     """Return numbers (b, i), then sines, then cosines of them times 2^k pi, k inner: (b, i (1 + 2 frequencies))."""
-    octaves = math.pi * 2.0 ** torch.arange(frequencies, device=conditions.device)
+    octaves = math.pi * 2.0 ** torch.arange(frequencies, dtype=torch.float32, device=conditions.device)
     angles = (conditions[..., None].float() * octaves).flatten(1)  # (b, i f)
     return torch.cat((conditions.float(), angles.sin(), angles.cos()), -1)
 

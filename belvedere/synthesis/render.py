@@ -62,7 +62,7 @@ def sample_edges(
         raise InputError(f"near {near} and far {far}: distances along a ray, 0 <= near < far")
     if not 1 <= samples <= MAX_SAMPLES:
         raise InputError(f"{samples} samples a ray: 1 to {MAX_SAMPLES} allowed")
-    edges = torch.linspace(near, far, samples + 1, device=device)
+    edges = torch.linspace(near, far, samples + 1, dtype=torch.float32, device=device)
     if jitter is None:
         return edges
     if jitter.shape != (samples,):

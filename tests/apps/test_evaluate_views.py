@@ -68,6 +68,25 @@ def test_a_case_is_rendered_from_the_networks_one_picture() -> None:
     assert all(torch.equal(a.colour, b.colour) for a, b in zip(views, expected, strict=True))
 
 
+def test_a_scene_that_cannot_be_rendered_is_named() -> None:
+    one = case()
+    bent = replace(one.cameras[0], distortion=(-40.0, 0.0, 0.0, 0.0))
+    broken = CaseSet("balls", 1, {}, lambda: iter([one._replace(cameras=(bent, *one.cameras[1:]))]))
+    with pytest.raises(InputError, match=r"one: camera distortion .* folds"):
+        evaluate_views(network(), [broken])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="figures of a GPU need one")
+def test_figures_are_computed_where_the_views_are() -> None:
+    model, one = network().to("cuda"), case()
+    views = render_case(model, one)
+    assert views[0].colour.device.type == "cuda"
+    rows = measure_case(one, views, 3.0)
+    here = [Rendered(*(part.cpu() for part in view[:4])) for view in views]
+    for row, expected in zip(rows, measure_case(one, here, 3.0), strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+
+
 def test_rows() -> None:
     one = case(shade=0.2)
     rows = measure_case(one, seen(one), 3.0)
@@ -209,5 +228,8 @@ def test_the_verb_refuses(command: Command, tmp_path: Path) -> None:
         (("-n", "0"), ("give 1 or more",)),
         (("--lpips", tmp_path / "vgg.pth"), ("no weights file",)),
         (("--model", "no-such"), ("no model",)),
+        (("--data", write_capture(tmp_path / "toy"), "--images", "/"), ("images:", "relative")),
+        (("--data", tmp_path / "toy" / "images", "--cache", tmp_path / "cache"), ("no test scene in",)),
     ):
         assert_refused(command("evaluate", "views", "--model", model, *options), *words)
+    assert not (tmp_path / "cache").exists()

@@ -15,12 +15,13 @@ from PIL import Image
 from belvedere.apps.requests import ViewRequest
 from belvedere.apps.scenes import Scene, build_scene, exif_fov, fit_picture, open_scene, read_scene
 from belvedere.checkpoints.views import open_scene_model
-from belvedere.data.images import to_tensor
+from belvedere.data.images import open_photograph, to_srgb, to_tensor
 from belvedere.data.toybox.views import ToyboxViews
 from belvedere.errors import InputError
 from belvedere.synthesis.field import Field
 from belvedere.synthesis.render import render_view
 from tests.apps.view_helpers import DISTANCE, FOV, SIZE, ball, network, request, save_model, toy
+from tests.data.test_images import ADOBE, profile
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,29 @@ def test_a_picture_tells_its_focal_length_and_which_way_is_up(model: Path, tmp_p
     assert asked.camera_facts["fov"] == pytest.approx(33)
 
 
+def test_a_network_that_knows_one_field_of_view_shows_the_picture_as_it_is(tmp_path: Path) -> None:
+    """It makes the same scene whatever the camera, so a camera that sees more would show the toy smaller."""
+    model = save_model(tmp_path / "model", focal=False)
+    image = toy((72, 54))
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "told.png", exif=exif(26))
+    plain, told = (build_scene(tmp_path / f"{name}.png", request(model=str(model))) for name in ("plain", "told"))
+    assert plain.camera_facts == told.camera_facts and told.camera_facts["fov"] == pytest.approx(FOV)
+    assert torch.equal(volumes(plain), volumes(told))
+    with pytest.raises(InputError, match=r"--fov: .*model takes every picture for one of 40 degrees; leave it out"):
+        build_scene(tmp_path / "plain.png", request(model=str(model), fov=61.0))
+
+
+def test_colours_are_those_of_the_profile(model: Path, tmp_path: Path) -> None:
+    told = profile(ADOBE, [563])
+    toy((72, 54)).save(tmp_path / "told.png", icc_profile=told)
+    to_srgb(open_photograph(tmp_path / "told.png")).save(tmp_path / "plain.png")
+    a, b = (build_scene(tmp_path / f"{name}.png", request(model=str(model))) for name in ("told", "plain"))
+    assert a.origin == b.origin
+    toy((72, 54)).save(tmp_path / "bare.png")
+    assert build_scene(tmp_path / "bare.png", request(model=str(model))).origin != a.origin
+
+
 def test_grey_and_transparent_pictures(model: Path, tmp_path: Path) -> None:
     grey, clear = toy().convert("L"), toy().convert("RGBA")
     clear.paste((9, 9, 9, 0), (0, 0, 20, 20))
@@ -151,7 +175,7 @@ def encoded(size: tuple[int, int]) -> bytes:
         (b"no picture", "is not a whole PNG, JPEG or WebP picture"),
         (b"", "is not a whole"),
         (png_header(9000, 9000), "9000 x 9000 pixels: at most"),
-        (png_header(100_000, 100_000), "is not a whole"),
+        (png_header(100_000, 100_000), "too many pixels: at most"),
         (encoded((1, 1)), "1 x 1 pixels: give a picture of 16 a side"),
         (encoded((20_000, 1)), "20000 x 1 pixels: give a picture of 16 a side"),
         (encoded((500, 400))[:200], "is not a whole"),

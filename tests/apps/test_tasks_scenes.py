@@ -15,6 +15,7 @@ from belvedere.errors import InputError
 from belvedere.synthesis.mae import MAE
 from tests.apps.training_helpers import CONFIG, assert_same, rows, tensors, write_config
 from tests.apps.training_systems import ENCODER, NVIST
+from tests.data.test_mvimgnet import write_scene
 
 MAE_CONFIG: dict[str, Any] = {
     "task": "mae",
@@ -61,7 +62,16 @@ def test_the_published_recipes() -> None:
     assert (pre.steps, pre.batch, pre.optimizer.lr, pre.optimizer.warmup_steps) == (30_000, 84, 1e-4, 1000)
     assert (main.steps, main.batch, main.optimizer.lr, main.optimizer.warmup_steps) == (300_000, 22, 3e-4, 10_000)
     assert main.loss["patch"] == [160, 90] and main.loss["rays"] == 600 and main.data["views"] == 4
+    assert pre.data["views"] == 0
     assert (main.loss["perceptual_weight"], main.loss["distortion_weight"]) == (0.1, 0.001)
+
+
+def test_views_beside_the_input_are_needed(tmp_path: Path) -> None:
+    for number in range(2):
+        write_scene(tmp_path / "7" / f"scene{number}", 20)
+    data = {"kind": "mvimgnet", "path": str(tmp_path), "size": [32, 18], "views": 0}
+    with pytest.raises(InputError, match=r"data\.views 0: nvist learns from views beside the input"):
+        make_task(parse(TrainConfig, CONFIG | NVIST | {"data": data}))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +84,9 @@ def test_the_published_recipes() -> None:
         ({"loss": {"perceptual": "lpips", "lpips": "vgg.pth"}}, "must be a list of files"),
         ({"loss": {"perceptual": "lpips", "lpips": ["no/vgg.pth"]}}, "no/vgg.pth"),
         ({"loss": {"ray": 3}}, "unknown config key 'loss.ray'"),
+        ({"loss": {"rays": 16.5}}, "loss.rays: 16.5 is not a whole number"),
+        ({"loss": {"rays": 0}}, "loss.rays: 0 must be at least 1"),
+        ({"loss": {"distortion_weight": -1}}, "loss.distortion_weight: -1 must be at least 0"),
         ({"loss": {"distance_weight": 0.1}, "data": NVIST["data"] | {"distances": False}}, "data.distances"),
         ({"model": NVIST["model"] | {"encoder_weights": "no/model"}}, "no/model"),
         ({"model": NVIST["model"] | {"half_side": -1}}, "half_side -1"),

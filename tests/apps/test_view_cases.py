@@ -1,6 +1,7 @@
 """What views are measured on: which views, in which frame, and that everything fits together geometrically."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,9 +110,26 @@ def test_a_capture(tmp_path: Path) -> None:
     assert torch.equal(case.mean, case.pictures[train].mean(0))
     capture = open_capture(tmp_path / "toy")
     assert part.split["views"] == capture.split().digest and part.split["input"] == "images/06.png"
-    assert capture_cases(capture, SIZE, 1.0, every=3).digest != part.digest
+    others = [capture_cases(capture, SIZE, 1.0, every=3), capture_cases(capture, SIZE[::-1], 1.0)]
+    assert len({part.digest, *(other.digest for other in others)}) == 3
     poses = [camera.position.norm().item() for camera in case.cameras]
     assert poses == pytest.approx([DISTANCE] * 12, rel=1e-6)  # all toys' cameras are as far away
+
+
+def test_a_network_that_knows_one_field_of_view_sees_pictures_of_it(tmp_path: Path) -> None:
+    folder = write_capture(tmp_path / "toy")
+    (whole,) = list(capture_cases(open_capture(folder), SIZE, DISTANCE).cases())
+    seen = 2 * math.degrees(math.atan(SIZE[0] / 2 / whole.cameras[0].focal[1]))
+    narrow = SceneModel(network(focal=False), "0" * 64, DISTANCE, seen * 0.6, 0.0)
+    (part,) = case_sets(folder, narrow)
+    (case,) = list(part.cases())
+    assert_seen(case, DISTANCE)
+    focal = SIZE[0] / 2 / math.tan(math.radians(seen * 0.3))
+    assert [camera.focal[1] for camera in case.cameras] == pytest.approx([focal] * 12, rel=0.03)
+    assert part.digest != case_sets(folder, model())[0].digest
+    wide = SceneModel(network(focal=False), "0" * 64, DISTANCE, seen * 1.5, 0.0)
+    with pytest.raises(InputError, match=r"00\.png: a field of view of .* give wider pictures"):
+        list(case_sets(folder, wide)[0].cases())
 
 
 def test_mvimgnet(tmp_path: Path) -> None:
@@ -129,6 +147,18 @@ def test_mvimgnet(tmp_path: Path) -> None:
     middles = torch.stack([case.pictures[1] for case in cases])
     assert torch.allclose(cases[0].mean, middles.mean(0), atol=1e-6)
     assert mvimgnet_cases(data, 1).count == 1 and mvimgnet_cases(data, 1).digest != part.digest
+    assert mvimgnet_cases(MVImgNet(tmp_path, "test", (64, 36))).digest != part.digest
+
+
+def test_mvimgnet_of_smaller_pictures_and_a_cache_elsewhere(tmp_path: Path) -> None:
+    scene = tmp_path / "data" / "7" / "scene0"
+    write_scene(scene, 20)
+    (scene / "images").rename(scene / "images_12")
+    portrait = SceneModel(network(image=list(PORTRAIT), patch=2), "0" * 64, DISTANCE, FOV, 0.0)
+    (part,) = case_sets(tmp_path / "data", portrait, images="images_12", cache=tmp_path / "cache")
+    assert part.split["views"]["7/scene0"][0] == "images_12/001.png"
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["7"]
+    assert (tmp_path / "cache" / "belvedere-test.safetensors").is_file()
 
 
 def test_the_centre_is_where_cameras_look() -> None:
@@ -150,3 +180,4 @@ def test_data_that_is_none(tmp_path: Path) -> None:
         case_sets(tmp_path / "none", model())
     with pytest.raises(InputError, match="no test scene"):
         case_sets(tmp_path, model())
+    assert not list(tmp_path.iterdir())

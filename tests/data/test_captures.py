@@ -1,6 +1,7 @@
 """Captures: pictures and cameras found by name, resized together, held out by a rule; geometry holds across views."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from belvedere.data.cameras import Camera, flip_axes
-from belvedere.data.captures import Capture, open_capture
+from belvedere.data.captures import Capture, is_capture, open_capture
 from belvedere.data.toybox import Toybox
 from belvedere.errors import InputError
 from tests.data.colmap_files import turned, write_pinholes
@@ -131,6 +133,66 @@ def test_a_view_of_another_size_and_aspect(folder: Path) -> None:
     assert wide["camera"].project(point)[0].tolist() == pytest.approx([x * 40 / 36, (y - 19.5) * 10 / 9], abs=0.6)
 
 
+def degrees(camera: Camera) -> float:
+    return math.degrees(2 * math.atan(camera.size[0] / 2 / camera.focal[1]))
+
+
+def test_a_view_is_cut_to_a_field_of_view(folder: Path) -> None:
+    capture = open_capture(folder)
+    whole = capture.view(0)["camera"]
+    cut = capture.view(0, (24, 18), fov=degrees(whole) / 2)
+    assert cut["image"].shape == (3, 24, 18) and degrees(cut["camera"]) == pytest.approx(degrees(whole) / 2, rel=0.02)
+    point = whole.rays()[0][0, 0] + 2 * whole.rays()[1][24, 18]
+    offset = [a - b / 2 for a, b in zip(whole.project(point)[0].tolist(), (36, 48), strict=True)]
+    scale = cut["camera"].focal[1] / whole.focal[1]
+    expected = [offset[0] * scale + 9, offset[1] * scale + 12]
+    assert cut["camera"].project(point)[0].tolist() == pytest.approx(expected, abs=0.6)
+    assert capture.view(0, (24, 18), fov=degrees(whole))["camera"].focal == pytest.approx(
+        capture.view(0, (24, 18))["camera"].focal
+    )
+    for size, fov in (((24, 18), degrees(whole) * 1.2), ((18, 24), degrees(whole))):
+        with pytest.raises(InputError, match=r"a\.png: a field of view of [\d.]+ degrees, less than the [\d.]+ needed"):
+            capture.view(0, size, fov=fov)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_cameras_describe_the_pixels_that_are_stored(folder: Path, toys: dict[str, Any], orientation: int) -> None:
+    """COLMAP takes no notice of EXIF's orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (folder / "images").iterdir():
+        Image.open(path).save(path, exif=exif)
+    content = json.loads((folder / "transforms.json").read_text())
+    for key in ("w", "h", "cx", "cy"):
+        del content[key]  # the size is that of the first picture
+    (folder / "transforms.json").write_text(json.dumps(content))
+    view = open_capture(folder).view(1)
+    assert view["camera"].size == SIZE
+    torch.testing.assert_close(view["image"], toys["image"][0], rtol=0, atol=1 / 127)
+
+
+def test_a_large_jpeg_is_the_same_view_decoded_smaller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (folder / "images").iterdir():
+        image = Image.open(path).resize((36 * 16, 48 * 16), Image.Resampling.BICUBIC)
+        image.save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    drafts: list[tuple[int, int]] = []
+    draft = JpegImageFile.draft
+
+    def noted(self: JpegImageFile, mode: str | None, size: tuple[int, int]) -> Any:
+        drafts.append(size)
+        return draft(self, mode, size)
+
+    monkeypatch.setattr(JpegImageFile, "draft", noted)
+    quick = open_capture(folder).view(0, SIZE)
+    assert drafts == [(36 * 2, 48 * 2)]
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)
+    exact = open_capture(folder).view(0, SIZE)
+    assert quick["camera"].focal == exact["camera"].focal and quick["camera"].principal == exact["camera"].principal
+    error = (quick["image"] - exact["image"]).square().mean()
+    assert 10 * math.log10(4 / error) > 45
+
+
 def test_smaller_pictures_have_the_camera_of_their_size(model: Path) -> None:
     for path in (model / "images").iterdir():
         Image.open(path).resize((18, 24)).save(path)
@@ -155,11 +217,25 @@ def test_pictures_without_a_camera_are_left_out(model: Path, toys: dict[str, Any
     torch.testing.assert_close(capture.cameras[1].pose, toys["camera_to_world"][0], rtol=0, atol=1e-12)
 
 
+def test_a_model_as_colmaps_image_undistorter_leaves_it(model: Path) -> None:
+    names = open_capture(model).names
+    assert is_capture(model) and is_capture(model / "sparse" / "0" / "cameras.bin") and not is_capture(model / "images")
+    for path in (model / "sparse" / "0").iterdir():
+        path.rename(model / "sparse" / path.name)
+    (model / "sparse" / "0").rmdir()
+    assert is_capture(model) and open_capture(model).names == names
+    (model / "sparse" / "cameras.bin").unlink()
+    assert not is_capture(model)
+
+
 def test_images_of_another_folder(model: Path) -> None:
     (model / "images").rename(model / "images_12")
     assert open_capture(model, "images_12").names[0] == "images_12/a.png"
     with pytest.raises(InputError, match=r"3 pictures that .*sparse/0 names are missing in .*images, such as 'a\.png'"):
         open_capture(model)
+    for name in ("/elsewhere", "../images"):
+        with pytest.raises(InputError, match=r"images: .*relative paths"):
+            open_capture(model, name)
 
 
 def test_a_file_without_sizes_takes_them_from_the_first_picture(folder: Path) -> None:
@@ -206,6 +282,22 @@ def test_names_that_lead_elsewhere(folder: Path, toys: dict[str, Any], name: str
         open_capture(folder)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
+
+
+def test_links_to_pictures_elsewhere_in_the_folder_are_followed(folder: Path, toys: dict[str, Any]) -> None:
+    (folder / "raw").mkdir()
+    (folder / "images" / "b.png").rename(folder / "raw" / "b.png")
+    (folder / "images" / "b.png").symlink_to("../raw/b.png")
+    write_transforms(folder, toys, [f"images/{name}.png" for name in "abc"])
+    capture = open_capture(folder)
+    assert capture.names[1] == "images/b.png" and capture.view(1)["image"].isfinite().all()
+
+
+def test_the_folder_of_colmaps_pictures_may_be_a_link(model: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("pictures") / "images"
+    (model / "images").rename(elsewhere)
+    (model / "images").symlink_to(elsewhere)
+    assert open_capture(model).view(0)["image"].isfinite().all()
 
 
 def test_what_is_no_capture(tmp_path: Path, folder: Path) -> None:

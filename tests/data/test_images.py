@@ -1,5 +1,6 @@
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from belvedere.data.images import centre_crop, fit, fit_size, open_image, open_labels, to_tensor
+from belvedere.data.images import (
+    centre_crop,
+    fit,
+    fit_size,
+    open_image,
+    open_labels,
+    open_photograph,
+    to_srgb,
+    to_tensor,
+)
 from belvedere.errors import InputError
 
 
@@ -58,6 +68,85 @@ def test_exif_orientation_is_applied() -> None:
     image.putpixel((0, 0), (255, 255, 255))
     upright = open_image(encoded(image, exif=exif))
     assert upright.size == (2, 4) and upright.getpixel((1, 0)) == (255, 255, 255)
+    stored = open_image(encoded(image, exif=exif), upright=False)
+    assert stored.size == (4, 2) and stored.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("size", "form", "want"),
+    [
+        ((160, 96), "JPEG", (20, 12)),
+        ((80, 48), "JPEG", (20, 12)),
+        ((60, 48), "JPEG", (30, 24)),  # a quarter would be too narrow
+        ((162, 96), "JPEG", (81, 48)),  # a quarter would not be whole pixels
+        ((161, 96), "JPEG", (161, 96)),
+        ((38, 96), "JPEG", (38, 96)),
+        ((160, 96), "PNG", (160, 96)),
+    ],
+)
+def test_a_far_larger_jpeg_may_come_smaller(size: tuple[int, int], form: str, want: tuple[int, int]) -> None:
+    ramp = np.linspace(0, 255, size[0]).astype(np.uint8)
+    data = encoded(Image.fromarray(np.broadcast_to(ramp[None, :, None], (*size[::-1], 3)).copy()), form)
+    small = open_image(data, least=(20, 12))
+    assert small.size == want and open_image(data).size == size
+    boxed = open_image(data).resize(want, Image.Resampling.BOX)
+    np.testing.assert_allclose(np.asarray(small, float), np.asarray(boxed, float), atol=4)
+
+
+ADOBE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+"""Red, green and blue as XYZ under D50, the white of profiles."""
+
+
+def profile(primaries: tuple[tuple[float, ...], ...], curve: list[int]) -> bytes:
+    """An ICC profile, version 2, of three primaries and a ``curv`` of these numbers."""
+
+    def xyz(values: tuple[float, ...]) -> bytes:
+        return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(78), b"cprt": b"text" + bytes(5)}
+    tags |= {b"wtpt": xyz((0.9642, 1.0, 0.8249))}
+    tags |= {name: xyz(values) for name, values in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)}
+    curv = b"curv" + bytes(4) + struct.pack(f">I{len(curve)}H", len(curve), *curve)
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curv)
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += struct.pack(">4s2I", name, 132 + 12 * len(tags) + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = bytes(4) + struct.pack(">I4s4s4s", 0x02100000, b"mntr", b"RGB ", b"XYZ ") + bytes(12) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
+    return struct.pack(">I", 4 + len(head + table + body)) + head + table + body
+
+
+def decoded(levels: np.ndarray) -> np.ndarray:
+    """Light of sRGB's levels from 0 to 1."""
+    return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+
+
+def test_colours_of_a_profile_become_those_of_srgb() -> None:
+    pixels = np.random.default_rng(0).integers(60, 200, (8, 9, 3), np.uint8)
+    told = open_photograph(encoded(Image.fromarray(pixels), icc_profile=profile(ADOBE, [563])))  # 2.2 in 256ths
+    light = (pixels / 255) ** (563 / 256) @ np.array(ADOBE) @ np.linalg.inv(np.array(SRGB))
+    image = to_srgb(told)
+    inside = (light > 0) & (light < 1)
+    assert inside.mean() > 0.7 and "icc_profile" not in image.info
+    found = decoded(np.asarray(image) / 255.0)
+    np.testing.assert_allclose(found[inside], light[inside], atol=0.006)
+    assert np.abs(np.asarray(image).astype(int) - pixels).max() > 10
+    np.testing.assert_array_equal(np.asarray(told.image), pixels)  # what is kept with its profile stays as it is
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_pixels_without_another_profile_stay_as_they_are() -> None:
+    """sRGB's curve of 1,024 steps, as cameras write it, would change some levels by one."""
+    curve = (decoded(np.linspace(0, 1, 1024)) * 65535).round().astype(int).tolist()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    grey = Image.fromarray(pixels[..., 0])
+    whole = profile(ADOBE, [563])
+    for told in (b"", profile(SRGB, curve), whole[:200], whole[:128] + bytes(400), whole.replace(b"rXYZ", b"rxyz")):
+        image = to_srgb(open_photograph(encoded(Image.fromarray(pixels), icc_profile=told)))
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+    assert to_srgb(open_photograph(encoded(grey))).tobytes() == grey.convert("RGB").tobytes()
 
 
 def test_the_pixel_limit_is_known_before_decoding() -> None:
@@ -67,6 +156,52 @@ def test_the_pixel_limit_is_known_before_decoding() -> None:
         open_image(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT", name="huge.png")
     with pytest.raises(InputError, match="has 3 x 4 pixels: at most 11"):
         open_image(encoded(Image.new("RGB", (3, 4))), max_pixels=11)
+
+
+@pytest.mark.parametrize("side", [9_000, 9_500, 20_000])
+def test_a_picture_too_large_for_pillow_is_told_so_without_a_warning(side: int) -> None:
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    with warnings.catch_warnings(action="error"), pytest.raises(InputError, match="pixels: at most 64000000 allowed"):
+        open_image(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("tag", "value", "turned"),
+    [(0x011A, b"72 dpi\0", False), (0x0112, b"6 of 8\0", False), (0x011A, b"72 dpi\0", True)],
+)
+def test_odd_exif_is_left_out_of_a_whole_picture(form: str, tag: int, value: bytes, turned: bool) -> None:
+    entries = [struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)] if turned else []
+    entries.append(struct.pack("<HHII", tag, 2, len(value), 10 + 12 * (1 + len(entries)) + 4))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + value
+    data = encoded(Image.new("RGB", (8, 6), (10, 200, 30)), form, exif=exif)
+    size = (6, 8) if turned else (8, 6)
+    assert open_image(data).size == size
+    told = open_photograph(data)
+    assert told.image.size == size and told.exif == b""
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_a_photograph_is_no_animation(form: str) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match=r"row 3 is an animation"):
+        open_photograph(data, name="row 3")
+    assert open_image(data).size == (8, 6)
+
+
+def test_a_jpeg_with_its_preview_is_a_photograph() -> None:
+    data = encoded(Image.new("RGB", (8, 6), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 3))])
+    assert open_photograph(data).image.size == (8, 6)
+
+
+def test_opaque_grey_stays_grey() -> None:
+    grey = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    opaque = Image.merge("LA", (grey, Image.new("L", grey.size, 255)))
+    for data in (encoded(opaque), encoded(grey, transparency=200)):
+        told = open_photograph(data)
+        assert told.image.mode == "L" and (np.asarray(told.image) == np.asarray(grey)).all()
 
 
 @pytest.mark.parametrize("keep", [0, 8, 20, 60, -60])

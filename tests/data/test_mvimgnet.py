@@ -19,7 +19,7 @@ from belvedere.data.cameras import Camera
 from belvedere.data.mvimgnet import MVImgNet
 from belvedere.data.normalisation import normalise_scene
 from belvedere.errors import InputError
-from tests.data.colmap_files import turned, write_pinholes
+from tests.data.colmap_files import Lens, View, turned, write_model, write_pinholes
 
 SIZE = (32, 18)
 POINTS = torch.rand(60, 3, generator=torch.Generator().manual_seed(3)).double() + torch.tensor([0.0, 0.0, 3.0])
@@ -98,7 +98,7 @@ def test_the_cache_is_used_and_made_again_when_a_model_changes(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, int]] = []
-    cache = tmp_path / "cache.safetensors"
+    cache = tmp_path / "a" / "cache"
     first = MVImgNet(data_dir, "train", SIZE, cache=cache, progress=lambda *done: calls.append(done))
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     again = MVImgNet(data_dir, "train", SIZE, cache=cache, progress=lambda *done: calls.append(done))
@@ -107,6 +107,32 @@ def test_the_cache_is_used_and_made_again_when_a_model_changes(
     write_pinholes(data_dir / "7" / "scene1" / "sparse" / "0", cameras(["001.jpg", "002.jpg"]), POINTS, 10)
     changed = MVImgNet(data_dir, "train", SIZE, cache=cache, progress=lambda *done: calls.append(done))
     assert len(calls) == 8 and len(changed[2].capture) == 2
+    assert (cache / "belvedere-train.safetensors").is_file()
+    assert not list(data_dir.glob("*belvedere*")) and not list(data_dir.glob(".belvedere*"))
+
+
+def test_lenses_have_no_distortion(data_dir: Path) -> None:
+    """NViST is trained without, though near and far are those of the points that pictures show with it."""
+    plain = MVImgNet(data_dir, "test", SIZE)[0]
+    names = ["001.jpg", "002.jpg", "004.jpg"]
+    poses = [camera.pose for camera in cameras(names).values()]
+    views = [View(name, 1, pose) for name, pose in zip(names, poses, strict=True)]
+    lens = Lens("OPENCV", 36, 64, [40, 40, 18, 32, 0.4, 0, 0, 0])
+    write_model(data_dir / "12" / "scene0" / "sparse" / "0", {1: lens}, views, POINTS, [10] * 60, "bin")
+    bent = MVImgNet(data_dir, "test", SIZE)[0]
+    for a, b in zip(bent.capture.cameras, plain.capture.cameras, strict=True):
+        assert a.distortion == () and (a.focal, a.principal) == (b.focal, b.principal) and torch.equal(a.pose, b.pose)
+
+
+def test_a_table_of_no_scenes_replaces_none(data_dir: Path) -> None:
+    MVImgNet(data_dir, "train", SIZE)
+    cache = data_dir / "belvedere-train.safetensors"
+    good = cache.read_bytes()
+    with pytest.raises(InputError, match="no train scene"):
+        MVImgNet(data_dir, "train", (18, 32))
+    with pytest.raises(InputError, match=r"no train scene .* are missing in .*nowhere"):
+        MVImgNet(data_dir, "train", SIZE, "nowhere")
+    assert cache.read_bytes() == good
 
 
 def test_a_scene_that_cannot_be_read_is_left_out_and_named(data_dir: Path) -> None:
@@ -148,13 +174,14 @@ def listing(cache: Path, **changes: Any) -> None:
         {"skipped": []},
         {"skipped": {"a": 1}},
         {"more": 1},
+        {"scenes": [], "names": []},
     ],
 )
 def test_a_hostile_cache_is_refused(data_dir: Path, changes: dict[str, Any]) -> None:
     MVImgNet(data_dir, "train", SIZE)
     cache = data_dir / "belvedere-train.safetensors"
     listing(cache, **changes)
-    with pytest.raises(InputError, match="remove it or give cache another name"):
+    with pytest.raises(InputError, match="remove it or give cache another folder"):
         MVImgNet(data_dir, "train", SIZE)
 
 
@@ -166,16 +193,19 @@ def test_a_cache_whose_names_lead_out_is_refused(data_dir: Path) -> None:
 
 
 def test_files_that_are_no_cache_are_not_replaced(data_dir: Path, tmp_path: Path) -> None:
-    weights, text = tmp_path / "weights.safetensors", tmp_path / "text"
+    weights, text, folder = (tmp_path / name / "belvedere-train.safetensors" for name in ("weights", "text", "folder"))
+    for path in (weights, text):
+        path.parent.mkdir()
     save_file({"w": torch.zeros(3)}, weights)
     text.write_text("keep me")
-    for path in (weights, text, data_dir):
+    folder.mkdir(parents=True)
+    for path in (weights, text, folder):
         before = path.read_bytes() if path.is_file() else b""
         with pytest.raises(InputError, match="is no cache of MVImgNet"):
-            MVImgNet(data_dir, "train", SIZE, cache=path)
+            MVImgNet(data_dir, "train", SIZE, cache=path.parent)
         assert not path.is_file() or path.read_bytes() == before
-    with pytest.raises(InputError, match="cannot write"):
-        MVImgNet(data_dir, "train", SIZE, cache=tmp_path / "no" / "folder")
+    with pytest.raises(InputError, match=r"cannot write .* give cache a folder that can be written"):
+        MVImgNet(data_dir, "train", SIZE, cache=text)
 
 
 def test_what_is_asked_must_be_there(tmp_path: Path, data_dir: Path) -> None:
@@ -183,8 +213,9 @@ def test_what_is_asked_must_be_there(tmp_path: Path, data_dir: Path) -> None:
         MVImgNet(data_dir, "val", SIZE)
     with pytest.raises(InputError, match="no folder"):
         MVImgNet(tmp_path / "nothing", "train", SIZE)
-    with pytest.raises(InputError, match=r"no train scene .* it lists none"):
-        MVImgNet(data_dir / "7", "train", SIZE, cache=tmp_path / "c")
+    with pytest.raises(InputError, match=r"no train scene in .*: MVImgNet has category/scene/sparse/0, a capture"):
+        MVImgNet(data_dir / "7", "train", SIZE)
+    assert not list((data_dir / "7").glob("*belvedere*")) and not list((data_dir / "7").glob(".belvedere*"))
 
 
 def test_of_several_that_begin_at_once_one_reads_the_scenes(data_dir: Path) -> None:
@@ -222,7 +253,7 @@ def test_a_cache_of_numbers_that_are_none_is_refused(data_dir: Path, name: str, 
     tensors = load_file(cache)
     tensors[name].view(-1)[0] = value
     save_file(tensors, cache, metadata)
-    with pytest.raises(InputError, match="remove it or give cache another name"):
+    with pytest.raises(InputError, match="remove it or give cache another folder"):
         MVImgNet(data_dir, "train", SIZE)
 
 

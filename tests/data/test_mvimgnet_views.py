@@ -38,8 +38,20 @@ def test_other_draws_are_others(data_dir: Path) -> None:
     assert torch.equal(poses[0], poses[1]) and not torch.equal(poses[0], poses[2])
 
 
+def test_pre_training_draws_the_same_inputs_and_nothing_beside_them(data_dir: Path) -> None:
+    alone, beside = (MVImgNetViews(str(data_dir), size=SIZE, views=views).batch(range(24)) for views in (0, 1))
+    assert torch.equal(alone["image"], beside["image"]) and alone["views"].shape == (24, 0, 3, *SIZE)
+    assert torch.equal(alone["poses"][:, 0], beside["poses"][:, 0]) and alone["poses"].shape[1] == 1
+
+
+def test_the_cache_may_be_elsewhere(data_dir: Path, tmp_path: Path) -> None:
+    data = MVImgNetViews(str(data_dir), size=SIZE, cache=str(tmp_path / "cache"))
+    assert data.near_far and not list(data_dir.glob("*.safetensors"))
+    assert len(list((tmp_path / "cache").glob("belvedere-*.safetensors"))) == 2  # of both splits
+
+
 def test_what_is_refused(data_dir: Path) -> None:
-    for options, words in (({"views": 0}, "views 0"), ({"draws": True}, "draws True"), ({"split": "dev"}, "split")):
+    for options, words in (({"views": -1}, "views -1"), ({"draws": True}, "draws True"), ({"split": "dev"}, "split")):
         with pytest.raises(InputError, match=words):
             MVImgNetViews(str(data_dir), size=SIZE, **options)
     with pytest.raises(InputError, match="no folder"):
