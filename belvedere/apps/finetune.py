@@ -1,6 +1,6 @@
 """Training that begins with given weights: which parts take them over, and which of them learn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from belvedere.errors import InputError
+
+CLASS_TABLE = "class_embed.weight"
+"""How the names of a network's tables of classes end; their last row is no class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,8 @@ class FinetuneConfig:
     """Parts that learn; the others stay as they are. None named: all learn."""
     reset: bool = False
     """The parts that learn begin anew instead of with the weights (as FiTv2's high-resolution stage was published)."""
+    new_classes: bool = False
+    """The tables of classes begin anew, for other classes than the weights', and learn whatever ``train`` says."""
     resize: bool = False
     """A model of NViST's whose volume has other texels or tokens is resampled (``nvist_resize``)."""
 
@@ -36,13 +41,13 @@ def begin(system: str, model: nn.Module, config: FinetuneConfig) -> str:
     if system not in IMPORTERS:
         raise InputError(f"config finetune: task {system} has none; it is for {', '.join(IMPORTERS)}")
     check_parts(model, config.train)
-    weights = read_weights(system, model, config.weights, resize=config.resize)
+    weights = read_weights(system, model, config.weights, resize=config.resize, new_classes=config.new_classes)
     fresh = {name for name in weights if config.reset and is_part(name, config.train)}
     missing, _ = model.load_state_dict({n: w for n, w in weights.items() if n not in fresh}, strict=False)
     assert set(missing) <= fresh
     if config.train:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_part(name, config.train))
+            parameter.requires_grad_(is_part(name, config.train) or (config.new_classes and name.endswith(CLASS_TABLE)))
     return _digest(config.weights)
 
 
@@ -67,8 +72,13 @@ def check_parts(model: nn.Module, parts: Sequence[str]) -> None:
         )
 
 
-def read_weights(system: str, model: Any, name: str, *, resize: bool = False) -> dict[str, Tensor]:
-    """Return the state dict that fits ``model``, from a published file or a model of ours; ``resize``: its volume."""
+def read_weights(
+    system: str, model: Any, name: str, *, resize: bool = False, new_classes: bool = False
+) -> dict[str, Tensor]:
+    """Return the state dict that fits ``model``, from a published file or a model of ours; ``resize``: its volume.
+
+    With ``new_classes`` its tables of classes are those of ``model``.
+    """
     from belvedere.checkpoints import store
     from belvedere.checkpoints.components import load_network
     from belvedere.checkpoints.official import IMPORTERS, check_fit
@@ -82,8 +92,28 @@ def read_weights(system: str, model: Any, name: str, *, resize: bool = False) ->
     else:
         network = load_network(store.resolve(name) / "network", type(model), torch.float32)
         weights = _volume_weights(network, model, resize) if system == "nvist" else network.state_dict()
+    weights |= _class_tables(model, weights, new_classes)
     check_fit(model, weights)
     return weights
+
+
+def _class_tables(model: nn.Module, weights: Mapping[str, Tensor], new: bool) -> dict[str, Tensor]:
+    """Return the tables of classes to put in place of those of ``weights``: the model's where they are ``new``.
+
+    Raises ``InputError`` for a network without them, and for tables of another length that are not.
+    """
+    tables = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(CLASS_TABLE)}
+    if new:
+        if not tables:
+            raise InputError("config finetune.new_classes: this network has no table of classes; leave it out")
+        return tables
+    for name in tables.keys() & weights.keys():
+        if len(weights[name]) != len(tables[name]):
+            raise InputError(
+                f"config finetune.weights: of {len(weights[name]) - 1} classes, not the {len(tables[name]) - 1} of "
+                "model; finetune.new_classes=true begins their table anew"
+            )
+    return {}
 
 
 def _volume_weights(network: Any, model: Any, resize: bool) -> dict[str, Tensor]:

@@ -28,9 +28,12 @@ class Together(torch.optim.Optimizer):
 
 
 def check_optimizer(task: Task, config: OptimizerConfig) -> None:
-    """Raise ``InputError`` for Muon where a network's blocks have no linear layers."""
+    """Raise ``InputError`` for Muon where a network's blocks have no linear layers that learn."""
     if config.name == "muon" and not _matrices(task.model):
-        raise InputError("config optimizer.name muon is for the linear layers of blocks, and this network has none")
+        raise InputError(
+            "config optimizer.name muon is for the linear layers of blocks, and this network has none that learn: "
+            "choose adamw"
+        )
 
 
 def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -54,9 +57,9 @@ def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def _matrices(model: nn.Module) -> list[Tensor]:
-    """Return the weights of the linear layers inside a network's blocks."""
+    """Return those weights of the linear layers inside a network's blocks that learn."""
     layers = (layer for block in blocks(model) for layer in block.modules())
-    return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    return [layer.weight for layer in layers if isinstance(layer, nn.Linear) and layer.weight.requires_grad]
 
 
 def _choose(groups: Groups, chosen: set[int], inside: bool) -> Groups:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from belvedere.apps.config import call
 from belvedere.apps.output import check_folder, writing
+from belvedere.apps.task import check_classes
 from belvedere.apps.training_state import only_run
 from belvedere.apps.work import Progress
 from belvedere.apps.written import check_keys
@@ -241,12 +242,14 @@ def prepare(
     refused. ``batch`` pictures are encoded at once, ``workers`` threads open them: these and ``device`` may change,
     they touch no more than rounding. Up to ``max_skipped`` pictures that cannot be decoded are named and left out.
     Without ``progress`` every shard is a line. Launched by torchrun or accelerate, each process makes its shards.
-    Raises ``InputError`` for bad input, and for a full disk; nothing is ever half-written.
+    Raises ``InputError`` for bad input, for data without classes, since no task trains on such latents, and for a full
+    disk; nothing is ever half-written.
     """
     _check_least(1, shard_size=shard_size, batch=batch, workers=workers)
     _check_least(0, max_skipped=max_skipped)
     rank, world = _process()
     pictures = open_pictures(data, side, None if square else unit)
+    check_classes(data, pictures)
     if out.resolve().is_relative_to(Path(data["path"]).resolve()):
         raise InputError(f"{out} lies within the pictures: choose another --out")
     check_folder(out)

@@ -1,6 +1,8 @@
 """What a task is, and what tasks share: their data, their networks, sheets, and how weights are kept."""
 
 import copy
+import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from belvedere.apps.config import call
 from belvedere.apps.latents import Loss
+from belvedere.checkpoints import store
 from belvedere.data import Dataset
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
@@ -32,6 +35,8 @@ class Task:
     """``groups(model, weight_decay)`` -> the optimizer's parameter groups."""
     export: Callable[[nn.Module, Path, dict[str, Any]], str]
     """``export(model, folder, facts)`` writes the model folder and its card; returns the digest of the weights."""
+    check_target: Callable[[Path], None] = store.check_target
+    """``check_target(folder)`` raises ``InputError`` unless ``export`` may write the folder."""
     sheet: Callable[[nn.Module, Path], Mapping[str, float] | None] | None = None
     """``sheet(model, path)`` writes a picture of what the model can do; returns figures of it, if it has any."""
     held_out: Dataset | None = None
@@ -67,6 +72,24 @@ def make_dataset(data: Mapping[str, Any]) -> Dataset:
     return call(getattr(import_module(module), name), {k: v for k, v in data.items() if k != "kind"}, "data")
 
 
+_NAMED = "name the classes in classes.json (one will do: all labels are 0)"
+_MENDS = {
+    "folder": "put the pictures into one subfolder a class (one will do)",
+    "parquet": "give it a column 'label' of class numbers",
+    "webdataset": "give each picture a .cls, .json or .txt beside it, or unpack each tar into a subfolder of its class",
+    "latents": _NAMED,
+    "mixed-latents": _NAMED,
+}
+"""What gives data of a kind its classes."""
+
+
+def check_classes(data: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raise ``InputError`` for a ``dataset`` without classes, made of a config's ``data``."""
+    if not dataset.classes:
+        mend = _MENDS.get(data["kind"], "choose another data.kind")
+        raise InputError(f"{data.get('path', data['kind'])}: {len(dataset)} items without classes: {mend}")
+
+
 def make_network(cls: Any, variants: Mapping[str, dict[str, Any]], values: Mapping[str, Any]) -> Any:
     fields = dict(values)
     variant = fields.pop("variant", None)
@@ -77,10 +100,20 @@ def make_network(cls: Any, variants: Mapping[str, dict[str, Any]], values: Mappi
     return call(cls, {**variants[variant], **fields}, "model")
 
 
-def check_numbers(values: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if not isinstance(values.get(name, 0), int | float):
-            raise InputError(f"config loss.{name}: {values[name]!r} is not a number")
+SHARE, WEIGHT, ANY, COUNT = (0.0, 1.0), (0.0, math.inf), (-math.inf, math.inf), (1, sys.maxsize)
+"""Bounds of numbers, both included; of whole numbers where they are."""
+
+
+def check_numbers(values: Mapping[str, Any], **bounds: tuple[float, float]) -> None:
+    """Raise ``InputError`` unless those of ``values``, a config's ``loss``, are finite and within the bounds given."""
+    for name in (name for name in bounds if name in values):
+        value, (low, high) = values[name], bounds[name]
+        whole = isinstance(low, int)
+        if not isinstance(value, int if whole else int | float) or isinstance(value, bool) or not abs(value) < math.inf:
+            raise InputError(f"config loss.{name}: {value!r} is not a {'whole' if whole else 'finite'} number")
+        if not low <= value <= high:
+            most = f" and at most {high:g}" if (low, high) == SHARE else ""
+            raise InputError(f"config loss.{name}: {value} must be at least {low:g}{most}")
 
 
 def save_grid(images: Tensor, columns: int, path: Path) -> None:
@@ -121,7 +154,5 @@ def cast_weights(network: nn.Module, dtype: str) -> Any:
 
 def export_network(network: nn.Module, dtype: str, folder: Path, facts: dict[str, Any]) -> str:
     """Write one network as a model folder with its card; return the digest."""
-    from belvedere.checkpoints import store
-
     write = partial(cast_weights(network, dtype).save_pretrained, safe_serialization=True)
     return store.save_folder(write, folder, facts)

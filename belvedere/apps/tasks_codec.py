@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from belvedere.apps.config import TrainConfig
-from belvedere.apps.task import Task, check_numbers, make_dataset, make_network, save_grid
+from belvedere.apps.task import SHARE, Task, check_numbers, make_dataset, make_network, save_grid
 from belvedere.apps.written import check_keys
 from belvedere.errors import InputError
 
@@ -31,7 +31,7 @@ def segpic_task(config: TrainConfig) -> Task:
     check_keys(config.loss, ("weights", "prototype_share", "distortion"), "loss.")
     if config.loss.get("distortion", "mse") not in ("mse", "ms-ssim"):
         raise InputError(f"config loss.distortion {config.loss['distortion']!r}: choose mse or ms-ssim")
-    check_numbers(config.loss, ("prototype_share",))
+    check_numbers(config.loss, prototype_share=SHARE)
     weights = config.loss.get("weights", [0.013])
     if not isinstance(weights, list) or not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
         raise InputError(f"config loss.weights: {weights!r} must be a list of numbers above 0")

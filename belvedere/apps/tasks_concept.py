@@ -22,7 +22,8 @@ from belvedere.generation.concept import Concept
 from belvedere.seeds import generator
 
 CONCEPT = "concept.safetensors"
-"""In the folder that a run exports."""
+CARD = "card.json"
+"""In the folder that a run exports, these and nothing else."""
 OURS = ("base", "token", "like", "start", "photographs")
 """Keys of ``model`` that are no field of ``NeTIMapper``."""
 SHOWN = ("a photo of a {}", "a photo of a {} on the beach", "an oil painting of a {}", "a {} in the snow")
@@ -86,6 +87,7 @@ def neti_task(config: TrainConfig) -> Task:
         loss=lesson.loss,
         groups=parameter_groups,
         export=lambda mapper, folder, facts: _export(concept, mapper, folder, facts),
+        check_target=_check_target,
         sheet=lambda mapper, path: _sheet(base, concept, mapper, shown, config.export, path, comparison),
     )
 
@@ -145,8 +147,17 @@ def _export(concept: Concept, mapper: Any, folder: Path, facts: dict[str, Any]) 
     with atomic_directory(folder) as temporary:
         save_concept(replace(concept, mapper=mapper), temporary / CONCEPT)
         found = digest(temporary / CONCEPT)
-        (temporary / "card.json").write_text(json.dumps(facts | {"digest": found}, indent=2) + "\n")
+        (temporary / CARD).write_text(json.dumps(facts | {"digest": found}, indent=2) + "\n")
     return found
+
+
+def _check_target(folder: Path) -> None:
+    """Raise ``InputError`` for a folder with anything but a concept and its card: all of it will be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another folder for the run")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if strange := sorted(found - {CONCEPT, CARD}):
+        raise InputError(f"{folder} holds {strange[0]}, which is no part of a concept: take it away")
 
 
 def _comparison(name: Any, photos: ConceptPhotos, shown: Sequence[str], like: str) -> Comparison:

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from belvedere.apps.config import ExportConfig, TrainConfig, call
 from belvedere.apps.latents import Loss, load_vae, of_data
-from belvedere.apps.task import Task, cast_weights, check_numbers, export_network, make_dataset, save_grid
+from belvedere.apps.task import (
+    SHARE,
+    WEIGHT,
+    Task,
+    cast_weights,
+    check_numbers,
+    export_network,
+    make_dataset,
+    save_grid,
+)
 from belvedere.apps.written import check_keys
 from belvedere.data.latents import SCALE
 from belvedere.errors import InputError
@@ -44,7 +53,7 @@ def autoencoder_task(config: TrainConfig) -> Task:
     from belvedere.generation import latent_diffusion
 
     check_keys(config.loss, ("edges", "kl"), "loss.")
-    check_numbers(config.loss, ("edges", "kl"))
+    check_numbers(config.loss, edges=WEIGHT, kl=WEIGHT)
     dataset = make_dataset(config.data)
     examples = dataset.batch(range(min(EXAMPLES, len(dataset))))["image"]
     model = call(partial(latent_diffusion.make_autoencoder, examples.shape[-1]), config.model, "model")
@@ -86,7 +95,7 @@ def diffusion_task(config: TrainConfig) -> Task:
         raise InputError("config vae: this task needs the folder of an autoencoder")
     check_keys(config.model, ("text", "unet", "prediction"), "model.")
     check_keys(config.loss, ("caption_dropout",), "loss.")
-    check_numbers(config.loss, ("caption_dropout",))
+    check_numbers(config.loss, caption_dropout=SHARE)
     dataset, vae = make_dataset(config.data), load_vae(config.vae)
     first = dataset.batch([0])
     if "caption" not in first:

@@ -8,9 +8,12 @@ from typing import Any
 from belvedere.apps.config import ExportConfig, TrainConfig, call
 from belvedere.apps.latents import Loss, load_vae, of_data, shape_of
 from belvedere.apps.task import (
+    ANY,
+    SHARE,
     Groups,
     Task,
     cast_weights,
+    check_classes,
     check_numbers,
     export_network,
     make_dataset,
@@ -19,7 +22,7 @@ from belvedere.apps.task import (
 )
 from belvedere.apps.written import check_keys
 from belvedere.data import Dataset
-from belvedere.data.latents import check_scale
+from belvedere.data.latents import MixedLatents, check_scale
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 from belvedere.seeds import generator
@@ -33,7 +36,7 @@ def dimr_task(config: TrainConfig) -> Task:
     from belvedere.generation.pipelines import DiMRPipeline
 
     check_keys(config.loss, ("class_dropout",), "loss.")
-    check_numbers(config.loss, ("class_dropout",))
+    check_numbers(config.loss, class_dropout=SHARE)
     loss = partial(dimr.loss, **config.loss)
     return _generator_task(config, dimr.DiMR, VARIANTS, DiMRPipeline, loss, dimr.parameter_groups, _dimr_sheet)
 
@@ -42,15 +45,17 @@ def fitv2_task(config: TrainConfig) -> Task:
     """FiTv2: ``model`` is {variant: NAME, and fields that replace the variant's} or a full config; ``loss`` has
     ``class_dropout``, ``times`` and ``time_mean``."""
     from belvedere.generation import fitv2
-    from belvedere.generation.fitv2_config import VARIANTS
+    from belvedere.generation.fitv2_config import DEFAULTS, VARIANTS
     from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
 
     check_keys(config.loss, ("class_dropout", "times", "time_mean"), "loss.")
-    check_numbers(config.loss, ("class_dropout", "time_mean"))
+    check_numbers(config.loss, class_dropout=SHARE, time_mean=ANY)
     if config.loss.get("times", "lognorm") not in ("lognorm", "uniform"):
         raise InputError(f"config loss.times {config.loss['times']!r}: choose lognorm or uniform")
     loss = partial(fitv2.loss, **config.loss)
-    return _generator_task(config, fitv2.FiTv2, VARIANTS, FiTv2Pipeline, loss, fitv2.parameter_groups, _any_size_sheet)
+    side = DEFAULTS.get(str(config.model.get("variant")), {}).get("default_side")
+    pipeline = partial(FiTv2Pipeline, default_side=side)
+    return _generator_task(config, fitv2.FiTv2, VARIANTS, pipeline, loss, fitv2.parameter_groups, _any_size_sheet)
 
 
 def _generator_task(
@@ -64,11 +69,7 @@ def _generator_task(
 ) -> Task:
     """Return the task of a network that makes pictures of classes."""
     dataset, vae = make_dataset(config.data), load_vae(config.vae)
-    if not dataset.classes:
-        raise InputError(
-            "config data: has no classes: put the pictures into one subfolder a class (one will do), or give the file "
-            "labels"
-        )
+    check_classes(config.data, dataset)
     model = make_network(cls, variants, config.model)
     if model.null_class != (classes := len(dataset.classes)):
         raise InputError(
@@ -81,11 +82,12 @@ def _generator_task(
             vae.to(network.device)
         return pipeline(network, vae=vae, **_defaults(dataset, config.export))
 
-    _check_shapes(config, make(model), dataset)
+    ready = make(model)
+    _check_shapes(config, ready, dataset)
     return Task(
         model=model,
         dataset=dataset,
-        loss=of_data(loss, pipeline.any_size, vae),
+        loss=of_data(loss, ready.any_size, vae),
         groups=groups,
         export=lambda network, folder, facts: _export_pipeline(make(network), config.export.dtype, folder, facts),
         sheet=lambda network, path: sheet(make(network), path),
@@ -112,7 +114,8 @@ def _check_shapes(config: TrainConfig, pipeline: Any, dataset: Dataset) -> None:
             f"model.channels={shape[0]}"
         )
     if pipeline.any_size:
-        _check_patches(what, [shape[1:]], network.patch)
+        latents = sorted(dataset.latent_sizes()) if isinstance(dataset, MixedLatents) else [shape[1:]]
+        _check_patches(what, latents, network.patch)
         _check_patches("pictures", getattr(dataset, "sizes", ()), pipeline.unit)
     elif shape != pipeline.sample_shape:
         raise InputError(
@@ -165,7 +168,7 @@ def _any_size_sheet(pipeline: Any, path: Path, columns: int = 12) -> None:
     from belvedere.apps.output import sheet
 
     columns = min(columns, pipeline.network.null_class)
-    side = pipeline.network.config.trained_side
+    side = pipeline.default_size[0] // pipeline.unit
     grids = [(side, side), (-(-side * 3 // 2), side * 3 // 4), (side * 3 // 4, -(-side * 3 // 2))]
     sizes = [(h * pipeline.unit, w * pipeline.unit) for h, w in grids for _ in range(columns)]
     generators = [generator("sheet", i) for i in range(len(sizes))]

@@ -9,12 +9,11 @@ resumed run continues bit for bit and another number of processes sees the same 
 
 import argparse
 import dataclasses
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,26 @@ from torch import Tensor, nn
 
 import belvedere
 from belvedere.apps import policy, training_state
+from belvedere.apps.agreement import (
+    Agreed,
+    all_check,
+    first_trouble,
+    main_checks,
+    prints,
+    require_division,
+    require_equal,
+)
 from belvedere.apps.average import Ema, ShardedEma
 from belvedere.apps.config import TrainConfig, load_config
+from belvedere.apps.feed import Feed
 from belvedere.apps.objective import Objective, held_out_loss, learning_rate, run_check, uses_bf16
-from belvedere.apps.optimizers import check_optimizer, make_optimizer
+from belvedere.apps.optimizers import make_optimizer
 from belvedere.apps.order import Order, make_loader
 from belvedere.apps.sharding import WHOLE, Part, shard, total_norm
+from belvedere.apps.start import MODEL, begin_task, find_start, prepare_folder
 from belvedere.apps.stop import StopRequest
 from belvedere.apps.task import Task
-from belvedere.apps.tasks import make_task
-from belvedere.apps.training_log import StepResult, TrainingLog, Window, describe_run, device_name, find_tracker
+from belvedere.apps.training_log import StepResult, TrainingLog, Window, device_name, find_tracker, start_tracker
 from belvedere.apps.training_state import Progress, RunState
 from belvedere.errors import InputError
 from belvedere.kernels.layout import place
@@ -81,7 +90,7 @@ class Trainer:
     def resume(self, start: Path | None) -> None:
         """Take up the state in a checkpoint; None: begin."""
         if start is not None:
-            self.state.load(start)
+            all_check(partial(self.state.load, start))
         step = self._saved = self.state.progress.step
         if self.accelerator.is_main_process:
             training_state.set_aside(self.checkpoints, step)
@@ -90,50 +99,57 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def run(self, stop: StopRequest) -> int:
-        """Train to the last step or until asked to stop; return the exit code."""
+        """Train to the last step or until asked to stop; return the exit code.
+
+        Samples that cannot be had raise ``Agreed`` on every process, when the state is saved.
+        """
         progress = self.state.progress
         last = progress.step if progress.tired(self.config.patience) else self.config.steps
         steps = range(progress.step, last)
         pin = self.device.type == "cuda" and self.config.workers > 0
-        batches = iter(make_loader(self.task.dataset, self.order, steps, self.parts, self.config.workers, pin))
-        window = Window(self.config, self.device)
+        loader = make_loader(self.task.dataset, self.order, steps, self.parts, self.config.workers, pin)
+        feed, window = Feed(loader, len(self.parts)), Window(self.config, self.device)
+        feed.draw()
+        self._require_batch(feed)
         self.task.model.train()
         for step in steps:
             began = time.perf_counter()
-            result = self.step(step, batches, window, stop)
+            result = self.step(step, feed, window, stop)
             progress.add(result.loss, result.bad, time.perf_counter() - began)
             window.add(result, time.perf_counter() - began)
             if result.bad and self._too_many_bad(result):
                 return 1
-            if self._due(self.config.log_every) or result.stop:
+            if self._due(self.config.log_every) or result.stop or result.starved:
                 self._log(self.log.step, window.close(progress.step))
             if self._due(self.config.evaluate_every):
                 self.evaluate()
             if result.stop:
                 return self._stopped(stop)
-            if self._due(self.config.sheet_every):
-                self.sheet()
             if self._due(self.config.save_every):
                 self.save(final=False)
+            if self._due(self.config.sheet_every):
+                self.sheet()
             if progress.tired(self.config.patience):
                 self.log.event(progress.step, f"ends here: no lower held-out loss in {progress.looks} looks")
                 break
+            if result.starved:
+                self._require_batch(feed)
         self._finish()
         return 0
 
-    def step(self, step: int, batches: Iterator[dict[str, Tensor]], window: Window, stop: StopRequest) -> StepResult:
+    def step(self, step: int, feed: Feed, window: Window, stop: StopRequest) -> StepResult:
         """Do one optimizer step, or skip it when the loss or the gradient is not finite."""
         torch.manual_seed(derive(self.config.seed, "step", step, self.accelerator.process_index))
         total = torch.zeros((), device=self.device)
         with window.counting():
-            for part in self.parts:
-                batch = window.wait(batches)
+            for part, batch in zip(self.parts, feed.take(), strict=True):
                 batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
                 share, logs = self._backward(step, part, batch)
                 total += share
-        loss, stopping = self._agree(total, stop)
+        window.waited += feed.draw()
+        loss, stopping, starved = self._agree(total, stop, feed)
         rate = learning_rate(self.config.optimizer, self.config.steps, step)
-        result = StepResult(loss, total_norm(self._gradients()), rate, stopping, logs)
+        result = StepResult(loss, total_norm(self._gradients()), rate, stopping, logs, starved)
         if not result.bad:
             self._apply(step, result)
         self.state.optimizer.zero_grad()
@@ -149,13 +165,28 @@ class Trainer:
             share.backward()
         return share.detach(), logs
 
-    def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[float, bool]:
-        """Return the mean loss over all processes and whether any was asked to stop."""
+    def _agree(self, loss: Tensor, stop: StopRequest, feed: Feed) -> tuple[float, bool, bool]:
+        """Return the mean loss over all processes, and whether any was asked to stop or has no next batch."""
+        asked, starved = stop.signal > 0, feed.trouble is not None
         if self.world == 1:
-            return loss.item(), bool(stop.signal)
-        both = torch.stack((loss / self.world, torch.full_like(loss, float(stop.signal > 0))))
-        mean, asked = self.accelerator.reduce(both).tolist()
-        return mean, asked > 0
+            return loss.item(), asked, starved
+        flags = torch.tensor((asked, starved), dtype=loss.dtype, device=self.device)
+        mean, *sums = self.accelerator.reduce(torch.cat((loss[None] / self.world, flags))).tolist()
+        return mean, sums[0] > 0, sums[1] > 0
+
+    def _require_batch(self, feed: Feed) -> None:
+        with self._saving():
+            all_check(feed.check)
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Save before an error that all processes have ends the run."""
+        try:
+            yield
+        except Agreed as error:
+            self.save(final=True)
+            self.log.event(self.state.progress.step, f"stopped: {error}")
+            raise
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
@@ -217,11 +248,14 @@ class Trainer:
         """Log the loss of held-out samples by the averaged weights; the first process looks at them, all are told."""
         whole = self.state.ema.whole()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        if self.accelerator.is_main_process:
-            chunk = len(self.order.positions(0))
-            loss += held_out_loss(self.config, self.task, whole.to(self.device), chunk, self.device)
-            self._log_figures({"held_out_loss": loss.item()})
+        with self._saving():
+            main_checks(self.accelerator, partial(self._look, whole, loss))
         self.state.progress.look(broadcast(loss).item())
+
+    def _look(self, whole: nn.Module, loss: Tensor) -> None:
+        chunk = len(self.order.positions(0))
+        loss += held_out_loss(self.config, self.task, whole.to(self.device), chunk, self.device)
+        self._log_figures({"held_out_loss": loss.item()})
 
     def _write(self, what: str, write: Callable[[], object], final: bool, everywhere: bool = False) -> bool:
         """Let the main process write, or every one; return whether all could.
@@ -234,18 +268,13 @@ class Trainer:
                 write()
             except (OSError, SafetensorError) as error:
                 trouble = str(error)
-        if not self._any(trouble is not None):
+        if (trouble := first_trouble(trouble)) is None:
             return True
-        trouble = trouble or "another process could not"
+        main_checks(self.accelerator, partial(training_state.remove_leftovers, self.checkpoints))
         self.log.event(self.state.progress.step, f"{what} not written: {trouble}")
         if final:
-            raise InputError(f"cannot write the {what} in {self.out}: {trouble}; make room")
+            raise Agreed(f"cannot write the {what} in {self.out}: {trouble}; make room")
         return False
-
-    def _any(self, flag: bool) -> bool:
-        """Return whether ``flag`` is set on any process; all wait for each other."""
-        flags = torch.tensor(float(flag), device=self.device)
-        return bool(self.accelerator.reduce(flags) if self.world > 1 else flags)
 
     def _stopped(self, stop: StopRequest) -> int:
         self.save(final=True)
@@ -257,9 +286,9 @@ class Trainer:
         self.save(final=True)
         if self.config.evaluate_every and not self._due(self.config.evaluate_every):
             self.evaluate()
-        export = partial(self.task.export, self.state.ema.whole(), self.out / "model", self._card())
+        export = partial(self.task.export, self.state.ema.whole(), self.out / MODEL, self._card())
         self._write("model", export, final=True)
-        self.log.event(self.state.progress.step, f"model written to {self.out / 'model'}")
+        self.log.event(self.state.progress.step, f"model written to {self.out / MODEL}")
         if not self._due(self.config.sheet_every):
             self.sheet()
 
@@ -314,58 +343,28 @@ def _train(config: TrainConfig, folder: Path, command: str, resume: str | Path, 
     tracker = find_tracker(config.tracker)
     accelerator = Accelerator(log_with=tracker, project_dir=folder if tracker else None)
     if check:  # saves nothing, so a signal ends it as it ends any program
-        return run_check(config, _begin(config), accelerator.device)
-    with StopRequest() as stop:
-        _require_equal(accelerator, derive(repr(config)), "were started with different configs")
-        _require_division(config, accelerator.num_processes)
-        task = _begin(config)
-        training_state.prepare_folder(folder, task.model, config.keep)
-        with training_state.only_run(folder) if accelerator.is_main_process else nullcontext():
-            start = _find_start(accelerator, folder, resume, config)
-            if tracker and accelerator.is_main_process:
-                accelerator.init_trackers(**describe_run(tracker, folder, config, begins=start is None))
-            trainer = Trainer(config, task, accelerator, folder, command)
+        return run_check(config, begin_task(config), accelerator.device)
+    with StopRequest() as stop, ExitStack() as held:
+        require_equal(accelerator, derive(repr(config)), "were started with different configs")
+        require_division(config, accelerator.num_processes)
+        task = all_check(partial(begin_task, config))
+        main_checks(accelerator, partial(prepare_folder, held, folder, task, config.keep))
+        start = find_start(accelerator, folder, resume, config)
+        if tracker:
+            main_checks(accelerator, partial(start_tracker, accelerator, tracker, folder, config, start is None))
+        trainer = Trainer(config, task, accelerator, folder, command)
+        try:
             trainer.resume(start)
-            code = trainer.run(stop)
+            code, trouble = trainer.run(stop), None
+        except Agreed as error:  # its traceback would keep the model
+            code, trouble = 2, str(error)
     accelerator.wait_for_everyone()  # else ending aborts now and then
     del task, trainer  # a DDP model that is the last to hold the process group may never get to the end of it:
     accelerator.free_memory()  # it is freed with the GIL held, for which the group's own threads wait
     accelerator.end_training()
+    if trouble is not None:
+        raise Agreed(trouble)
     return code
-
-
-def _begin(config: TrainConfig) -> Task:
-    """Return the task of a config with its first weights, always the same."""
-    torch.manual_seed(derive(config.seed, "initial weights"))
-    task = make_task(config)
-    check_optimizer(task, config.optimizer)
-    return task
-
-
-def _find_start(accelerator: Accelerator, folder: Path, resume: str | Path, config: TrainConfig) -> Path | None:
-    """Return the checkpoint to start from, None for the beginning."""
-    report = print if accelerator.is_main_process else (lambda line: None)
-    start = training_state.find_start(folder, resume, dataclasses.asdict(config), report)
-    _require_equal(accelerator, training_state.step_of(start) if start else -1, "found different checkpoints")
-    return start
-
-
-def _require_equal(accelerator: Accelerator, number: int, otherwise: str) -> None:
-    """Raise ``InputError`` on every process unless ``number`` is the same on all."""
-    if accelerator.num_processes > 1:
-        numbers = accelerator.gather(torch.tensor([number], device=accelerator.device))
-        if numbers.unique().numel() > 1:
-            raise InputError(f"the processes {otherwise}: start all with the same command and folder")
-
-
-def _require_division(config: TrainConfig, processes: int) -> None:
-    parts = processes * config.accumulate
-    if config.batch % parts:
-        other = "" if config.batch % processes else ", or accumulate=1"
-        raise InputError(
-            f"config batch: {config.batch} samples do not divide into {parts} parts (processes x accumulate): "
-            f"give a multiple of {parts}, such as batch={-(-config.batch // parts) * parts}{other}"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -380,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return train(given.pop("config"), **given)
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if prints(error):
             print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

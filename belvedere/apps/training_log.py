@@ -7,7 +7,6 @@ import platform
 import resource
 import secrets
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere.apps.config import TrainConfig
@@ -37,6 +36,8 @@ class StepResult:
     """Some process was asked to stop."""
     logs: dict[str, float]
     """Figures of the task, of the last part of this process's batch."""
+    starved: bool = False
+    """Some process could not make its next batch."""
 
     @property
     def bad(self) -> bool:
@@ -101,6 +102,15 @@ def describe_run(tracker: str, folder: Path, config: TrainConfig, begins: bool) 
     return {"project_name": os.environ.get("WANDB_PROJECT", "belvedere"), "init_kwargs": {tracker: told}}
 
 
+def start_tracker(accelerator: Accelerator, tracker: str, folder: Path, config: TrainConfig, begins: bool) -> None:
+    """Let a tracker begin, or go on, with the run in a folder; raises ``InputError`` where it does not start."""
+    try:
+        accelerator.init_trackers(**describe_run(tracker, folder, config, begins))
+    except Exception as error:  # each tracker has its own, such as wandb's without a key
+        mend = "run wandb login, or give tracker=none" if tracker == "wandb" else "give tracker=none"
+        raise InputError(f"config tracker {tracker}: does not start: {' '.join(str(error).split())}: {mend}") from None
+
+
 class Window:
     """The figures of the steps since the last log line."""
 
@@ -111,16 +121,6 @@ class Window:
         """Operations of the first step of this process, as far as PyTorch counts them."""
         self.results: list[StepResult] = []
         self.waited = self.seconds = 0.0
-
-    def wait(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the next batch, counting the time it took to come."""
-        began = time.perf_counter()
-        try:
-            return next(batches)
-        except InputError as error:  # a worker's comes with its traceback
-            raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from None
-        finally:
-            self.waited += time.perf_counter() - began
 
     @contextmanager
     def counting(self) -> Iterator[None]:

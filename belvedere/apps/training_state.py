@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -224,12 +225,19 @@ def last_good(folder: Path, report: Callable[[str], None] = lambda line: None) -
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints, and what interrupted writers left."""
-    for path in [*checkpoints(folder)[:-keep], *folder.glob(".step-*.tmp")]:
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were interrupted, or failed, have left beside the checkpoints."""
+    for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prepare_folder(folder: Path, model: nn.Module, keep: int) -> None:
-    """Make the run's folder and see that it can be written and has room, before any work."""
+def make_folder(folder: Path) -> None:
+    """Make the run's folder and see that it can be written, before any work."""
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = folder / f".{secrets.token_hex(4)}.tmp"
@@ -237,6 +245,11 @@ def prepare_folder(folder: Path, model: nn.Module, keep: int) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write in {folder}: {error.strerror}; choose another --out") from None
+
+
+def make_room(folder: Path, model: nn.Module, keep: int) -> None:
+    """Remove what interrupted writers left in a folder that no other run has; see that the checkpoints have room."""
+    remove_leftovers(folder / "checkpoints")
     weights = sum(p.numel() for p in model.parameters()) * 4
     there = min(keep, len(checkpoints(folder / "checkpoints")))  # they go when as many new ones have come
     need, free = weights * 4 * (keep + 1 - there), shutil.disk_usage(folder).free
@@ -248,12 +261,17 @@ def prepare_folder(folder: Path, model: nn.Module, keep: int) -> None:
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; raise ``InputError`` when another process has it. It is free again when the process ends."""
+    """Hold a run's folder; raise ``InputError`` when another process has it. It is free again when the process ends.
+
+    Where its file system gives no locks a warning says so.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"another run is writing into {folder}: stop it, or choose another --out") from None
+        except OSError as error:
+            warnings.warn(f"{folder}: no lock ({error.strerror}): let no other run write into it", stacklevel=3)
         yield
 
 
@@ -273,7 +291,7 @@ def find_start(
         start = _named(Path(resume), report)
     if start is not None:
         _check_same_run(start, config)
-    first = step_of(start) if start else 0
+    first = read_progress(start).step if start else 0
     if resume != "auto" and any(step_of(later) > first for later in checkpoints(own)):
         raise InputError(f"{folder} holds checkpoints later than step {first}: choose another --out, or --resume auto")
     return start

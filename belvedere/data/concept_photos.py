@@ -15,6 +15,10 @@ from belvedere.errors import InputError
 
 FEWEST, MOST = 2, 1000
 """Photographs of a concept."""
+CAPTIONS = {".txt", ".json"}
+"""Endings of what often stands beside photographs, and is none."""
+NAMED = 3
+"""Files that a message names at most."""
 _A = ("", "clean ", "dirty ", "cool ", "nice ", "small ")
 _THE = ("", "clean ", "cool ", "nice ", "small ", "weird ", "large ")
 _STYLED = ("clean", "dirty", "dark", "cool", "close-up", "bright", "cropped", "good", "nice", "small", "weird", "large")
@@ -92,18 +96,36 @@ class ConceptPhotos:
 
 
 def photo_files(path: Path | str, fewest: int = FEWEST) -> list[Path]:
-    """Return the PNG, JPEG and WebP files of a folder by name; ``InputError`` for fewer than ``fewest``."""
+    """Return the PNG, JPEG and WebP files of a folder by name.
+
+    Raises ``InputError`` for fewer than ``fewest``, naming what was left out.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: give one with photographs of the thing, three to six are best")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise InputError(f"no PNG, JPEG or WebP files in {folder}: give a folder that has some")
+        raise InputError(f"no PNG, JPEG or WebP files in {folder}: give a folder that has some{left_out(folder)}")
     if len(files) < fewest:
-        raise InputError(f"one photograph in {folder} is too few: give {fewest} or more, three to six are best")
+        raise InputError(
+            f"one photograph in {folder} is too few: give {fewest} or more, three to six are best{left_out(folder)}"
+        )
     if len(files) > MOST:
         raise InputError(f"{len(files)} photographs in {folder}: a concept is learned from a few, at most {MOST}")
     return files
+
+
+def left_out(path: Path | str) -> str:
+    """Return the end of a sentence: the files of a folder that are taken for photographs of other kinds; without any,
+    nothing. Hidden files and ``CAPTIONS`` are not.
+    """
+    names = sorted(
+        file.name
+        for file in Path(path).iterdir()
+        if file.suffix.lower() not in SUFFIXES | CAPTIONS and not file.name.startswith(".") and file.is_file()
+    )
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"; left out: {', '.join(names[:NAMED])}{more}: save as JPEG" if names else ""
 
 
 def square(image: Image.Image, region: Sequence[int] | None, name: str) -> Image.Image:

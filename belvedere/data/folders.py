@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,11 @@ class EncodedPictures:
 class ImageFolder(EncodedPictures):
     """PNG, JPEG and WebP files below ``path``: one class per subfolder, in the order of their names.
 
-    Without subfolders the data has no classes and every label is 0. Pictures are cropped to ``size`` x ``size``
-    (``centre_crop``), or, with ``unit``, keep their aspect (``fit_size``; batches are ragged); ``flip`` doubles the
-    length, item 2 i + 1 being the mirror image of item 2 i. A missing or empty folder raises ``InputError`` at once,
-    an unreadable file when its item is asked for, or is one of ``max_skipped``.
+    Subfolders without such files are passed over; where there are no others the data has no classes and every label is
+    0. Pictures are cropped to ``size`` x ``size`` (``centre_crop``), or, with ``unit``, keep their aspect
+    (``fit_size``; batches are ragged); ``flip`` doubles the length, item 2 i + 1 being the mirror image of item 2 i. A
+    missing or empty folder, or one with pictures both in it and in subfolders, raises ``InputError`` at once, an
+    unreadable file when its item is asked for, or is one of ``max_skipped``.
     """
 
     def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None, max_skipped: int = 0):
@@ -108,19 +109,27 @@ class ImageFolder(EncodedPictures):
         if not root.is_dir():
             raise InputError(f"no folder {root}: give a folder of PNG, JPEG or WebP files")
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        self.classes = tuple(p.name for p in folders)
-        found = [(p, i) for i, folder in enumerate(folders or [root]) for p in _image_files(folder)]
-        if not found:
+        classes = {folder.name: files for folder in folders if (files := _image_files(folder.rglob("*")))}
+        beside = _image_files(root.iterdir())
+        if classes and beside:
+            inside = sum(len(files) for files in classes.values())
+            raise InputError(
+                f"{root} has {len(beside)} pictures, and {inside} in subfolders ({', '.join([*classes][:3])}): put all "
+                "into one subfolder a class, or none"
+            )
+        self.classes = tuple(classes)
+        self.files = beside + [file for files in classes.values() for file in files]
+        if not self.files:
             raise InputError(f"no PNG, JPEG or WebP files in {root}: give a folder that has some")
-        self.files = [p for p, _ in found]
-        super().__init__(size, flip, unit, max_skipped, torch.tensor([label for _, label in found]))
+        labels = [label for label, files in enumerate(classes.values()) for _ in files] or [0] * len(beside)
+        super().__init__(size, flip, unit, max_skipped, torch.tensor(labels))
 
     def _open(self, picture: int) -> Image.Image:
         return open_image(self.files[picture])
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+def _image_files(found: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 class Parquet(EncodedPictures):

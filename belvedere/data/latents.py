@@ -138,6 +138,10 @@ class MixedLatents(_Shards):
         if (lengths % areas).any() or (lengths // areas != 2 * self.channels).any():
             raise ValueError("offset does not leave 2 c moments for each pixel of size")
 
+    def latent_sizes(self) -> set[tuple[int, int]]:
+        """Return the (h, w) that occur."""
+        return {(h, w) for sizes in self._sizes for h, w in sizes.tolist()}
+
     def _read(self, shard: int, place: int) -> Tensor:
         begin, end = self._offsets[shard][place : place + 2].tolist()
         return self._moments[shard][begin:end].view(-1, *self._sizes[shard][place].tolist())  # (2 c, h, w)

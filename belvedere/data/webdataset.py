@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,6 +26,7 @@ MAX_LABEL = 1 << 20
 MAX_PICTURE = 1 << 28
 """Bytes of an encoded picture."""
 LABELS = (".cls", ".json", ".txt")
+KINDS = {int: "a class number", str: "the name of a class", type(None): "no class"}
 
 
 class Member(NamedTuple):
@@ -42,9 +44,10 @@ class WebDataset(EncodedPictures):
 
     A sample is a picture (jpg, jpeg, png, webp) and, in a member of the same name, its class: ``cls``, a number;
     ``json`` with a number ``label``; or ``txt``, the class's name. Samples have the same kind or none, then the data
-    has no classes and every label is 0. Classes given by number are called by it. Other members are passed over.
-    ``size``, ``flip``, ``unit`` and ``max_skipped`` as in ``ImageFolder``. A file of another form, compressed ones
-    among them, raises ``InputError`` at once, an unreadable picture when its item is asked for.
+    has no classes and every label is 0. Its members follow one another. Classes given by number are called by it.
+    Other members are passed over. ``size``, ``flip``, ``unit`` and ``max_skipped`` as in ``ImageFolder``. A file of
+    another form, compressed ones among them, and a ``cls`` without a picture raise ``InputError`` at once, an
+    unreadable picture when its item is asked for.
     """
 
     def __init__(self, path: Path | str, size: int, flip: bool = False, unit: int | None = None, max_skipped: int = 0):
@@ -58,8 +61,22 @@ class WebDataset(EncodedPictures):
                 given.append(label)
         if not given:
             raise InputError(f"no pictures in {root}: give a tar of samples, or a folder of *.tar")
+        self._check_kinds(given)
         self.classes, labels = _classes(root, given)
         super().__init__(size, flip, unit, max_skipped, labels)
+
+    def _check_kinds(self, given: list[int | str | None]) -> None:
+        """Raise ``InputError`` unless all samples have the same kind of class as the first."""
+        for picture, label in enumerate(given):
+            if type(label) is not type(given[0]):
+                has, first_has = KINDS[type(label)], KINDS[type(given[0])]
+                raise InputError(
+                    f"{self._name(picture)} has {has}, {self._name(0)} {first_has}: give all samples the same"
+                )
+
+    def _name(self, picture: int) -> str:
+        file, member = self._pictures[picture]
+        return f"{self.files[file]}, {member.name[:80]}"
 
     def _open(self, picture: int) -> Image.Image:
         file, member = self._pictures[picture]
@@ -69,28 +86,31 @@ class WebDataset(EncodedPictures):
                 content = _content(stream, member)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        return open_image(content, name=f"{path}, {member.name}")
+        return open_image(content, name=self._name(picture))
 
 
 def _samples(path: Path) -> Iterator[tuple[Member, int | str | None]]:
-    """Yield the picture and the label of each sample of a tar."""
+    """Yield the picture and the label of each sample of a tar; ``InputError`` for a .cls that has no picture."""
     try:
         with path.open("rb") as stream:
-            key, picture, label = "", None, None
-            for member in members(stream, path):
-                stem, suffix = _split(member.name)
-                if stem != key:
-                    if picture is not None:
-                        yield picture, label
-                    key, picture, label = stem, None, None
-                if suffix in SUFFIXES and picture is None:
-                    _check_size(path, member, MAX_PICTURE)
-                    picture = member
-                elif suffix in LABELS and label is None:
-                    _check_size(path, member, MAX_LABEL)
-                    label = _label(path, member, suffix, _content(stream, member))
-            if picture is not None:
-                yield picture, label
+            for _, sample in groupby(members(stream, path), lambda member: _split(member.name)[0]):
+                picture, label, number = None, None, None
+                for member in sample:
+                    suffix = _split(member.name)[1]
+                    if suffix in SUFFIXES and picture is None:
+                        _check_size(path, member, MAX_PICTURE)
+                        picture = member
+                    elif suffix in LABELS and label is None:
+                        _check_size(path, member, MAX_LABEL)
+                        label = _label(path, member, suffix, _content(stream, member))
+                        number = member if suffix == ".cls" else None
+                if picture is not None:
+                    yield picture, label
+                elif number is not None:
+                    raise InputError(
+                        f"{path}, {number.name[:80]} has no picture (jpg, jpeg, png, webp) beside it: write the "
+                        "members of a sample one after another"
+                    )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a tar or a folder of *.tar") from error
 
@@ -132,13 +152,10 @@ def _label(path: Path, member: Member, suffix: str, content: bytes) -> int | str
 
 
 def _classes(root: Path, given: list[int | str | None]) -> tuple[tuple[str, ...], Tensor]:
-    """Return the class names and the labels (n,), int64."""
-    kinds = {type(label) for label in given}
-    if len(kinds) > 1:
-        raise InputError(f"{root}: some samples have a class number, others a name or none: give all the same")
-    if kinds == {type(None)}:
+    """Return the class names and the labels (n,), int64, of samples that all have the same kind of class."""
+    if given[0] is None:
         return (), torch.zeros(len(given), dtype=torch.int64)
-    if kinds == {str}:
+    if isinstance(given[0], str):
         names = tuple(sorted({str(label) for label in given}))
         numbers = {name: number for number, name in enumerate(names)}
         return names, torch.tensor([numbers[str(label)] for label in given])

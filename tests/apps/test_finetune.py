@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from belvedere.apps.config import load_config
+from belvedere.apps.finetune import is_part
 from belvedere.apps.tasks import make_task
 from belvedere.apps.train import train
 from belvedere.checkpoints import store
@@ -74,6 +76,31 @@ def test_a_volume_is_resized_where_it_is_asked_for(tmp_path: Path) -> None:
     }
     with pytest.raises(InputError, match="do not fit"):
         make_task(load_config(config, [*finer, "finetune.resize=true", "model.density=3"]))
+    with pytest.raises(InputError, match="new_classes: this network has no table of classes"):
+        make(config, 1, weights=weights, new_classes="true")
+
+
+def write_classes(folder: Path, kind: str) -> list[str]:
+    """Write pictures of two classes; return what makes the config of an embedded model one of them."""
+    for name in ("left", "right"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(folder / name / "a.png")
+    data = f"data={{kind: folder, path: {folder}, size: 64{', unit: 8' if kind == 'fitv2' else ''}}}"
+    return [data, "evaluate_every=0", "model.num_classes=3", f"finetune.weights={kind}-toybox"]
+
+
+@pytest.mark.parametrize(("kind", "parts"), [pytest.param("dimr", [], marks=pytest.mark.slow), ("fitv2", ["head"])])
+def test_other_classes_begin_anew_where_it_is_asked_for(tmp_path: Path, kind: str, parts: list[str]) -> None:
+    values = [*write_classes(tmp_path / "pictures", kind), f"finetune.train={parts}"]
+    with pytest.raises(InputError, match=r"of 12 classes, not the 2 of model; finetune\.new_classes=true begins"):
+        make_task(load_config(f"{kind}-toybox", values))
+    model = make_task(load_config(f"{kind}-toybox", [*values, "finetune.new_classes=true"])).model
+    given = make(f"{kind}-toybox", 1, weights=f"{kind}-toybox").state_dict()
+    for name, parameter in model.named_parameters():
+        table = name.endswith("class_embed.weight")
+        assert table or torch.equal(parameter, given[name]), name
+        assert not table or len(parameter) == 3
+        assert parameter.requires_grad == (table or not parts or is_part(name, parts)), name
 
 
 @pytest.mark.parametrize(
@@ -82,6 +109,7 @@ def test_a_volume_is_resized_where_it_is_asked_for(tmp_path: Path) -> None:
         ({"weights": "no/model"}, "no/model"),
         ({"weights": "dimr-toybox"}, "weights do not fit the config"),
         ({"weights": "dimr-toybox", "resize": "true"}, "finetune.resize: only a model of ours for task nvist"),
+        ({"weights": "dimr-toybox", "new_classes": "true"}, "weights do not fit the config"),
         ({"weights": "dimr-toybox", "train": "[tail]"}, "finetune.train: no part 'tail' in this network: choose"),
     ],
 )

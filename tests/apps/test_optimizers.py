@@ -108,4 +108,7 @@ def test_muon_says_what_it_is_not_for(tmp_path: Path) -> None:
         train("toybox-classifier", out=tmp_path / "run", overrides=["optimizer.name=muon"])
     with pytest.raises(InputError, match=r"config optimizer\.name: 'sgd' is not one of adamw, muon"):
         train(write_config(tmp_path, optimizer=CONFIG["optimizer"] | {"name": "sgd"}), out=tmp_path / "run")
+    parts = ["finetune.weights=fitv2-toybox", "finetune.train=[head]", "optimizer.name=muon"]
+    with pytest.raises(InputError, match=r"this network has none that learn: choose adamw"):
+        train("fitv2-toybox", out=tmp_path / "run", overrides=parts)
     assert not (tmp_path / "run").exists()

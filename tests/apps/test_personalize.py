@@ -83,6 +83,14 @@ def test_photographs_become_a_concept_and_the_base_stays_as_it_is(
     assert learn(command, world, out).code == 0 and out.read_bytes() == content
 
 
+def test_photographs_that_are_left_out_are_named_at_the_start(world: Path, command: Command, tmp_path: Path) -> None:
+    save_photographs(tmp_path / "photos")
+    (tmp_path / "photos" / "IMG_1.HEIC").touch()
+    done = learn(command, world, tmp_path / "toy.safetensors", photos=tmp_path / "photos", steps=1)
+    assert done.code == 0
+    assert done.error.startswith("3 photographs; left out: IMG_1.HEIC: save as JPEG\n")
+
+
 def test_clip_draws_curves_of_the_sheets(world: Path, command: Command, tmp_path: Path) -> None:
     save_clip(tmp_path / "clip")
     shown = ("sheet_every=1", 'data.shown=["a photo of {}","a red {}"]')
@@ -150,6 +158,15 @@ def test_a_run_does_not_go_on_as_another(world: Path, command: Command, tmp_path
     assert not out.exists()
 
 
+def test_what_is_no_part_of_a_concept_is_not_replaced(world: Path, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "toy.run/model").mkdir(parents=True)
+    notes = tmp_path / "toy.run/model/notes.txt"
+    notes.touch()
+    done = learn(command, world, tmp_path / "toy.safetensors")
+    assert_refused(done, "holds notes.txt, which is no part of a concept")
+    assert notes.exists() and not (tmp_path / "toy.run/log.jsonl").exists()
+
+
 def test_it_ends_when_photographs_kept_apart_show_nothing_better(world: Path, command: Command, tmp_path: Path) -> None:
     save_photographs(tmp_path / "apart", count=2)
     out = tmp_path / "toy.concept.safetensors"
@@ -213,6 +230,7 @@ def test_text_without_a_concept(world: Path, command: Command, tmp_path: Path) -
         ({"photos": "empty"}, ["no PNG, JPEG or WebP files in"]),
         ({"photos": "nowhere"}, ["no folder"]),
         ({"token": "cat</w>"}, ["the model has this word already"]),
+        ({"token": "Cat"}, ["token Cat: the model has this word already"]),
         ({"token": "my toy"}, ["must be one word"]),
         ({"like": "cat dog"}, ["super-category 'cat dog': must be one token"]),
         ({"like": "zebra"}, ["super-category 'zebra': must be one token"]),

@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,8 @@ from belvedere.data.latents import Latents, MixedLatents
 from belvedere.errors import InputError
 from tests.apps.test_output import full_disk
 from tests.checkpoints.test_autoencoder import save_tiny_autoencoder
+from tests.data.test_webdataset import write as write_tar
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,24 +118,30 @@ def test_parquet_gives_what_the_folder_gives(pictures: Path, vae: Path, tmp_path
 def test_tars_give_what_the_folder_gives(pictures: Path, vae: Path, tmp_path: Path, tars: int) -> None:
     (tmp_path / "tars").mkdir()
     for number, part in enumerate(np.array_split(np.arange(9), tars)):
-        with tarfile.open(tmp_path / f"tars/{number}.tar", "w") as tar:
-            for index in part.tolist():
-                for name, data in ((f"{index}.png", png(index)), (f"{index}.txt", b"ab"[index // 5 :][:1])):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        samples = ({f"{i}.png": png(i), f"{i}.txt": b"ab"[i // 5 :][:1]} for i in part.tolist())
+        write_tar(tmp_path / f"tars/{number}.tar", {name: data for one in samples for name, data in one.items()})
     make(pictures, tmp_path / "folder", vae)
     make(tmp_path / "tars" if tars > 1 else tmp_path / "tars/0.tar", tmp_path / "webdataset", vae)
     folder, webdataset = content(tmp_path / "folder"), content(tmp_path / "webdataset")
     assert folder.pop("prepare.json") != webdataset.pop("prepare.json") and folder == webdataset
 
 
-def test_a_folder_without_classes(vae: Path, tmp_path: Path) -> None:
-    (tmp_path / "flat").mkdir()
-    (tmp_path / "flat/0.png").write_bytes(png(0))
-    make(tmp_path / "flat", tmp_path / "out", vae)
-    latents = MixedLatents(tmp_path / "out")
-    assert latents.classes == () and latents.batch([0, 1])["label"].tolist() == [0, 0]
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
+def test_pictures_without_classes_are_refused_before_they_are_encoded(kind: str, vae: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    if kind == "folder":
+        (flat / "0.png").write_bytes(png(0))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"image": [{"bytes": png(0)}]}), flat / "p.parquet")
+    else:
+        write_tar(flat / "n01440764.tar", {"n01440764/0.JPEG": png(0)})
+    mend = {"folder": "put the pictures into one subfolder a class", "parquet": "give it a column 'label'"}
+    with pytest.raises(
+        InputError, match=f"flat: 1 items without classes: {mend.get(kind, 'give each picture a .cls')}"
+    ):
+        make(flat, tmp_path / "out", vae)
+    assert not (tmp_path / "out").exists()
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int, error: type[BaseException]) -> None:
@@ -350,12 +357,14 @@ def test_killed_at_a_random_moment_and_ended_by_two_processes_is_the_same(
         return subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], env=environment)
 
     process, shards = start(), random.randrange(1, 7)
-    while len(list(out.glob("*.safetensors"))) < shards:
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait_until(lambda: len(list(out.glob("*.safetensors"))) >= shards, process, 120)
     time.sleep(random.random() * 0.1)
     process.kill()
     process.wait()
     two = [start(RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
-    assert [process.wait(timeout=120) for process in two] == [0, 0]
+    try:
+        assert [process.wait(timeout=120) for process in two] == [0, 0]
+    finally:
+        for process in two:
+            process.kill()
     assert content(out) == content(tmp_path / "straight")

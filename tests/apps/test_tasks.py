@@ -1,5 +1,7 @@
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from belvedere.apps.config import TrainConfig, config_names, load_config, parse
 from belvedere.apps.task import make_network, save_grid
 from belvedere.apps.tasks import TASKS, make_task
 from belvedere.apps.train import main, train
+from belvedere.data.latents import mixed_shard
 from belvedere.errors import InputError
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.dimr_config import VARIANTS
@@ -105,11 +108,36 @@ def test_fitv2_trains_and_leaves_a_sheet_and_a_model_that_loads(tmp_path: Path) 
     assert [image.size for image in pipeline(["car", "mug"], sizes=[(8, 20), (16, 16)]).images] == [(20, 8), (16, 16)]
 
 
+def test_sheets_and_models_of_the_high_resolution_variant_are_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 patches of 4 pixels a side, which its network, as that of XL/2, does not tell."""
+    model = {key: value for key, value in FITV2["model"].items() if key != "trained_side"}
+    task = make_task(parse(TrainConfig, CONFIG | FITV2 | {"model": model | {"variant": "HR-XL/2"}}))
+    asked: list[tuple[int, int]] = []
+
+    def blank(pipeline: FiTv2Pipeline, labels: list[int], *, sizes: list[tuple[int, int]], **options: Any) -> Any:
+        asked.extend(sizes)
+        return SimpleNamespace(images=[Image.new("RGB", (width, height)) for height, width in sizes])
+
+    monkeypatch.setattr(FiTv2Pipeline, "__call__", blank)
+    assert task.sheet is not None and task.export is not None
+    task.sheet(task.model, tmp_path / "sheet.png")
+    assert set(asked) == {(128, 128), (192, 96), (96, 192)}
+    task.export(task.model, tmp_path / "model", {})
+    assert belvedere.load(tmp_path / "model", device="cpu").default_size == (128, 128)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (FITV2 | {"loss": {"time_means": 1}}, "unknown config key 'loss.time_means': did you mean 'time_mean'"),
         (FITV2 | {"loss": {"times": "cosine"}}, "loss.times 'cosine': choose lognorm"),
+        (FITV2 | {"loss": {"time_mean": math.inf}}, "loss.time_mean: inf is not a finite number"),
+        ({"loss": {"class_dropout": 10}}, "loss.class_dropout: 10 must be at least 0 and at most 1"),
+        ({"loss": {"class_dropout": -1}}, "loss.class_dropout: -1 must be at least 0"),
+        ({"loss": {"class_dropout": math.nan}}, "loss.class_dropout: nan is not a finite number"),
+        ({"loss": {"class_dropout": "much"}}, "loss.class_dropout: 'much' is not a finite number"),
         (FITV2 | {"model": FITV2["model"] | {"num_classes": 5}}, "12 classes in the data need 13"),
         (FITV2 | {"model": {"variant": "huge"}}, "config model.variant 'huge': choose from B/2"),
         (FITV2 | {"data": FITV2["data"] | {"sizes": [[16, 16], [16, 18]]}}, "18x16"),
@@ -133,8 +161,20 @@ def test_pictures_without_classes_are_refused(tmp_path: Path, system: dict[str, 
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     data = {"kind": "folder", "path": str(tmp_path), "size": 16}
     changes = system | {"data": data, "model": system.get("model", MODEL) | {"num_classes": classes}}
-    with pytest.raises(InputError, match="config data: has no classes: put the pictures into one subfolder a class"):
+    with pytest.raises(InputError, match="1 items without classes: put the pictures into one subfolder a class"):
         make_task(parse(TrainConfig, CONFIG | changes))
+
+
+def test_latents_without_classes_are_told_how_to_have_one(tmp_path: Path) -> None:
+    changes = write_latents(tmp_path / "old")
+    moments = torch.randn(2, 8, 16, 16)
+    save_file({"moments": moments, "label": torch.zeros(2, dtype=torch.int64)}, tmp_path / "old/a.safetensors")
+    (tmp_path / "old/classes.json").write_text("[]")
+    with pytest.raises(InputError, match=r"old: 2 items without classes: name the classes in classes\.json"):
+        make_task(parse(TrainConfig, CONFIG | changes))
+    (tmp_path / "old/classes.json").write_text('["all"]')
+    changes["model"] = changes["model"] | {"num_classes": 2}
+    assert make_task(parse(TrainConfig, CONFIG | changes)).dataset.classes == ("all",)
 
 
 def write_latents(folder: Path, channels: int = 4, side: int = 16) -> dict[str, Any]:
@@ -145,6 +185,18 @@ def write_latents(folder: Path, channels: int = 4, side: int = 16) -> dict[str, 
     (folder / "classes.json").write_text(json.dumps(["left", "right"]))
     model = MODEL | {"num_classes": 3, "channels": channels}
     return {"data": {"kind": "latents", "path": str(folder)}, "model": model}
+
+
+def test_every_size_of_mixed_latents_is_looked_at(tmp_path: Path) -> None:
+    changes = write_latents(tmp_path / "mixed")
+    shard = mixed_shard([torch.randn(8, *size) for size in ((8, 8), (8, 4), (8, 6))], torch.tensor([0, 1, 1]))
+    save_file(shard, tmp_path / "mixed/a.safetensors")
+    changes = FITV2 | {"data": changes["data"] | {"kind": "mixed-latents"}}
+    changes["model"] = FITV2["model"] | {"num_classes": 3, "channels": 4, "patch": 2}
+    assert len(make_task(parse(TrainConfig, CONFIG | changes)).dataset) == 3
+    changes["model"]["patch"] = 4
+    with pytest.raises(InputError, match="config data: latents of 6x8 do not divide into patches of 4"):
+        make_task(parse(TrainConfig, CONFIG | changes))
 
 
 def test_latents_that_do_not_fit_are_refused(tmp_path: Path) -> None:

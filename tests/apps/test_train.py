@@ -2,7 +2,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from safetensors.torch import save_file
 
 import belvedere
 from belvedere.apps import tasks, training_log
-from belvedere.apps.config import OptimizerConfig, TrainConfig, load_config, parse
+from belvedere.apps.config import OptimizerConfig, TrainConfig, parse
 from belvedere.apps.objective import learning_rate, uses_bf16
 from belvedere.apps.policy import WORKSPACE
-from belvedere.apps.train import _require_division, main, train
+from belvedere.apps.train import main, train
 from belvedere.apps.training_log import StepResult, Window, describe_run, flop_counter
 from belvedere.apps.training_state import checkpoints, only_run, read_progress, verify
 from belvedere.errors import InputError
@@ -235,6 +234,10 @@ def test_resume_names_a_checkpoint_or_a_run(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path / "third")] == [11]
     with pytest.raises(InputError, match="holds checkpoints later than step 8"):
         train(config, out=tmp_path / "first", resume=saved)
+    kept = saved.rename(tmp_path / "good-one")
+    assert train(config, out=tmp_path / "renamed", resume=kept) == 0
+    assert [row["step"] for row in rows(tmp_path / "renamed")] == [9, 10]
+    kept.rename(saved)
     with pytest.raises(InputError, match="holds checkpoints later than step 0"):
         train(config, out=tmp_path / "first", resume="never")
     with pytest.raises(InputError, match="no checkpoint nowhere"):
@@ -274,21 +277,6 @@ def test_bad_input_is_one_line_before_the_first_step(
     assert not run.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "mend"),
-    [
-        ("mae-mvimgnet", "multiple of 8, such as batch=88"),
-        ("nvist-mvimgnet", "multiple of 8, such as batch=24"),
-        ("neti", "multiple of 32, such as batch=32, or accumulate=1"),
-    ],
-)
-def test_a_batch_that_eight_processes_cannot_share_is_told_what_fits(name: str, mend: str) -> None:
-    with pytest.raises(InputError, match=f"{mend}$"):
-        _require_division(load_config(name), 8)
-    for change in re.findall(r"\w+=\d+", mend):
-        _require_division(load_config(name, [change]), 8)
-
-
 def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write in"):
@@ -306,6 +294,24 @@ def test_too_little_disk_is_one_line_before_the_first_step(
     assert out == "" and error.count("\n") == 1
     assert error.startswith(f"error: {run}: 0.0 GB free, this run needs") and "make room or lower keep" in error
     assert not (run / "log.jsonl").exists() and not checkpoints(run / "checkpoints")
+
+
+def test_a_model_that_may_not_be_written_is_one_line_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = tmp_path / "run", write_config(tmp_path)
+    (run / "model").mkdir(parents=True)
+    (run / "model/.DS_Store").touch()
+    assert main(["--config", config, "--out", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {run / 'model'}: not empty and not a model") and error.count("\n") == 1
+    assert not (run / "log.jsonl").exists() and (run / "model/.DS_Store").exists()
+    (run / "model/.DS_Store").unlink()
+    assert main(["--config", config, "--out", str(run)]) == 0
+    (run / "model/notes.txt").touch()
+    capsys.readouterr()
+    assert main(["--config", config, "--out", str(run)]) == 2
+    assert "model holds notes.txt, which is no part of its model" in capsys.readouterr().err
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -415,6 +421,20 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
         train(write_config(tmp_path), out=tmp_path / "run", overrides=["tracker=wandb"])
     assert not (tmp_path / "run").exists()
     assert training_log.find_tracker("auto") is None and training_log.find_tracker("none") is None
+
+
+def test_a_tracker_that_does_not_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(accelerator: Accelerator, **told: Any) -> None:
+        raise RuntimeError("api_key not configured (no-tty).\nCall wandb.login")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    assert main(["--config", write_config(tmp_path, tracker="tensorboard"), "--out", str(tmp_path / "run")]) == 2
+    told = "config tracker tensorboard: does not start: api_key not configured (no-tty). Call wandb.login: "
+    assert capsys.readouterr().err == f"error: {told}give tracker=none\n"
+    with pytest.raises(InputError, match=r"tracker wandb: does not start: .*: run wandb login, or give tracker=none"):
+        training_log.start_tracker(Accelerator(cpu=True), "wandb", tmp_path, parse(TrainConfig, CONFIG), begins=True)
 
 
 def test_tensorboard_is_told_the_figures(tmp_path: Path) -> None:

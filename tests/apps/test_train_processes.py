@@ -1,25 +1,35 @@
 """The trainer as real processes, for every system: killed, told to stop, on another number of processes."""
 
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from belvedere.apps.training_state import checkpoints, last_good, verify
+from belvedere.apps.training_state import checkpoints, last_good, only_run, verify
 from tests.apps.training_helpers import assert_same, events, rows, tensors, write_config
-from tests.apps.training_processes import finish, run_one, run_two, start, start_two, wait_for_step
+from tests.apps.training_processes import finish, run_one, run_two, start, start_two, wait_for_step, words
 from tests.apps.training_systems import SYSTEMS, write_system
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -30,7 +40,7 @@ def test_killed_at_a_random_moment_and_resumed_is_the_same_run(tmp_path: Path, s
     moments = random.Random(seed)
     run_one(config, straight)
     process = start(config, killed)
-    wait_for_step(killed, moments.randrange(3, 9))
+    wait_for_step(killed, moments.randrange(3, 9), process)
     time.sleep(moments.random() * 0.05)
     process.kill()
     process.join()
@@ -49,8 +59,8 @@ def test_stopped_twenty_times_at_random_moments_is_the_same_run(tmp_path: Path) 
     moments = random.Random(seed)
     for count in range(20):
         process = start(config, run)
-        while not (run / "log.jsonl").exists() or len(events(run)) <= 2 * count:  # began, and each time it stopped
-            time.sleep(0.005)
+        began = 2 * count + 1  # and each time it stopped
+        wait_until(lambda: (run / "log.jsonl").exists() and len(events(run)) >= began, process, 120, words(run))  # noqa: B023
         time.sleep(moments.random() * 0.3)
         process.terminate()
         finish(run, process)
@@ -93,7 +103,7 @@ def test_one_process_continues_what_two_began(tmp_path: Path) -> None:
     one, mixed = tmp_path / "one", tmp_path / "mixed"
     run_one(config, one)
     processes = start_two(config, mixed)
-    wait_for_step(mixed, 4)
+    wait_for_step(mixed, 4, processes[0])
     processes[1].terminate()
     finish(mixed, *processes)
     assert 4 <= rows(mixed)[-1]["step"] < 40
@@ -113,15 +123,42 @@ def test_processes_with_different_configs_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_both_processes_end_where_the_first_may_not_write_the_model(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "model/.DS_Store").touch()
+    processes = start_two(write_config(tmp_path), run)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [2, 2]
+    assert "not empty and not a model" in (tmp_path / "run.0.txt").read_text()
+    assert "Traceback" not in (tmp_path / "run.1.txt").read_text() and not (run / "log.jsonl").exists()
+
+
+def test_both_processes_end_where_another_run_has_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with only_run(run):
+        processes = start_two(write_config(tmp_path), run)
+        for process in processes:
+            process.join(60)
+    assert [process.exitcode for process in processes] == [2, 2]
+    assert "another run is writing" in words(run).read_text() and not (run / "log.jsonl").exists()
+    assert "Traceback" not in words(run, 1).read_text()
+
+
 def test_a_signal_to_the_whole_group_saves_within_a_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = write_config(tmp_path, steps=100_000, save_every=100_000, workers=2)
     command = [sys.executable, "-m", "belvedere.apps.train", "--config", config, "--out", str(run)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, env=ENVIRONMENT, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
-    wait_for_step(run, 3)
-    os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    try:
+        wait_for_step(run, 3, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 0 and "stopped by a signal" in output, output
     (saved,) = checkpoints(run / "checkpoints")
     assert verify(saved) is None

@@ -3,8 +3,8 @@
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
-import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from belvedere.apps.train import main
 from tests.apps.training_helpers import rows
+from tests.waiting import Process, wait_until
 
 MODULES = [
     "belvedere.apps.train",
@@ -42,8 +43,7 @@ def start(config: str, run: Path, *overrides: str, rank: int = 0, port: int = 0)
     if port:
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    said = run.with_name(f"{run.name}.{rank}.txt")
-    process = _context.Process(target=_train, args=(config, run, overrides, environment, said))
+    process = _context.Process(target=_train, args=(config, run, overrides, environment, words(run, rank)))
     process.start()
     return process
 
@@ -57,11 +57,16 @@ def _train(config: str, run: Path, overrides: tuple[str, ...], environment: dict
     sys.exit(main(["--config", config, "--out", str(run), *overrides]))
 
 
+def words(run: Path, rank: int = 0) -> Path:
+    """Return the file of what a process writes."""
+    return run.with_name(f"{run.name}.{rank}.txt")
+
+
 def finish(run: Path, *processes: BaseProcess) -> None:
     """Wait for processes that must succeed."""
     for rank, process in enumerate(processes):
         process.join(120)
-        assert process.exitcode == 0, run.with_name(f"{run.name}.{rank}.txt").read_text()
+        assert process.exitcode == 0, words(run, rank).read_text()
 
 
 def run_one(config: str, run: Path, *overrides: str) -> None:
@@ -82,11 +87,12 @@ def start_two(config: str, run: Path, *overrides: str) -> list[BaseProcess]:
     return [start(config, run, *overrides, rank=rank, port=port) for rank in range(2)]
 
 
-def wait_for_step(run: Path, step: int) -> None:
-    """Wait until the log has come to ``step``."""
-    for _ in range(24_000):
+def wait_for_step(run: Path, step: int, process: Process) -> None:
+    """Wait until the log of ``process`` has come to ``step``."""
+
+    def came() -> bool:
         with suppress(FileNotFoundError, ValueError):  # not yet there, or a line half written
-            if any(row["step"] >= step for row in rows(run)):
-                return
-        time.sleep(0.005)
-    raise TimeoutError(f"{run} did not come to step {step}")
+            return any(row["step"] >= step for row in rows(run))
+        return False
+
+    wait_until(came, process, 120, None if isinstance(process, subprocess.Popen) else words(run))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from belvedere.data.concept_photos import TEMPLATES, ConceptPhotos, photo_files, read_templates, square
+from belvedere.data.concept_photos import TEMPLATES, ConceptPhotos, left_out, photo_files, read_templates, square
 from belvedere.errors import InputError
 from tests.generation.neti_models import save_photographs
 
@@ -99,6 +99,23 @@ def test_what_cannot_serve_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             ConceptPhotos(tmp_path / "good", size=16, regions=regions)
+
+
+def test_photographs_of_other_kinds_are_named(tmp_path: Path) -> None:
+    for name in (".DS_Store", "0.txt", "captions.JSON"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.heic").mkdir()
+    assert left_out(tmp_path) == ""
+    (tmp_path / "IMG_1.HEIC").touch()
+    with pytest.raises(InputError, match=r"give a folder that has some; left out: IMG_1\.HEIC: save as JPEG$"):
+        photo_files(tmp_path)
+    save_photographs(tmp_path, 1)
+    for name in ("a.tif", "b.tif", "c.tif"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        InputError, match=r"too few: .*; left out: IMG_1\.HEIC, a\.tif, b\.tif and 1 more: save as JPEG$"
+    ):
+        ConceptPhotos(tmp_path)
 
 
 def test_templates(tmp_path: Path) -> None:

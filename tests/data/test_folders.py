@@ -55,6 +55,20 @@ def test_flat_folder_has_no_classes(folder: Path) -> None:
     assert data.classes == () and len(data) == 2 and data.batch([0, 1])["label"].tolist() == [0, 0]
 
 
+def test_subfolders_without_pictures_are_no_classes(folder: Path) -> None:
+    for name in ("@eaDir", "tulip/@eaDir"):
+        (folder / name).mkdir()
+        (folder / name / "a.txt").write_text("of another program")
+    assert ImageFolder(folder, 8).classes == ("daisy", "tulip")
+    assert ImageFolder(folder / "tulip", 8).classes == () and len(ImageFolder(folder / "tulip", 8)) == 2
+
+
+def test_pictures_both_beside_and_in_subfolders_are_refused(folder: Path) -> None:
+    (folder / "c.png").write_bytes(png(0))
+    with pytest.raises(InputError, match=r"has 1 pictures, and 4 in subfolders \(daisy, tulip\): put all into one"):
+        ImageFolder(folder, 8)
+
+
 def test_flip_doubles_and_mirrors_the_odd_items(folder: Path) -> None:
     plain, flipped = ImageFolder(folder, 8), ImageFolder(folder, 8, flip=True)
     assert len(flipped) == 8

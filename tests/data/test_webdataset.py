@@ -82,7 +82,9 @@ def test_every_form_of_tar_has_the_same_members(tmp_path: Path, form: int) -> No
         ({"1.png": b"", "1.cls": b"-1"}, "number of 0 or more"),
         ({"1.png": b"", "1.json": b'{"label": true}'}, "number of 0 or more"),
         ({"1.png": b"", "1.cls": b"2000000"}, "class number 2000000"),
-        ({"1.png": b"", "1.cls": b"1", "2.png": b""}, "some samples have a class number"),
+        ({"1.png": b"", "1.cls": b"1", "2.png": b""}, r"a\.tar, 2\.png has no class, .*a\.tar, 1\.png a class number"),
+        ({"1.png": b"", "2.png": b"", "1.cls": b"1", "2.cls": b"0"}, r"a\.tar, 1\.cls has no picture"),
+        ({"1.png": b"", "1.cls": b"1", "2.bmp": b"", "2.cls": b"0"}, r"a\.tar, 2\.cls has no picture"),
         ({"1.png": b"", "1.txt": b" " * (1 << 20) + b"a"}, "1048577 bytes, at most 1048576 allowed"),
     ],
 )

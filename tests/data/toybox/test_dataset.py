@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from belvedere.data.toybox import HELD_OUT, KINDS, Toybox
+from belvedere.data.toybox.views import ToyboxViews
 from belvedere.errors import InputError
 
 ALL = KINDS + HELD_OUT
@@ -178,6 +179,11 @@ def test_bad_input_is_refused_in_one_line(make: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
         make()
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_iteration_ends_after_the_last_item() -> None:
+    assert [item["label"] for item in Toybox(8, length=3)] == [0, 1, 2]
+    assert len(list(ToyboxViews(8, spread=(9.0,), length=2))) == 2
 
 
 def test_numpy_and_tensor_indices_work() -> None:
