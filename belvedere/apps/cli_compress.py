@@ -10,12 +10,13 @@ import typer
 
 from belvedere.apps.cli_common import Json, card_folder, progress_bar
 from belvedere.apps.requests import DEFAULT_CODEC, CompressRequest, parse_qualities, parse_region
-from belvedere.errors import InputError
+from belvedere.errors import CommonError, InputError
 
 Codec = Annotated[str, typer.Option("--model", help="Embedded name, folder, or hub id of the codec.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[int, typer.Option(help="Tiles of a large picture at once.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
+Skip = Annotated[bool, typer.Option("--skip-existing", help="Leave out what is done: go on after an interruption.")]
 
 
 def compress(
@@ -24,7 +25,11 @@ def compress(
         Path | None, typer.Option("-o", "--out", help="File, or folder for several. Default: beside each picture.")
     ] = None,
     quality: Annotated[
-        float | None, typer.Option(help="1 (smallest) to 8 (best), fractions too. Default: 4.", show_default=False)
+        float | None,
+        typer.Option(
+            help="1 (smallest) to 8 (best), fractions too. Default: 4, or the model's highest if that is lower.",
+            show_default=False,
+        ),
     ] = None,
     target_bpp: Annotated[float | None, typer.Option(help="Instead: at most so many bits a pixel.")] = None,
     target_psnr: Annotated[float | None, typer.Option(help="Instead: at least so many dB.")] = None,
@@ -37,6 +42,7 @@ def compress(
     jobs: Jobs = 1,
     device: Device = "auto",
     force: Force = False,
+    skip_existing: Skip = False,
     as_json: Json = False,
 ) -> None:
     """Compress pictures into .bvd files.
@@ -47,20 +53,21 @@ def compress(
 
     \b
       belvedere compress photo.jpg -o photo.bvd --quality 3
-      belvedere compress photos/*.jpg --out small --target-psnr 34
+      belvedere compress photos/*.jpg --out small --target-psnr 32
       belvedere compress portrait.png --quality 5 --regions face.png
     """
     from belvedere.apps import compress as verbs
 
     request = CompressRequest(model, quality, target_bpp, target_psnr, metadata, background, jobs, device)
-    targets = verbs.targets(images, out, verbs.SUFFIX, force)
+    targets = verbs.targets(images, out, verbs.SUFFIX, force=force, skip=skip_existing)
     if regions is not None and len(images) > 1:
         raise InputError("--regions belongs to one picture: give one")
     with progress_bar(f"loading {model}", "tiles") as progress:
-        load = _once(model, device)
+        load = _once(model, device, quality)
         _each(
             images,
-            lambda i: verbs.compress_file(images[i], targets[i], load, request, regions, progress),
+            targets,
+            lambda path, target: verbs.compress_file(path, target, load, request, regions, progress),
             lambda facts: (
                 f"{facts['file']}: {facts['bytes']} bytes, {facts['bpp']:.3f} bits a pixel, "
                 f"quality {facts['quality']:g}, {facts['seconds']} s"
@@ -81,6 +88,7 @@ def decompress(
     jobs: Jobs = 1,
     device: Device = "auto",
     force: Force = False,
+    skip_existing: Skip = False,
     as_json: Json = False,
 ) -> None:
     """Make pictures of .bvd files; the ending of --out says of which format (png, jpg, webp).
@@ -97,12 +105,13 @@ def decompress(
     from belvedere.apps import compress as verbs
 
     part = parse_region(region) if region is not None else None
-    targets = verbs.targets(files, out, ".png", force)
+    targets = verbs.targets(files, out, ".png", force=force, skip=skip_existing)
     with progress_bar(f"loading {model}", "tiles") as progress:
         load = _once(model, device)
         _each(
             files,
-            lambda i: verbs.decompress_file(files[i], targets[i], load, part, jobs, progress),
+            targets,
+            lambda path, target: verbs.decompress_file(path, target, load, part, jobs, progress),
             lambda facts: f"{facts['file']}: {facts['width']}x{facts['height']}, {facts['seconds']} s",
             as_json,
         )
@@ -110,13 +119,24 @@ def decompress(
 
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of PNG, JPEG or WebP pictures, 161 pixels a side or more.")],
-    model: Codec = DEFAULT_CODEC,
-    qualities: Annotated[str, typer.Option(help="Of the model, separated by commas.")] = "1,2,3,4,5,6,7,8",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Embedded name, folder, or hub id of the codec. Several, such as networks of one rate each: their "
+            f"points are one curve. Default: {DEFAULT_CODEC}.",
+        ),
+    ] = None,
+    qualities: Annotated[
+        str | None, typer.Option(help="Of the model, separated by commas. Default: every whole one, 1,2,3,...")
+    ] = None,
     peers: Annotated[
         str, typer.Option(help="Formats to compare with, of jpeg, webp, avif, jpeg2000, jxl; empty for none.")
     ] = "jpeg,webp,avif,jpeg2000,jxl",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for result.json, plot.png and plot.svg. Default: none.")
+        Path | None,
+        typer.Option(
+            help="Folder for result.json, plot.png and plot.svg (pip install 'belvedere[evaluate]'). Default: none."
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option("-n", "--count", help="Only the first pictures. Default: all.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")] = False,
@@ -132,22 +152,29 @@ def evaluate(
     \b
       belvedere evaluate compression --data kodak --out results
       belvedere evaluate compression --data photos -n 10 --qualities 2,4,6,8 --peers jpeg,avif --json
+      belvedere evaluate compression --data kodak --model low --model middle --model high --model best --qualities 1
     """
     from belvedere.apps import evaluate_compression as evaluation
     from belvedere.apps import output
     from belvedere.apps import peers as formats
 
-    pictures, wanted = evaluation.pictures_in(data, count), parse_qualities(qualities)
+    pictures = evaluation.pictures_in(data, count)
+    wanted = None if qualities is None else parse_qualities(qualities)
     others, missing = formats.find_peers(name.strip() for name in peers.split(",") if name.strip())
     if out:
         output.check_folder(out)
         evaluation.new_figure()  # says now what is missing for the plot
-    folder = card_folder(model) if card else None
-    with progress_bar(f"loading {model}", f"{len(pictures)} pictures") as progress:
+    models = list(dict.fromkeys(model or [DEFAULT_CODEC]))
+    if card and len(models) > 1:
+        raise InputError("--card is of one model: give one --model, or leave --card out")
+    folder = card_folder(models[0]) if card else None
+    with progress_bar(f"loading {', '.join(models)}", f"{len(pictures)} pictures") as progress:
         from belvedere.checkpoints.codecs import load_codec
 
-        ours = evaluation.Learned(model, wanted, load_codec(model, device))
-        found = evaluation.evaluate_compression([ours, *others], pictures, progress=progress)
+        codecs = {name: load_codec(name, device) for name in models}
+        ours = [evaluation.Learned(name, wanted or codec.learned, codec) for name, codec in codecs.items()]
+        together = models if len(models) > 1 else ()
+        found = evaluation.evaluate_compression([*ours, *others], pictures, together=together, progress=progress)
     found |= {"left_out": missing, "versions": formats.versions()}
     if out:
         evaluation.save(found, out)
@@ -158,42 +185,64 @@ def evaluate(
     if folder is not None:
         from belvedere.checkpoints import store
 
-        facts = {"data": data.name, "count": len(pictures), "points": found["curves"][ours.name]}
-        rates = {f"BD-rate against {name}": rate for name, rate in found["bd_rate"]["psnr"][ours.name].items()}
+        facts = {"data": data.name, "count": len(pictures), "points": found["curves"][models[0]]}
+        rates = {f"BD-rate against {name}": rate for name, rate in found["bd_rate"]["psnr"][models[0]].items()}
         store.amend_card(folder, {"quality": {**facts, **rates}})
 
 
-def _once(model: str, device: str) -> Callable[[], Any]:
-    """Return a function that loads the codec when it is called first."""
+def _once(model: str, device: str, quality: float | None = None) -> Callable[[], Any]:
+    """Return a function that loads the codec when it is called first, and checks that it has the quality.
+
+    What is wrong with either raises ``CommonError``: every file would meet it.
+    """
     loaded: list[Any] = []
 
     def load() -> Any:
         if not loaded:
             from belvedere.checkpoints.codecs import load_codec
 
-            loaded.append(load_codec(model, device))
+            try:
+                loaded.append(load_codec(model, device))
+                loaded[0].level(quality)
+            except InputError as error:
+                raise CommonError(str(error)) from error
         return loaded[0]
 
     return load
 
 
 def _each(
-    paths: list[Path], work: Callable[[int], dict[str, Any]], line: Callable[[dict[str, Any]], str], as_json: bool
+    paths: list[Path],
+    targets: dict[Path, Path],
+    work: Callable[[Path, Path], dict[str, Any]],
+    line: Callable[[dict[str, Any]], str],
+    as_json: bool,
 ) -> None:
-    """Do the work on each file and say so; of several, one that cannot be done does not stop the others."""
+    """Do the work on each file that has a target and say so.
+
+    Of several, one that cannot be done does not stop the others, unless they would meet the same (``CommonError``).
+    """
     done, failed = [], []
-    for i, path in enumerate(paths):
-        try:
-            done.append(work(i))
-        except InputError as error:
-            if len(paths) == 1:
-                raise
-            failed.append(str(path))
-            print(f"belvedere: error: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        if not as_json:
-            print(line(done[-1]))
-    if as_json:
-        print(json.dumps({"done": done, "failed": failed}))
+    skipped = [str(path) for path in paths if path not in targets]
+    try:
+        for path, target in targets.items():
+            try:
+                done.append(work(path, target))
+            except InputError as error:
+                if len(targets) == 1 or isinstance(error, CommonError):
+                    raise
+                failed.append(str(path))
+                print(f"belvedere: error: {' '.join(str(error).split())}", file=sys.stderr)
+                continue
+            if not as_json:
+                print(line(done[-1]))
+    finally:
+        if as_json and (done or failed or skipped):
+            print(json.dumps({"done": done, "failed": failed, "skipped": skipped}))
+    if skipped and not as_json:
+        print(f"{len(skipped)} of {len(paths)} files were there already")
+    if failed and not done:
+        raise InputError(f"none of {len(targets)} files could be done: see above")
     if failed:
-        raise InputError(f"{len(failed)} of {len(paths)} files could not be done: see above")
+        print(f"belvedere: {len(failed)} of {len(targets)} files could not be done: see above", file=sys.stderr)
+        raise typer.Exit(1)

@@ -1,13 +1,13 @@
 """Compressing files and making pictures of them again: from a request to a result, and from a file to a file."""
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from belvedere.apps.output import kind_of, writing
+from belvedere.apps.output import check_folder, kind_of, writing
 from belvedere.apps.requests import CompressRequest
 from belvedere.compression.bitstream import QUALITY_STEP, read
 from belvedere.errors import InputError
@@ -54,7 +54,7 @@ def compress(
     progress: "Progress | None" = None,
 ) -> Compressed:
     """Return a picture as a ``.bvd`` file; ``importance``: see ``belvedere.encode``."""
-    from belvedere.compression.codec import DEFAULT_QUALITY, encode
+    from belvedere.compression.codec import encode
     from belvedere.compression.rate_control import encode_to_bpp, encode_to_psnr
 
     options: dict[str, Any] = {"importance": importance, "jobs": request.jobs, "progress": progress}
@@ -66,7 +66,7 @@ def compress(
     elif request.psnr is not None:
         data = encode_to_psnr(photograph.image, codec, request.psnr, **options)
     else:
-        data = encode(photograph.image, codec, quality=request.quality or DEFAULT_QUALITY, **options)
+        data = encode(photograph.image, codec, quality=request.quality, **options)
     header, _ = read(data)
     bpp = len(data) * 8 / (header.width * header.height)
     return Compressed(data, bpp, 1 + header.quality / QUALITY_STEP, time.monotonic() - began)
@@ -88,7 +88,9 @@ def compress_file(
 
     photograph = open_photograph(path, background=request.background)
     importance = None if regions is None else read_importance(regions, photograph.image.size)
-    done = compress(photograph, load(), request, importance, progress)
+    codec = load()
+    with _naming(path):
+        done = compress(photograph, codec, request, importance, progress)
     _write(target, lambda file: file.write(done.data))
     facts = {"bytes": len(done.data), "bpp": round(done.bpp, 4), "quality": done.quality}
     return {"file": str(target), **facts, "seconds": round(done.seconds, 2)}
@@ -108,19 +110,27 @@ def decompress_file(
     """
     kind = kind_of(target)
     data = read_file(path)
-    try:
+    with _naming(path):
         header, _ = read(data)
         _check_sides(kind, region[2:] if region else (header.width, header.height))
-        codec = load()
-        from belvedere.compression.codec import decode
+    codec = load()
+    from belvedere.compression.codec import decode
 
-        began = time.monotonic()
+    began = time.monotonic()
+    with _naming(path):
         image = decode(data, codec, region=region, jobs=jobs, progress=progress)
-    except InputError as error:
-        raise type(error)(f"{path}: {error}") from error
     _write(target, lambda file: image.save(file, kind, **OPTIONS[kind], **metadata(image)))
     seconds = round(time.monotonic() - began, 2)
     return {"file": str(target), "width": image.width, "height": image.height, "seconds": seconds}
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of a file before what is said of it."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _check_sides(kind: str, size: tuple[int, ...]) -> None:
@@ -167,20 +177,29 @@ def _write(target: Path, content: Callable[[BinaryIO], object]) -> None:
             raise InputError(f"cannot write {target}: {error}; choose another format") from error
 
 
-def targets(paths: list[Path], out: Path | None, suffix: str, force: bool) -> list[Path]:
+def targets(
+    paths: list[Path], out: Path | None, suffix: str, *, force: bool = False, skip: bool = False
+) -> dict[Path, Path]:
     """Return the file that each of ``paths`` becomes: beside it, in the folder ``out``, or, of one, the file ``out``.
 
-    ``suffix``: how its name ends. Raises ``InputError`` when two become the same file, or one is there and not
-    ``force``.
+    ``suffix``: how its name ends. With ``skip`` those whose file is there are left out. Raises ``InputError`` when two
+    become the same file, one is there and neither ``force`` nor ``skip``, or a folder cannot be written to.
     """
-    if out is not None and out.suffix and not out.is_dir():
-        if len(paths) > 1:
-            raise InputError(f"{len(paths)} files cannot become the one file {out}: give a folder")
-        found = [out]
-    else:
-        found = [(path.parent if out is None else out) / f"{path.stem}{suffix}" for path in paths]
-    if twice := [path for path, count in Counter(found).items() if count > 1]:
-        raise InputError(f"several files become {min(twice)}: give them in separate calls")
-    if not force and (there := [path for path in found if path.exists()]):
-        raise InputError(f"{there[0]} exists: choose another --out, or --force to replace it")
+    if force and skip:
+        raise InputError("--force replaces the files that --skip-existing leaves: give one of them")
+    single = out is not None and out.suffix and not out.is_dir()
+    if single and len(paths) > 1:
+        raise InputError(f"{len(paths)} files cannot become the one file {out}: give a folder")
+    sources: dict[Path, Path] = {}
+    for path in paths:
+        target = out if single and out else (out or path.parent) / f"{path.stem}{suffix}"
+        if target in sources:
+            raise InputError(f"{sources[target]} and {path} would both become {target}: give one with another --out")
+        sources[target] = path
+    there = {target for target in sources if not force and target.exists()}
+    if there and not skip:
+        raise InputError(f"{min(there)} exists: choose another --out, --skip-existing, or --force to replace it")
+    found = {path: target for target, path in sources.items() if target not in there}
+    for folder in dict.fromkeys(target.parent for target in found.values()):
+        check_folder(folder)
     return found

@@ -74,14 +74,21 @@ def pictures_in(folder: Path, count: int | None = None) -> list[Path]:
 
 
 def evaluate_compression(
-    coders: Sequence[Coder], pictures: Sequence[Path], *, progress: work.Progress | None = None
+    coders: Sequence[Coder],
+    pictures: Sequence[Path],
+    *,
+    together: Sequence[str] = (),
+    progress: work.Progress | None = None,
 ) -> dict[str, Any]:
     """Measure every coder at every one of its qualities on the same pictures; the result is plain JSON.
 
-    ``curves``: means over the pictures, as published. ``bd_rate``: for each measure, how many percent more bits the
-    first named codec needs than the second, null with the reason in ``notes`` where that cannot be said; MS-SSIM is
-    compared in dB, -10 log10(1 - mean). Pictures called as those of Kodak are also compared with ``published`` curves.
-    ``rows``: every single measurement. A lossless PSNR is null. What cannot be measured raises ``InputError`` first.
+    ``together``: names of coders whose points form one curve, such as networks of one rate each.
+
+    ``curves``: means over the pictures, as published; the points of several coders come by rising rate and name theirs.
+    ``bd_rate``: for each measure, how many percent more bits the first named curve needs than the second, null with the
+    reason in ``notes`` where that cannot be said; MS-SSIM is compared in dB, -10 log10(1 - mean). Pictures called as
+    those of Kodak are also compared with ``published`` curves. ``rows``: every single measurement. A lossless PSNR is
+    null. What cannot be measured raises ``InputError`` first.
     """
     _check(coders, pictures)
     steps = [(coder, quality) for coder in coders for quality in coder.qualities]
@@ -92,16 +99,30 @@ def evaluate_compression(
             points[j].append(measure(coder, quality, image))
             if progress:
                 progress(i + (j + 1) / len(steps), len(pictures))
-    curves: Curves = {coder.name: [] for coder in coders}
-    rows = []
-    for (coder, quality), measured in zip(steps, points, strict=True):
-        curves[coder.name].append({"quality": quality, **_plain(mean_point(measured))})
-        for path, point in zip(pictures, measured, strict=True):
-            rows.append({"coder": coder.name, "quality": quality, "picture": path.name, **_plain(point)})
+    curves = _curves(steps, points, together)
+    rows = [
+        {"coder": coder.name, "quality": quality, "picture": path.name, **_plain(point)}
+        for (coder, quality), measured in zip(steps, points, strict=True)
+        for path, point in zip(pictures, measured, strict=True)
+    ]
     others = published(pictures)
     rates, notes = bd_rates({**curves, **others["curves"]})
     names = [path.name for path in pictures]
     return {"pictures": names, "curves": curves, "published": others, "bd_rate": rates, "notes": notes, "rows": rows}
+
+
+def _curves(steps: Sequence[tuple[Coder, float]], points: Sequence[Sequence[Point]], together: Sequence[str]) -> Curves:
+    one = f"{together[0]} and {len(together) - 1} more" if together else ""
+    curves: Curves = {}
+    for (coder, quality), measured in zip(steps, points, strict=True):
+        point = {"quality": quality, **_plain(mean_point(measured))}
+        if coder.name in together:
+            curves.setdefault(one, []).append({"coder": coder.name, **point})
+        else:
+            curves.setdefault(coder.name, []).append(point)
+    if together:
+        curves[one].sort(key=lambda point: point["bpp"])
+    return curves
 
 
 def _check(coders: Sequence[Coder], pictures: Sequence[Path]) -> None:
@@ -177,7 +198,7 @@ def table(result: Mapping[str, Any]) -> str:
         for p in points:
             values = (p["bpp"], p["psnr"], p["ms_ssim"], p["encode_seconds"], p["decode_seconds"])
             figures = (f"{'lossless' if v is None else format(v, '.4f'):>10}" for v in values)
-            lines.append(f"{p['quality']:>10g}" + "".join(figures))
+            lines.append(f"{p['quality']:>10g}" + "".join(figures) + (f"  {p['coder']}" if "coder" in p else ""))
     for measured, rates in result["bd_rate"].items():
         lines += ["", f"BD-rate by {measured}: percent more bits that the row needs than the column"]
         width = max(map(len, rates), default=0) + 4

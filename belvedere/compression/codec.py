@@ -1,7 +1,6 @@
 """Pictures to ``.bvd`` files and back: ``encode(image, codec) -> bytes``, ``decode(data, codec) -> image``."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,13 +15,13 @@ from belvedere.compression import bitstream
 from belvedere.compression.bitstream import MAX_METADATA, MODEL_BYTES, QUALITY_STEP, Header
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.segpic import SegPIC
-from belvedere.compression.segpic_config import STRIDE
+from belvedere.compression.segpic_config import STRIDE, usual_quality
 from belvedere.compression.tile_codec import Analysis, Rate, TileCodec
 from belvedere.compression.tiling import Box, Layout, Span, assemble
 from belvedere.errors import InputError, WrongModelError
 from belvedere.limits import MAX_PIXELS
+from belvedere.threads import pool
 
-DEFAULT_QUALITY = 4.0
 LATENT_STRIDE = 16
 """Pixels a side that one number of the latent stands for."""
 
@@ -43,9 +42,15 @@ class Codec:
         """The lowest and the highest quality."""
         return 1.0, float(max(1, self.model.config.rates))
 
-    def level(self, quality: float) -> int:
-        """Return a quality as it stands in a header; ``InputError`` when the model has no such rate."""
+    @property
+    def learned(self) -> range:
+        """The qualities that were trained; what is between them is interpolated."""
+        return range(1, int(self.qualities[1]) + 1)
+
+    def level(self, quality: float | None) -> int:
+        """Return a quality, None = the usual, as it stands in a header; ``InputError`` for one the model lacks."""
         low, high = self.qualities
+        quality = usual_quality(self.model.config.rates) if quality is None else quality
         if not low <= quality <= high:
             raise InputError(f"quality {quality:g}: this model has {low:g} to {high:g}")
         return round((quality - low) * QUALITY_STEP)
@@ -59,7 +64,7 @@ class Codec:
         """
         if self.model.gain is None:
             return Rate(1.0, 1.0)
-        levels = torch.tensor([level, 0], device=self.model.device) / QUALITY_STEP
+        levels = torch.tensor([level, 0], dtype=torch.float32, device=self.model.device) / QUALITY_STEP
         gains, inverses = self.model.gain(levels)
         steps = None if importance is None else (gains[:1] / gains[1:]) ** (1 - importance)  # (1, c, h, w)
         return Rate(gains[:1], inverses[:1], steps)
@@ -69,7 +74,7 @@ class Codec:
         if header.model != self.digest:
             raise WrongModelError(
                 f"the file was made with the model {header.model.hex()}, not with {self.digest.hex()}: "
-                "give the model it was made with"
+                "give the model it was made with (--model NAME, or the FOLDER where it was kept)"
             )
         if header.quality > self.level(self.qualities[1]):
             raise WrongModelError(
@@ -130,24 +135,24 @@ def encode(
     image: Image.Image,
     codec: Codec,
     *,
-    quality: float = DEFAULT_QUALITY,
+    quality: float | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
     **options: Any,
 ) -> bytes:
     """Return a picture, RGB or 8-bit grey, as a ``.bvd`` file.
 
-    ``quality``: 1 to the model's highest, fractions too. ``jobs``: tiles at once. Options: ``importance``, float32
-    (h, w) from 0 to 1: where it is below 1 the picture gets fewer bits, and the decoder need not know; ``layout``: of
-    the tiles; ``profile``, ``exif``: metadata to keep. Raises ``InputError`` for a quality the model does not have, a
-    picture or metadata that are too large, or an ``importance`` of another size.
+    ``quality``: 1 to the model's highest, fractions too; None = 4, or the highest if that is lower. ``jobs``: tiles at
+    once. Options: ``importance``, float32 (h, w) from 0 to 1: where it is below 1 the picture gets fewer bits, and the
+    decoder need not know; ``layout``: of the tiles; ``profile``, ``exif``: metadata to keep. Raises ``InputError`` for
+    a quality the model does not have, a picture or metadata that are too large, or an ``importance`` of another size.
     """
     level, source = codec.level(quality), Source(image, codec, **options)
 
     def tile(box: Box) -> bitstream.Tile:
         return source.tile(level, box, source.analyse(box))
 
-    with workers(jobs) as run:
+    with workers(min(jobs, len(source.boxes))) as run:
         return source.file(list(reported(run(tile, source.boxes), progress, len(source.boxes))), level)
 
 
@@ -169,6 +174,8 @@ def decode(
     codec.check(header)
     boxes, rate = header.layout.boxes(header.width, header.height), codec.rate(header.quality)
     wanted = _box(region or (0, 0, header.width, header.height), header)
+    met = [box for box in boxes if box.meets(wanted)]
+    across = len({box.columns for box in met})  # one row of tiles is decoded after the other
 
     def pixels(number: int) -> np.ndarray:
         rows, columns = boxes[number]
@@ -176,12 +183,12 @@ def decode(
         latent, codes = codec.tiles.read(tiles[number], size, header.grid)
         return codec.tiles.synthesise(latent, codes, rate, size)
 
-    with workers(jobs) as run:
+    with workers(min(jobs, across)) as run:
         done = 0
 
         def row(numbers: Sequence[int]) -> list[np.ndarray]:
             nonlocal done
-            result = list(reported(run(pixels, numbers), progress, len(tiles), done))
+            result = list(reported(run(pixels, numbers), progress, len(met), done))
             done += len(numbers)
             return result
 
@@ -213,13 +220,8 @@ def workers(jobs: int) -> Iterator[Callable]:
     if jobs < 2:
         yield map
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // jobs))
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)
+    with pool(jobs, max(1, torch.get_num_threads() // jobs)) as executor:
+        yield executor.map
 
 
 def reported(results: Iterable, progress: Progress | None, total: int, done: int = 0) -> Iterator:

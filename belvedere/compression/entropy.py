@@ -26,10 +26,15 @@ class CodingTables:
     def __init__(self, tables: Tables):
         """``tables``: of each the cumulative counts, 0 to 65536, rising, of at least two symbols."""
         categorical = constriction.stream.model.Categorical
+        self._tables = tables
         self.models = [categorical(np.diff(cdf) / 2**PRECISION, perfect=False) for cdf in tables.cdf]
         self.offset = np.array(tables.offset, dtype=np.int64)
         self.escape = np.array([len(cdf) - 2 for cdf in tables.cdf], dtype=np.int64)
         self.key = np.min_scalar_type(max(0, len(self.models) - 1))
+
+    def __reduce__(self) -> tuple[type["CodingTables"], tuple[Tables]]:
+        """Copy and pickle as the tables: the coder's own cannot be."""
+        return CodingTables, (self._tables,)
 
 
 class Writer:

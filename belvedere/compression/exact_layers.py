@@ -19,7 +19,7 @@ MOST_SHIFT = 24
 """Weights are multiples of 2^-24 at the least."""
 LARGEST = 2.0**52
 """Sums stay below it, so that they are exact, and their halves too."""
-OUTPUTS = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]], dtype=torch.float64)
+OUTPUTS = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]], dtype=torch.float64, device="cpu")
 """Two sums next to each other from their four products, in Winograd's convolution."""
 SLOPE = round(0.1 * 2**16)
 """Of the leaky ReLUs, times 2^16."""
@@ -71,7 +71,7 @@ def _scaled(x: Tensor, shift: Tensor) -> Tensor:
 
 def _bias(conv: nn.Conv2d, shift: Tensor) -> Tensor:
     """Return the bias (o,) of sums with ``shift`` bits after the point, and half of the last bit of activations."""
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+    bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
     return torch.floor(_scaled(bias.double().cpu(), shift + FRACTION) + 0.5) + _power(shift - 1)
 
 

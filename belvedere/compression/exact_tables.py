@@ -7,7 +7,7 @@ when a model is exported, and stored beside its weights.
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ def _numbers(tensors: dict[str, Tensor], name: str, count: int) -> Tables:
     lengths = _ranged(tensors, f"{name}.length", count, 3, total + 1).tolist()
     flat = _ranged(tensors, f"{name}.cdf", sum(lengths), 0, total).tolist()
     offset = _ranged(tensors, f"{name}.offset", count, -MAX_VALUE, MAX_VALUE - total).tolist()
-    ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    ends = [0, *accumulate(lengths)]
     cdfs = [flat[start:end] for start, end in pairwise(ends)]
     for cdf in cdfs:
         if cdf[0] or cdf[-1] != total or any(a >= b for a, b in pairwise(cdf)):

@@ -73,7 +73,7 @@ def begin_linear(model: SegPIC, pictures: Tensor) -> None:
 def _calibrate_coding(model: SegPIC, pictures: Tensor) -> None:
     """Scale the layers that code the latent by ``pictures`` (b, 3, h, w), sides multiples of 64, of all rates."""
     quarter, sixteenth = places(pictures, None, model.config.grid)
-    rates = torch.linspace(0, model.config.rates - 1, len(pictures)) if model.config.rates else None
+    rates = torch.linspace(0, model.config.rates - 1, len(pictures)).to(pictures) if model.config.rates else None
     features = model.analysis1(pictures)
     y = model.analysis2(features) * model.gains(rates)[0]
     for coder, x, place in ((model.prototypes1, features, quarter), (model.prototypes2, y, sixteenth)):

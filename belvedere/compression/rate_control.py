@@ -33,12 +33,13 @@ class _Trials:
         options: dict[str, Any],
         decoded: bool = False,
     ):
-        self.source, self.jobs, self.top = Source(image, codec, **options), jobs, codec.level(codec.qualities[1])
+        self.source, self.top = Source(image, codec, **options), codec.level(codec.qualities[1])
+        self.jobs = min(jobs, len(self.source.boxes))
         self.files: dict[int, bytes] = {}
         self.progress, self.done = progress, 0
         trials = 2 + math.ceil(math.log2(max(1, self.top / RESOLUTION)))
         self.total = len(self.source.boxes) * (1 + trials * (2 if decoded else 1))
-        with workers(jobs) as run:
+        with workers(self.jobs) as run:
             self.analyses = self._counted(run(self.source.analyse, self.source.boxes))
 
     def _counted(self, results: Iterable) -> list:

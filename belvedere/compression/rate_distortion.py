@@ -19,6 +19,9 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SMALLEST = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1
 """Least side, in pixels, of a picture that ``ms_ssim`` can look at: the window fits in the coarsest scale."""
 
+BAND = 256
+"""Rows that are filtered at once."""
+
 BLOCK = 1 << 22
 """Values whose errors are in memory at once: the sum of all is exact."""
 
@@ -60,18 +63,26 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     Wang, Simoncelli and Bovik 2003: five scales, the window only where it fits, 2x2 means from scale to scale (at an
     odd border, of what there is). As usual for codecs, each channel is measured alone, negative similarity of a scale
     counts as none, and the channels' results are averaged. A side below 161 pixels raises ``InputError``.
+
+    Channel after channel, which takes about 100 bytes a pixel where there are no gradients.
     """
     _check_shapes(a, b)
     if min(a.shape[-2:]) < SMALLEST:
         raise InputError(f"MS-SSIM of {a.shape[-1]} x {a.shape[-2]} pixels: each side must have {SMALLEST} or more")
-    result = a.new_ones(a.shape[:2])  # (b, c)
+    channels = zip(a.split(1, dim=1), b.split(1, dim=1), strict=True)
+    return torch.cat([_over_scales(x, y) for x, y in channels], 1).mean(1)
+
+
+def _over_scales(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of the scales' similarities (b, c) of pictures (b, c, h, w)."""
+    result = a.new_ones(a.shape[:2])
     for scale, weight in enumerate(WEIGHTS):
         if scale:
             a, b = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (a, b))
         luminance, contrast = _similarity(a, b)
         similarity = (luminance * contrast if scale == len(WEIGHTS) - 1 else contrast).mean((2, 3))  # (b, c)
         result = result * similarity.clamp(min=0) ** weight
-    return result.mean(1)
+    return result
 
 
 def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,13 +97,16 @@ def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _blur(x: Tensor) -> Tensor:
     """Return the Gaussian means of x (..., h, w) where the window fits: (..., h - 10, w - 10).
 
-    All maps are channels of one picture, which a CPU filters three times faster than a batch.
+    All maps are channels of one picture, which a CPU filters three times faster than a batch; it pads them to 16, so
+    that it is given bands of rows.
     """
     maps = x.flatten(0, -3)  # (n, h, w)
     distance = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     window = torch.exp(-(distance**2) / (2 * SIGMA**2))
     window = (window / window.sum()).expand(len(maps), 1, 1, WINDOW)
-    means = F.conv2d(F.conv2d(maps[None], window, groups=len(maps)), window.mT, groups=len(maps))
+    bands = (maps[None, :, row : row + BAND + WINDOW - 1] for row in range(0, maps.shape[1] - WINDOW + 1, BAND))
+    filtered = [F.conv2d(F.conv2d(x, window, groups=len(maps)), window.mT, groups=len(maps)) for x in bands]
+    means = torch.cat(filtered, 2)
     return means.view(*x.shape[:-2], *means.shape[-2:])
 
 

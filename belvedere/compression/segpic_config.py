@@ -21,6 +21,14 @@ LENGTHS = {"hyper": 4, "prototype": 2, "context": 4, "windows": 2}
 """Fields that are lists of widths, and how many each has."""
 
 
+USUAL_QUALITY = 4
+
+
+def usual_quality(rates: int) -> int:
+    """Return the quality a network of ``rates``, 0 = one, is used at when none is asked for."""
+    return min(USUAL_QUALITY, max(1, rates))
+
+
 def _width(divisor: int) -> dict[str, Any]:
     """Return the published network with all channels inside divided by ``divisor``."""
     widths = {"channels": 192, "latent": 320, "head": 32}

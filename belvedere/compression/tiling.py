@@ -24,12 +24,20 @@ class Span(NamedTuple):
     start: int
     stop: int
 
+    def meets(self, other: "Span") -> bool:
+        """Return whether the two share a pixel."""
+        return self.start < other.stop and other.start < self.stop
+
 
 class Box(NamedTuple):
     """Where a tile lies in its picture."""
 
     rows: Span
     columns: Span
+
+    def meets(self, other: "Box") -> bool:
+        """Return whether the two share a pixel."""
+        return self.rows.meets(other.rows) and self.columns.meets(other.columns)
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,11 @@ def assemble(layout: Layout, size: tuple[int, int], region: Box, row: Row) -> np
     """
     columns, rows = layout.spans(size[0]), layout.spans(size[1])
     across, down = ramps(columns), ramps(rows)
-    chosen = [i for i, span in enumerate(columns) if _meet(span, region.columns)]
+    chosen = [i for i, span in enumerate(columns) if span.meets(region.columns)]
     result = np.empty((region.rows.stop - region.rows.start, region.columns.stop - region.columns.start, 3), np.uint8)
     carry = np.zeros((0, result.shape[1], 3), np.float32)
     for number, span in enumerate(rows):
-        if not _meet(span, region.rows):
+        if not span.meets(region.rows):
             continue
         strip = np.zeros((span.stop - span.start, result.shape[1], 3), np.float32)
         for i, tile in zip(chosen, row([number * len(columns) + i for i in chosen]), strict=True):
@@ -106,13 +114,11 @@ def assemble(layout: Layout, size: tuple[int, int], region: Box, row: Row) -> np
         last = rows[number + 1].start if number + 1 < len(rows) else span.stop
         done = last - span.start
         here, there = _overlap(Span(span.start, last), region.rows)
-        result[there] = np.rint(strip[:done][here]).clip(0, 255)
-        carry = strip[done:]
+        part = strip[:done][here]
+        result[there] = np.rint(part, out=part).clip(0, 255, out=part)
+        carry = strip[done:].copy()
+        del strip, part  # before the next row has its own
     return result
-
-
-def _meet(a: Span, b: Span) -> bool:
-    return a.start < b.stop and b.start < a.stop
 
 
 def _overlap(a: Span, b: Span) -> tuple[slice, slice]:

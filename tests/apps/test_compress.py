@@ -16,6 +16,7 @@ from belvedere.compression import bitstream
 from belvedere.compression.codec import decode, encode
 from belvedere.compression.tiling import Layout
 from belvedere.errors import InputError
+from belvedere.files import atomic_write
 from tests.apps.conftest import Done, assert_refused, fill_cards
 from tests.compression.test_codec import photograph
 from tests.compression.test_segpic import small
@@ -65,10 +66,95 @@ def test_several_files_stand_beside_their_pictures(command: Command, model: Path
         photograph(80, 64).save(tmp_path / name)
     (tmp_path / "bad.png").write_bytes(b"no picture")
     done = command("compress", *(tmp_path / name for name in (*names[:1], "bad.png", *names[1:])), "--model", model)
-    assert done.code == 2 and "bad.png is not a whole" in done.error and "1 of 4" in done.error
+    assert done.code == 1 and "bad.png is not a whole" in done.error
+    assert done.error.endswith("belvedere: 1 of 4 files could not be done: see above\n")
     assert sorted(path.name for path in tmp_path.glob("*.bvd")) == ["a.bvd", "b.bvd", "c.bvd"]
     done = command("decompress", *sorted(tmp_path.glob("*.bvd")), "--out", tmp_path / "out", "--model", model)
     assert done.code == 0 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("verb", ["compress", "decompress"])
+def test_when_no_file_could_be_done_the_input_is_bad(command: Command, model: Path, tmp_path: Path, verb: str) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"nothing")
+    done = command(verb, tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out", "--model", model, "--json")
+    assert done.code == 2 and done.error.endswith("none of 2 files could be done: see above\n")
+    assert json.loads(done.out)["done"] == []
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two pictures."""
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        photograph(80, 64).save(path)
+    return paths
+
+
+def test_of_several_each_that_cannot_be_done_is_named(command: Command, model: Path, pair: list[Path]) -> None:
+    done = command("compress", *pair, "--target-psnr", 99, "--model", model)
+    first, second, last = done.error.splitlines()
+    assert "a.png: 99 dB are more than" in first and "b.png: 99 dB are more than" in second and "none of 2" in last
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "nowhere"), ("no model 'nowhere'",)),
+        (("--quality", 9), ("quality 9: this model has 1 to 4",)),
+        (("--out", "a.png/small"), ("cannot write", "a.png/small")),
+    ],
+)
+def test_what_every_file_would_meet_is_told_once(
+    command: Command, model: Path, pair: list[Path], options: tuple[object, ...], words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(pair[0].parent)
+    assert_refused(command("compress", *pair, "--model", model, *options), *words)
+    assert sorted(path.name for path in pair[0].parent.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_full_disk_ends_the_run_and_what_is_done_is_told(
+    command: Command, model: Path, pair: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> object:
+        if path.name == "b.bvd":
+            raise OSError(28, "No space left on device")
+        return atomic_write(path)
+
+    monkeypatch.setattr("belvedere.apps.compress.atomic_write", full)
+    photograph().save(pair[0].parent / "c.png")
+    done = command("compress", *pair, pair[0].parent / "c.png", "--model", model, "--json")
+    assert done.code == 2 and done.error.count("\n") == 1 and "b.bvd: No space left" in done.error
+    assert [Path(facts["file"]).name for facts in json.loads(done.out)["done"]] == ["a.bvd"]
+    assert not (pair[0].parent / "c.bvd").exists()
+
+
+def test_an_interrupted_batch_goes_on(command: Command, model: Path, pair: list[Path]) -> None:
+    command("compress", pair[0], "--model", model)
+    there = pair[0].with_suffix(".bvd")
+    before = there.stat()
+    assert_refused(command("compress", *pair, "--model", model), "a.bvd exists", "--skip-existing")
+    found = json.loads(command("compress", *pair, "--model", model, "--skip-existing", "--json").out)
+    assert found["skipped"] == [str(pair[0])] and len(found["done"]) == 1 and there.stat() == before
+    done = command("compress", *pair, "--model", model, "--skip-existing")
+    assert done.code == 0 and done.out == "2 of 2 files were there already\n"
+    assert_refused(command("compress", *pair, "--model", model, "--skip-existing", "--force"), "--force", "give one")
+    files = [path.with_suffix(".bvd") for path in pair]
+    pair[0].unlink()
+    done = command("decompress", *files, "--model", model, "--skip-existing")
+    assert done.code == 0 and "a.png: 80x64" in done.out and "1 of 2 files were there already" in done.out
+
+
+def test_a_codec_of_one_rate_needs_no_quality(command: Command, photo: Path, tmp_path: Path) -> None:
+    save_codec(small(), "float16", tmp_path / "one", {})
+    (facts,) = json.loads(command("compress", photo, "--model", tmp_path / "one", "--json").out)["done"]
+    assert facts["quality"] == 1
+    (tmp_path / "data").mkdir()
+    photograph(192, 176).save(tmp_path / "data" / "a.png")
+    asked = ("evaluate", "compression", "--data", tmp_path / "data", "--model", tmp_path / "one", "--peers", "")
+    (points,) = json.loads(command(*asked, "--json").out)["curves"].values()
+    assert [point["quality"] for point in points] == [1]
 
 
 def test_metadata_is_kept_as_asked(command: Command, model: Path, tmp_path: Path) -> None:
@@ -160,6 +246,15 @@ def test_a_file_of_another_model_is_one_line(command: Command, model: Path, phot
     assert_refused(command("decompress", tmp_path / "photo.bvd", "--model", model, "--force"), "photo.bvd", "model")
 
 
+def test_an_exported_model_reads_the_files_of_the_one_it_was_made_from(
+    command: Command, model: Path, photo: Path, tmp_path: Path
+) -> None:
+    command("compress", photo, "--model", model)
+    assert command("models", "export", model, "-o", tmp_path / "kept", "--dtype", "float16").code == 0
+    asked = ("decompress", tmp_path / "photo.bvd", "-o", tmp_path / "again.png", "--model")
+    assert command(*asked, tmp_path / "kept").code == 0
+
+
 @pytest.mark.parametrize(("ending", "most"), [("webp", 16_383), ("jpg", 65_500)])
 def test_a_side_too_long_for_a_format_is_told_before_a_model_is_loaded(
     command: Command, tmp_path: Path, ending: str, most: int
@@ -208,20 +303,37 @@ def test_a_codec_is_measured_beside_the_usual_formats(
     assert [point["quality"] for point in json.loads(done.out)["curves"][str(model)]] == [1, 4]
 
 
+def test_codecs_of_one_rate_are_one_curve(command: Command, tmp_path: Path) -> None:
+    models = [tmp_path / "low", tmp_path / "high"]
+    for folder in models:
+        save_codec(small(), "float16", folder, {})
+    (tmp_path / "data").mkdir()
+    photograph(192, 176).save(tmp_path / "data" / "a.png")
+    asked = ("evaluate", "compression", "--data", tmp_path / "data", "--qualities", 1, "--peers", "")
+    named = [f"--model={folder}" for folder in (*models, models[0])]
+    found = json.loads(command(*asked, *named, "--json").out)
+    ((name, points),) = found["curves"].items()
+    assert name == f"{models[0]} and 1 more"
+    assert sorted(point["coder"] for point in points) == sorted(map(str, models))
+    assert_refused(command(*asked, *named, "--card"), "--card is of one model: give one --model")
+
+
 def test_a_codec_is_no_generator(command: Command, model: Path) -> None:
     assert_refused(command("generate", "--model", model), "is a codec", "belvedere compress")
 
 
 def test_targets() -> None:
     pair = [Path("a/x.jpg"), Path("b/y.jpg")]
-    assert targets(pair, None, ".bvd", False) == [Path("a/x.bvd"), Path("b/y.bvd")]
-    assert targets(pair, Path("new"), ".bvd", False) == [Path("new/x.bvd"), Path("new/y.bvd")]
+    assert list(targets(pair, None, ".bvd").items()) == [(pair[0], Path("a/x.bvd")), (pair[1], Path("b/y.bvd"))]
+    assert list(targets(pair, Path("new"), ".bvd").values()) == [Path("new/x.bvd"), Path("new/y.bvd")]
     with pytest.raises(InputError, match="cannot become the one file"):
-        targets(pair, Path("z.bvd"), ".bvd", False)
-    with pytest.raises(InputError, match="several files become"):
-        targets([Path("a/x.jpg"), Path("b/x.png")], Path("new"), ".bvd", False)
+        targets(pair, Path("z.bvd"), ".bvd")
+    with pytest.raises(InputError, match=r"a/x\.jpg and b/x\.png would both become new/x\.bvd: .* another --out"):
+        targets([Path("a/x.jpg"), Path("b/x.png")], Path("new"), ".bvd")
+    with pytest.raises(InputError, match="give one of them"):
+        targets(pair, None, ".bvd", force=True, skip=True)
     many, began = [Path(f"{i}.jpg") for i in range(20_000)], time.monotonic()
-    assert len(targets(many, Path("new"), ".bvd", True)) == 20_000
+    assert len(targets(many, Path("new"), ".bvd", force=True)) == 20_000
     assert time.monotonic() - began < 10  # comparing each with each takes minutes
 
 

@@ -105,6 +105,21 @@ def test_twice_the_bytes_are_a_bd_rate_of_a_hundred_percent(folder: Path) -> Non
     assert done == [(pytest.approx((i + 1) / 8), 2) for i in range(16)] and done[-1][0] == 2
 
 
+def test_networks_of_one_rate_are_one_curve(folder: Path) -> None:
+    """Of which each alone has too few points for a BD-rate."""
+    rates = [Steps(f"net-{quality}", (quality,)) for quality in (24, 3, 8, 4)]
+    names = [rate.name for rate in rates]
+    result = evaluate_compression([*rates, Steps("twice", copies=2)], pictures_in(folder), together=names)
+    assert list(result["curves"]) == ["net-24 and 3 more", "twice"]
+    points = result["curves"]["net-24 and 3 more"]
+    assert [point["coder"] for point in points] == ["net-3", "net-4", "net-8", "net-24"]
+    assert result["bd_rate"]["psnr"]["twice"] == {"net-24 and 3 more": pytest.approx(100)}
+    assert {row["coder"] for row in result["rows"]} == {*names, "twice"} and result["notes"] == []
+    assert any(line.startswith("         3") and line.endswith("  net-3") for line in table(result).splitlines())
+    alone = evaluate_compression([*rates, Steps("twice", copies=2)], pictures_in(folder))
+    assert alone["bd_rate"]["psnr"]["twice"] == dict.fromkeys(names)
+
+
 def test_peers_are_measured_in_the_same_run(folder: Path) -> None:
     jpeg = peer("jpeg")
     result = evaluate_compression([Steps("steps"), jpeg], pictures_in(folder, 1))

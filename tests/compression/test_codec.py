@@ -1,8 +1,11 @@
 """Pictures through the whole codec: what comes back, tiles, parts, rates, wanted sizes, hostile files."""
 
 import copy
+import pickle
 import struct
 import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, partial
 
@@ -13,12 +16,13 @@ from PIL import Image
 
 from belvedere.compression import bitstream, exact_tables
 from belvedere.compression.bitstream import MAX_METADATA, Tile
-from belvedere.compression.codec import Codec, decode, encode
+from belvedere.compression.codec import Codec, decode, encode, workers
 from belvedere.compression.entropy import FIRST_STATE
 from belvedere.compression.exact import ExactPath
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.compression.rate_control import encode_to_bpp, encode_to_psnr
 from belvedere.compression.rate_distortion import psnr
+from belvedere.compression.segpic_config import usual_quality
 from belvedere.compression.tile_codec import TileCodec
 from belvedere.compression.tiling import Layout
 from belvedere.errors import BitstreamError, DamagedError, InputError, TruncatedError, WrongModelError
@@ -80,6 +84,14 @@ def test_files_are_read_whatever_the_layout_of_weights_was() -> None:
         assert apart.abs().max() <= 1
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda coder: pickle.loads(pickle.dumps(coder))])  # noqa: S301
+def test_a_copy_makes_the_same_file(copied: Callable[[Codec], Codec]) -> None:
+    image, coder = photograph(), codec()
+    again = copied(coder)
+    assert encode(image, again) == encode(image, coder)
+    assert torch.equal(pixels(decode(encode(image, coder), again)), pixels(decode(encode(image, coder), coder)))
+
+
 def test_grey_and_metadata_come_back() -> None:
     image = photograph(mode="L")
     decoded = decode(encode(image, codec(), quality=4, profile=b"icc", exif=b"exif"), codec())
@@ -111,6 +123,38 @@ def test_a_part_does_not_need_the_other_tiles(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(TileCodec, "read", lambda self, tile, *rest: sizes.append(1) or plain(self, tile, *rest))
     decode(data, codec(), region=(0, 0, 10, 10))
     assert len(sizes) == 1
+
+
+def test_progress_of_a_part_is_of_the_tiles_it_meets() -> None:
+    data = encode(photograph(500, 300), codec(), layout=SMALL_TILES)
+    seen: list[tuple[float, int]] = []
+    decode(data, codec(), region=(230, 100, 40, 150), progress=lambda *now: seen.append(now))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_no_more_jobs_than_tiles_share_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(jobs: int) -> AbstractContextManager:
+        asked.append(jobs)
+        return workers(jobs)
+
+    for module in ("codec", "rate_control"):
+        monkeypatch.setattr(f"belvedere.compression.{module}.workers", noted)
+    decode(encode(photograph(), codec(), jobs=4), codec(), jobs=4)
+    encode_to_bpp(photograph(), codec(), 60, jobs=4)
+    assert set(asked) == {1}
+    asked.clear()
+    data = encode(photograph(500, 300), codec(), layout=SMALL_TILES, jobs=9)  # 2 rows of 3
+    for region in (None, (0, 0, 10, 10)):
+        decode(data, codec(), region=region, jobs=9)
+    assert asked == [6, 3, 1]
+
+
+@pytest.mark.parametrize(("rates", "usual"), [(0, 1), (2, 2), (4, 4)])
+def test_the_usual_quality_is_one_that_was_learned(rates: int, usual: int) -> None:
+    assert encode(photograph(), codec(rates)) == encode(photograph(), codec(rates), quality=usual)
+    assert list(codec(rates).learned) == list(range(1, max(1, rates) + 1)) and usual_quality(8) == 4
 
 
 def test_a_stream_of_nothing_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +257,9 @@ def test_pictures_of_other_modes_are_refused() -> None:
 def test_another_model_is_refused() -> None:
     data = encode(photograph(), codec())
     other = Codec(codec().model, ExactTables.of(exact_tables.make(codec().model), codec().model.config), "ff" * 32)
-    with pytest.raises(WrongModelError, match="give the model it was made with"):
+    with pytest.raises(
+        WrongModelError, match=r"give the model it was made with \(--model NAME, or the FOLDER where it was kept\)"
+    ):
         decode(data, other)
 
 

@@ -82,6 +82,15 @@ def test_psnr_takes_little_memory_beside_the_picture() -> None:
     assert _peak() - before < 120  # as float64 it would be 480
 
 
+def test_ms_ssim_takes_little_memory_beside_the_picture() -> None:
+    a = torch.zeros(1, 3, 1000, 1000)
+    ms_ssim(a[..., :200, :200], a[..., :200, :200])  # what is set up once
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak()
+    assert ms_ssim(a, a).item() == 1
+    assert _peak() - before < 150  # all channels at once: 270
+
+
 def _peak() -> float:
     """Return the most MB this process has held."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -94,6 +103,13 @@ def test_ms_ssim_is_the_slow_formula() -> None:
     assert 0.3 < want < 0.95
     assert ms_ssim(a, b).item() == pytest.approx(want, abs=1e-12)
     assert ms_ssim(a.float(), b.float()).item() == pytest.approx(want, abs=1e-5)
+
+
+def test_ms_ssim_in_bands_of_rows_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = pair(170, 166)
+    whole = ms_ssim(a, b)
+    monkeypatch.setattr("belvedere.compression.rate_distortion.BAND", 7)
+    torch.testing.assert_close(ms_ssim(a, b), whole, rtol=0, atol=1e-12)
 
 
 def test_ms_ssim_of_each_picture_of_a_batch() -> None:

@@ -1,5 +1,6 @@
 """Tiles of a picture: they cover it, share what they must, blend without a seam, and a part asks for few of them."""
 
+import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -67,6 +68,21 @@ def test_an_overlap_is_a_crossfade() -> None:
     line = assemble(layout, (480, 10), whole, row)[0, :, 0].astype(int)
     assert (line[:224] == 0).all() and (line[256:] == 200).all()
     assert (np.diff(line) >= 0).all() and np.diff(line).max() <= 7
+
+
+def test_a_wide_picture_takes_the_memory_of_one_row_of_tiles() -> None:
+    layout = Layout(256, 32)
+    size, tiles = (6000, 700), layout.boxes(6000, 700)
+
+    def row(numbers: Sequence[int]) -> list[np.ndarray]:
+        return [np.zeros([span.stop - span.start for span in tiles[i]] + [3], np.uint8) for i in numbers]
+
+    tracemalloc.start()
+    result = assemble(layout, size, Box(Span(0, 700), Span(0, 6000)), row)
+    peak = tracemalloc.get_traced_memory()[1] - result.nbytes
+    tracemalloc.stop()
+    strip = 6000 * (tiles[0].rows.stop - tiles[0].rows.start)
+    assert peak < 20 * strip  # 12 bytes a pixel in float32, 3 of the tiles, and the overlap
 
 
 @pytest.mark.parametrize(("side", "overlap"), [(255, 0), (1025, 0), (512, 65)])

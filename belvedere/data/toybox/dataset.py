@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from belvedere.data.toybox.render import geometry, image, intrinsics
 from belvedere.data.toybox.scene import Scenes, build, cameras
 from belvedere.errors import InputError
 from belvedere.seeds import derive
+from belvedere.threads import pool
 
 KINDS: tuple[str, ...] = tuple(TOYS)[:12]
 """The twelve kinds that networks are trained on."""
@@ -24,6 +24,10 @@ HELD_OUT: tuple[str, ...] = tuple(TOYS)[12:]
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 CHUNK_PIXELS = 32 * 64 * 64
 MAX_SAMPLES = 64
+
+
+class NoItem(InputError, IndexError):
+    """An index that a dataset has no item for; iteration ends at the first."""
 
 
 class Toybox:
@@ -114,7 +118,7 @@ class Toybox:
         return build(self.seed, [self._index(i) for i in indices], self.classes)
 
     def _index(self, index: int) -> int:
-        return _whole("index", index, 0, self.length - 1)
+        return _whole("index", index, 0, self.length - 1, NoItem)
 
 
 def _side_by_side(draw: Callable[[list[int]], Tensor], chunks: list[list[int]], threads: int) -> list[Tensor]:
@@ -125,23 +129,15 @@ def _side_by_side(draw: Callable[[list[int]], Tensor], chunks: list[list[int]], 
     """
     if threads == 1 or len(chunks) < 2:
         return [draw(chunk) for chunk in chunks]
-
-    def alone(chunk: list[int]) -> Tensor:
-        torch.set_num_threads(1)  # of this thread
-        try:
-            return draw(chunk)
-        finally:
-            torch.set_num_threads(threads)  # what threads made later start from
-
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(alone, chunks))
+    with pool(threads, 1) as executor:
+        return list(executor.map(draw, chunks))
 
 
-def _whole(name: str, value: int, low: int, high: int) -> int:
+def _whole(name: str, value: int, low: int, high: int, outside: type[InputError] = InputError) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise InputError(f"toybox {name} must be a whole number, not {value!r}")
     if not low <= value <= high:
-        raise InputError(f"toybox {name} must be from {low} to {high}, not {value}")
+        raise outside(f"toybox {name} must be from {low} to {high}, not {value}")
     return int(value)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, Toybox, _side_by_side, _whole, named_kinds
+from belvedere.data.toybox.dataset import CHUNK_PIXELS, KINDS, NoItem, Toybox, _side_by_side, _whole, named_kinds
 from belvedere.data.toybox.kinds import ALL
 from belvedere.data.toybox.palette import Dice
 from belvedere.data.toybox.render import geometry, image, intrinsics
@@ -91,7 +91,7 @@ class ToyboxViews:
         ``distances``, ``distances`` (b, 1 + v, h, w): how far what is seen is along the ray of each pixel's centre,
         infinity in the sky.
         """
-        indices = [_whole("index", index, 0, len(self) - 1) for index in indices]
+        indices = [_whole("index", index, 0, len(self) - 1, NoItem) for index in indices]
         threads = torch.get_num_threads() if self.toys.device.type == "cpu" else 1
         step = max(1, min(CHUNK_PIXELS // (self.size[0] * self.size[1]), -(-len(indices) // threads)))
         chunks = [indices[start : start + step] for start in range(0, len(indices), step)]
