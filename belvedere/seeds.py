@@ -38,19 +38,21 @@ class BatchRng:
         """Return standard normal numbers (b, *shape), float32."""
         import torch
 
-        rows = [torch.randn(tuple(shape), generator=g) for g in self._generators(name)]
-        return torch.stack(rows).to(self.device)
+        return torch.stack(self._drawn(name, [shape] * len(self.samples))).to(self.device)
 
     def ragged(self, name: str, shapes: Sequence[Sequence[int]]) -> "list[torch.Tensor]":
         """Return standard normal numbers for each sample in a shape of its own, float32."""
+        return [row.to(self.device) for row in self._drawn(name, shapes)]
+
+    def _drawn(self, name: str, shapes: Sequence[Sequence[int]]) -> "list[torch.Tensor]":
         import torch
 
         pairs = zip(self._generators(name), shapes, strict=True)
-        return [torch.randn(tuple(shape), generator=g).to(self.device) for g, shape in pairs]
+        return [torch.randn(tuple(shape), generator=g, dtype=torch.float32, device="cpu") for g, shape in pairs]
 
     def uniform(self, name: str) -> "torch.Tensor":
         """Return one number per sample in [0, 1): (b,), float32."""
         import torch
 
-        rows = [torch.rand((), generator=g) for g in self._generators(name)]
+        rows = [torch.rand((), generator=g, dtype=torch.float32, device="cpu") for g in self._generators(name)]
         return torch.stack(rows).to(self.device)

@@ -1,8 +1,9 @@
 """What a batch will take, before it is begun: pictures, network evaluations, and time and memory from a calibration.
 
 For each kind of call (one model, one set of options, one number of pixels) a real call of the plan runs with one step
-and with three; the difference is two steps, the rest is what every call costs. Beyond ``MOST`` kinds, the time of the
-others follows from their pixels and steps.
+and with three; from the difference comes what an evaluation of the network costs, the rest is what every call does. A
+call whose solver chooses its steps runs as it is. Beyond ``MOST`` kinds, the time of the others follows from their
+pixels and evaluations.
 """
 
 import math
@@ -29,8 +30,8 @@ class Kind(NamedTuple):
     """Calls that cost the same."""
 
     options: tuple[Any, ...]
-    steps: int
-    guided: bool
+    evaluations: int | None
+    """For one picture, guidance aside; None: the solver chooses its steps."""
     pixels: int
     """Of a call: where many pictures share it, of a full one."""
 
@@ -42,8 +43,8 @@ class Estimate:
     pictures: int
     done: int
     calls: int
-    evaluations: int
-    """Of the network, for one picture each: a guided step is two."""
+    evaluations: int | None
+    """Of the network, for one picture each: a guided one is two. None: a solver chooses its steps."""
     seconds: float
     memory: int
     """Bytes at the height of the calibration: of the GPU, or of the process."""
@@ -58,15 +59,15 @@ def estimate(batch: Batch, note: Callable[[str], None] = lambda line: None) -> E
     shelf = Shelf(lambda name: note(f"loading {name}"))
     found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
     plan = planned(batch, found.lines, found.faults, shelf)
-    kinds, examples, evaluations, pixels = _kinds(plan)
-    done = _done(batch, plan)
+    kinds, examples, pixels = _kinds(plan)
+    evaluations, done = _evaluations(plan), _done(batch, plan)
     share = 1 - done / plan.pictures if plan.pictures else 0.0
     seconds = _seconds(kinds, examples, plan, shelf, note)
     return Estimate(
         pictures=plan.pictures - done,
         done=done,
         calls=round(share * kinds.total()),
-        evaluations=round(share * evaluations),
+        evaluations=None if evaluations is None else round(share * evaluations),
         seconds=round(share * seconds, 1),
         memory=_memory(),
         disk=round(share * 3 * pixels),
@@ -86,23 +87,33 @@ def _done(batch: Batch, plan: Plan) -> int:
     return sum(made.get((job.line.name, job.line.request.to_json()), 0) for job in plan.jobs)
 
 
-def _kinds(plan: Plan) -> tuple[Counter[Kind], dict[Kind, list[Place]], int, int]:
-    """Return how many calls there are of each kind, an example of each, evaluations and pixels of all pictures."""
+def _kinds(plan: Plan) -> tuple[Counter[Kind], dict[Kind, list[Place]], int]:
+    """Return how many calls there are of each kind, an example of each, and the pixels of all pictures."""
     kinds: Counter[Kind] = Counter()
     examples: dict[Kind, list[Place]] = {}
-    evaluations = pixels = 0
+    pixels = 0
     for piece in plan.pieces:
         for call in piece.calls:
             covered = sum(_pixels(plan.jobs[number], index) for number, index in call)
-            asked = plan.jobs[call[0][0]].used
-            guided = asked.guidance != 1
-            kind = Kind(shared(asked), asked.steps or 1, guided, covered if len(call) == 1 else 0)
+            first = plan.jobs[call[0][0]]
+            kind = Kind(shared(first.used), first.evaluations, covered if len(call) == 1 else 0)
             kinds[kind] += 1
             if len(call) > len(examples.get(kind, ())):
                 examples[kind] = call
-            evaluations += len(call) * (asked.steps or 1) * (1 + guided)
             pixels += covered
-    return kinds, examples, evaluations, pixels
+    return kinds, examples, pixels
+
+
+def _evaluations(plan: Plan) -> int | None:
+    """Return how often the network is asked for a picture, the guided and the unguided answer counted as two."""
+    total = 0
+    for piece in plan.pieces:
+        for call in piece.calls:
+            first = plan.jobs[call[0][0]]
+            if first.evaluations is None:
+                return None
+            total += len(call) * first.evaluations * (1 if first.used.guidance == 1 else 2)
+    return total
 
 
 def _pixels(job: Planned, index: int) -> int:
@@ -117,27 +128,37 @@ def _seconds(
     timed: dict[Kind, tuple[float, float]] = {}
     for kind, _ in sorted(kinds.most_common(MOST), key=lambda item: str(item[0].options)):
         note("calibrating")
-        timed[kind] = _time(examples[kind], plan, shelf)
+        timed[kind] = _time(kind, examples[kind], plan, shelf)
     total = 0.0
     for kind, count in kinds.items():
-        known = kind if kind in timed else min(timed, key=lambda other: abs(other.pixels - kind.pixels))
-        fixed, step = timed[known]
+        known = kind if kind in timed else min(timed, key=lambda other: _unlike(kind, other))
+        fixed, evaluation = timed[known]
         scale = kind.pixels / known.pixels if kind.pixels and known.pixels else 1.0
-        total += count * scale * (fixed + kind.steps * step)
+        total += count * scale * (fixed + (kind.evaluations or 0) * evaluation)
     return total
 
 
-def _time(call: list[Place], plan: Plan, shelf: Shelf) -> tuple[float, float]:
-    """Return the seconds that a call takes whatever its steps, and those of a step."""
-    spent = []
-    for steps in (STEPS[0], *STEPS):  # the first is to warm up
-        requests = [replace(plan.jobs[number].line.request, steps=steps) for number, _ in call]
-        jobs = work.joined([shelf.job(request) for request in requests])
-        began = time.perf_counter()
-        work.run_call([(job, index) for job, (_, index) in zip(jobs, call, strict=True)])
-        spent.append(time.perf_counter() - began)
-    step = max(0.0, (spent[2] - spent[1]) / (STEPS[1] - STEPS[0]))
-    return max(0.0, spent[1] - STEPS[0] * step), step
+def _unlike(kind: Kind, other: Kind) -> tuple[bool, int]:
+    return (kind.evaluations is None) != (other.evaluations is None), abs(other.pixels - kind.pixels)
+
+
+def _time(kind: Kind, call: list[Place], plan: Plan, shelf: Shelf) -> tuple[float, float]:
+    """Return the seconds that a call takes whatever its evaluations, and those of an evaluation."""
+    if kind.evaluations is None:
+        return _spent(call, plan, shelf, None)[0], 0.0
+    _spent(call, plan, shelf, STEPS[0])  # to warm up
+    (short, few), (long, many) = (_spent(call, plan, shelf, steps) for steps in STEPS)
+    evaluation = max(0.0, (long - short) / (many - few))
+    return max(0.0, short - few * evaluation), evaluation
+
+
+def _spent(call: list[Place], plan: Plan, shelf: Shelf, steps: int | None) -> tuple[float, int]:
+    """Return the seconds of a call with so many steps, and the evaluations that it is known to make for a picture."""
+    requests = [replace(plan.jobs[number].line.request, steps=steps) for number, _ in call]
+    jobs = work.joined([shelf.job(request) for request in requests])
+    began = time.perf_counter()
+    work.run_call([(job, index) for job, (_, index) in zip(jobs, call, strict=True)])
+    return time.perf_counter() - began, jobs[0].evaluations or 0
 
 
 def _memory() -> int:

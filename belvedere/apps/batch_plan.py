@@ -26,12 +26,14 @@ Place = tuple[int, int]
 
 class Planned(NamedTuple):
     """A job of a plan. ``weights``: digests of its model, and of its concepts; ``used``: the request with the values
-    that the model gives it; ``default``: (height, width) of pictures whose size it does not name."""
+    that the model gives it; ``default``: (height, width) of pictures whose size it does not name; ``evaluations``: see
+    ``work.Job``."""
 
     line: Line
     weights: str
     used: GenerateRequest
     default: tuple[int, int]
+    evaluations: int | None
 
 
 class Piece(NamedTuple):
@@ -117,6 +119,7 @@ def _calls_of_model(
     """Add the jobs of one model, and its faults, to ``plan``; return the calls that make their pictures."""
     alike: dict[tuple[Any, ...], list[tuple[tuple[int, int], Place]]] = defaultdict(list)
     pipelines: dict[tuple[Any, ...], Any] = {}
+    evaluations: dict[tuple[Any, ...], int | None] = {}
     refused = ""
     for line in sorted(lines):
         try:
@@ -131,8 +134,10 @@ def _calls_of_model(
         if mine := [index for index in in_part(line, shard) if index not in others]:
             key = shared(job.request)
             pipelines[key] = job.pipeline
+            if key not in evaluations:
+                evaluations[key] = job.evaluations
             alike[key] += [(job.size(index), (len(plan.jobs), index)) for index in mine]
-            plan.jobs.append(Planned(line, weights(job), job.request, job.pipeline.default_size))
+            plan.jobs.append(Planned(line, weights(job), job.request, job.pipeline.default_size, evaluations[key]))
     return [call for key, pictures in alike.items() for call in arrange(pipelines[key], pictures)]
 
 

@@ -15,11 +15,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from belvedere.apps import cli_batch, cli_compress, cli_evaluate, cli_personalize, cli_serve, cli_view, models_cli
-from belvedere.apps.cli_common import Extrapolation, Json, Model, NameOrCommand, progress_bar
+from belvedere.apps import (
+    cli_batch,
+    cli_compress,
+    cli_evaluate,
+    cli_options,
+    cli_personalize,
+    cli_serve,
+    cli_view,
+    models_cli,
+)
+from belvedere.apps.cli_common import Json, Model, NameOrCommand, progress_bar
 from belvedere.apps.cli_defaults import read_defaults
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
-from belvedere.errors import InputError
+from belvedere.errors import InputError, out_of_memory
 
 app = typer.Typer(
     help="Makes pictures, 3D views and small files.",
@@ -60,31 +69,20 @@ def generate(
         str, typer.Option(help="Names or ids, separated by commas; picture i has the i-th, in turn. Default: all.")
     ] = "",
     count: Annotated[int, typer.Option("-n", "--count", help="How many pictures.")] = 12,
-    seed: Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps. Default: the model's own.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How strongly to push towards the class; 1 = not. Default: the model's own.")
-    ] = None,
-    sizes: Annotated[
-        str,
-        typer.Option(
-            "--size",
-            "--sizes",
-            metavar="WxH[,WxH...]",
-            help="Width x height in pixels; picture i has the i-th, in turn. Default: the model's own.",
-        ),
-    ] = "",
-    extrapolation: Extrapolation = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="For a model of text; several take turns.")
-    ] = None,
+    seed: cli_options.Seed = 0,
+    steps: cli_options.Steps = None,
+    guidance: cli_options.Guidance = None,
+    guidance_power: cli_options.GuidancePower = None,
+    guidance_channels: cli_options.GuidanceChannels = None,
+    solver: cli_options.Solver = None,
+    sizes: cli_options.Sizes = "",
+    extrapolation: cli_options.Extrapolation = None,
+    prompt: cli_options.Prompt = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What prompts are to lean away from.")] = "",
     concept: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Concept that prompts hold; any number of them.")
     ] = None,
-    editability: Annotated[
-        float, typer.Option(help="Of concepts: 0, most like their photographs, to 1, led by the prompt.")
-    ] = 0.0,
+    editability: cli_options.Editability = 0.0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Also put all on one sheet.")] = None,
     jobs: cli_batch.Jobs = None,
@@ -94,8 +92,8 @@ def generate(
     dry_run: cli_batch.DryRun = False,
     verify: cli_batch.Verify = False,
     kind: Annotated[str, typer.Option("--format", help="png, jpeg or webp.")] = "png",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: cli_options.Dtype = "auto",
+    device: cli_options.Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Make pictures of classes, or of prompts.
@@ -113,6 +111,7 @@ def generate(
       belvedere generate --model fitv2-toybox --sizes 48x96,96x48,64x64 --grid toys.png
       belvedere generate --model fitv2-toybox --size 128x128 --extrapolation vision-ntk
       belvedere generate --model ./runs/mine/model --steps 50 --guidance 2 --format webp
+      belvedere generate --model ./dimr-xl --solver published --steps 250 --guidance 1.4
       belvedere generate --model ./sd --concept toy.concept.safetensors --prompt "a photo of <toy> on the beach" -n 4
       belvedere generate --jobs jobs.jsonl --out many
       belvedere generate --jobs jobs.csv --model fitv2-toybox --out many --pack tar --shard 1/4
@@ -134,6 +133,9 @@ def generate(
         device,
         parse_sizes(sizes),
         extrapolation,
+        solver=solver,
+        guidance_power=guidance_power,
+        guidance_channels=guidance_channels,
         prompts=tuple(prompt or ()),
         negative=negative,
         concepts=tuple(str(path) for path in concept or ()),
@@ -260,7 +262,7 @@ def train_prepare(
     batch: Annotated[int, typer.Option(help="Pictures encoded at once.")] = 16,
     workers: Annotated[int, typer.Option(help="Threads that open pictures.")] = 2,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, or float16 (GPU).")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: cli_options.Device = "auto",
 ) -> None:
     """Encode pictures once, so that training reads latents; stopped, the same command continues.
 
@@ -360,10 +362,6 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
-
-
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code (BELVEDERE_DEBUG=1: a traceback)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -384,7 +382,7 @@ def main() -> None:
             where = f" ({error.filename})" if error.filename else ""
             room = "; make room or choose another place" if error.errno == errno.ENOSPC else ""
             _fail(f"{error.strerror or error}{where}{room}", 2)
-        if _out_of_memory(error):
+        if out_of_memory(error):
             _fail("out of memory: use a smaller model, --dtype bfloat16 or --device cpu", 2)
         from belvedere.kernels.backends import BackendError
 

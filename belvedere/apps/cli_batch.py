@@ -53,6 +53,9 @@ _DEFAULTS = {
     "guidance": "guidance",
     "sizes": "sizes",
     "extrapolation": "extrapolation",
+    "solver": "solver",
+    "guidance_power": "guidance_power",
+    "guidance_channels": "guidance_channels",
     "prompt": "prompts",
     "negative": "negative",
     "concept": "concepts",
@@ -161,9 +164,10 @@ def _dry(batch: "Batch", as_json: bool) -> int:
     if as_json:
         print(json.dumps(asdict(found) | {"faults": [fault._asdict() for fault in found.faults]}))
     else:
+        evaluations = "unknown" if found.evaluations is None else found.evaluations
         lines = {
             "pictures": f"{found.pictures}" + (f" ({found.done} are there already)" if found.done else ""),
-            "network": f"{found.evaluations} evaluations of a picture, {found.calls} calls of many",
+            "network": f"{evaluations} evaluations of a picture, {found.calls} calls of many",
             "time": f"about {_span(found.seconds)} by one process, from a calibration on this machine",
             "memory": f"{found.memory / 1e6:.0f} MB at most in the calibration",
             "disk": f"at most {found.disk / 1e6:.1f} MB",

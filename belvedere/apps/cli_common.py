@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from belvedere.apps.work import Progress
 
 Model = Annotated[str, typer.Option(help="Embedded name, folder, or hub id OWNER/NAME or OWNER/NAME@REVISION.")]
-Extrapolation = Annotated[
-    str | None,
-    typer.Option(
-        help="Positions beyond the trained size: none, vision-ntk, vision-yarn, pi ... Default: the model's own."
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 

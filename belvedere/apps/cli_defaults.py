@@ -23,12 +23,15 @@ PREFIX = "BELVEDERE"
 """Of environment variables: ``BELVEDERE_GENERATE_STEPS`` is the default of ``belvedere generate --steps``."""
 
 
-def defaults_file() -> tuple[Path, bool]:
-    """Return where the file of defaults is, and whether somebody said so (then it has to be there)."""
+def defaults_file() -> Path | None:
+    """Return the file of defaults: the one that somebody named, or the usual one where that can be reached."""
     if named := os.environ.get(f"{PREFIX}_CONFIG"):
-        return Path(named), True
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "belvedere" / "config.yaml", False
+        return Path(named)
+    try:
+        usual = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "belvedere" / "config.yaml"
+        return usual if usual.is_file() else None
+    except (OSError, RuntimeError):  # a home that may not be looked into; none is known
+        return None
 
 
 def read_defaults(command: Any) -> dict[str, Any]:
@@ -41,8 +44,8 @@ def read_defaults(command: Any) -> dict[str, Any]:
 
 
 def _from_file(command: Any) -> dict[str, Any]:
-    path, named = defaults_file()
-    if not named and not path.is_file():
+    path = defaults_file()
+    if path is None:
         return {}
     from belvedere.apps.written import read_mapping
 

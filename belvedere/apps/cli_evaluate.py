@@ -6,15 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from belvedere.apps.cli_common import Extrapolation, Json, Model, card_folder, progress_bar
+from belvedere.apps.cli_common import Json, Model, card_folder, progress_bar
+from belvedere.apps.cli_options import (
+    Device,
+    Dtype,
+    Extrapolation,
+    Guidance,
+    GuidanceChannels,
+    GuidancePower,
+    Seed,
+    Solver,
+    Steps,
+)
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
 Count = Annotated[int, typer.Option("-n", "--count", help="How many pictures; a multiple of the kinds.")]
-Seed = Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")]
-Guidance = Annotated[float | None, typer.Option(help="Default: the model's own.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Card = Annotated[bool, typer.Option("--card", help="Also write the figures into the model's card.")]
 
 
@@ -25,8 +32,11 @@ def generation(
         typer.Option("-n", "--count", help="How many pictures, classes in turn. Default: 240, or all of --samples."),
     ] = None,
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 25,
+    steps: Steps = None,
     guidance: Guidance = None,
+    guidance_power: GuidancePower = None,
+    guidance_channels: GuidanceChannels = None,
+    solver: Solver = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Width x height in pixels. Default: the model's own.")] = "",
     extrapolation: Extrapolation = None,
     reference: Annotated[
@@ -63,11 +73,12 @@ def generation(
       belvedere evaluate generation --model runs/toys/model -n 1200 --json
       belvedere evaluate generation --model fitv2-toybox --size 48x96
       belvedere evaluate generation --model ./flowers/model --reference flowers-val.parquet -n 500
-      belvedere evaluate generation --model ./dimr-xl -n 50000 --steps 250 --export samples.npz \\
+      belvedere evaluate generation --model ./dimr-xl -n 50000 --solver published --steps 250 --guidance 1.4 \\
         --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception-2015-12-05-6726825d.pth
     """
     asked: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance, "dtype": dtype, "device": device}
-    asked |= {"count": 240 if count is None else count, "extrapolation": extrapolation}
+    asked |= {"count": 240 if count is None else count, "extrapolation": extrapolation, "solver": solver}
+    asked |= {"guidance_power": guidance_power, "guidance_channels": guidance_channels}
     measured: dict[str, Any] = {
         "reference": reference,
         "statistics": statistics,
@@ -98,7 +109,7 @@ def captions(
     model: Model = "toybox-diffusion",
     count: Count = 240,
     seed: Seed = 0,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps. Default: the model's own.")] = None,
+    steps: Steps = None,
     guidance: Guidance = None,
     dtype: Dtype = "auto",
     device: Device = "auto",

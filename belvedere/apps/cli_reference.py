@@ -16,10 +16,14 @@ HEAD = """# Commands
 Made of the commands themselves by `python -m belvedere.apps.cli_reference > docs/commands.md`; `belvedere VERB --help`
 says the same.
 
-Exit codes of every verb: 0 done; 1 done, but not as hoped (a picture that differs, a check that failed, lines of a
-batch that could not be done); 2 bad input, one line on stderr, nothing half-written; 130 and 143 stopped by Ctrl-C and
-SIGTERM. `--json` prints results for programs on stdout; progress and errors go to stderr.
-`belvedere --install-completion` teaches the shell to complete.
+Exit codes: 0 done; 1 done, but not as hoped (a picture that differs, a check that failed, some lines of a batch or some
+of several files that could not be done), or a fault of Belvedere's own; 2 bad input, or no room in memory or on the
+disk: one line on stderr, nothing half-written; 130 and 143 stopped by Ctrl-C and SIGTERM. Exceptions: `train` and
+`personalize` save and end with 0 on SIGTERM, `serve` ends with 0 on either; a batch of which three calls in a row fail
+ends with 2, and what it made until then stays.
+
+`--json` prints results for programs on stdout; progress and errors go to stderr. `belvedere --install-completion`
+teaches the shell to complete.
 
 ## Defaults of your own
 
@@ -65,9 +69,14 @@ def _row(parameter: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
     if parameter.param_type_name == "argument":
         names = f"`{parameter.metavar or parameter.name.upper()}`"
-    default = parameter.default
-    shown = "" if callable(default) or default in (None, "", [], ()) or isinstance(default, bool) else f"`{default}`"
-    return f"| {names} | {shown} | {_plain(parameter.help or '').replace('|', chr(92) + '|')} |"
+    return f"| {names} | {_default(parameter.default)} | {_plain(parameter.help or '').replace('|', chr(92) + '|')} |"
+
+
+def _default(value: Any) -> str:
+    """Return a default as a cell; that of an option that is off is empty, as of one without a default."""
+    if callable(value) or value is False or value in (None, "", [], ()):
+        return ""
+    return "on" if value is True else f"`{value}`"
 
 
 def _text(text: str) -> str:

@@ -57,20 +57,16 @@ def evaluate_generation(
     model: str,
     *,
     count: int = 240,
-    seed: int = 0,
-    steps: int = 25,
-    guidance: float | None = None,
     size: str = "",
-    extrapolation: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
     classifier: ToyClassifier | None = None,
     progress: work.Progress | None = None,
+    **asked: Any,
 ) -> dict[str, Any]:
     """Make ``count`` toys with a model, as many of each kind, and return how they were made and their ``Quality``.
 
-    ``size``: "WIDTHxHEIGHT", by default the model's own. The result is plain JSON. A model that lacks one of the
-    Toybox kinds, or a ``count`` that is no multiple of their number, raises ``InputError``.
+    ``size``: "WIDTHxHEIGHT", by default the model's own. ``asked``: other fields of ``GenerateRequest``, such as
+    ``steps``. The result is plain JSON. A model that lacks one of the Toybox kinds, or a ``count`` that is no multiple
+    of their number, raises ``InputError``.
     """
     sizes = parse_sizes(size)
     if len(sizes) > 1:
@@ -78,15 +74,19 @@ def evaluate_generation(
     classifier = classifier or load_classifier()
     kinds = tuple(classifier.config["classes"])
     _check_balance(count, kinds)
-    request = GenerateRequest(model, kinds, count, seed, steps, guidance, dtype, device, sizes, extrapolation)
-    job = work.prepare(request)
+    job = work.prepare(GenerateRequest(model, kinds, count, sizes=sizes, **asked))
     Toybox(job.size(0))  # refuses what no render can be compared with, before any picture is made
     pictures = [to_tensor(p.image) for p in work.run(job, range(count), progress=progress)]
     images = torch.stack(pictures).float() / 127.5 - 1  # (n, 3, h, w)
     quality = evaluate_images(images, torch.arange(count) % len(kinds), classifier)
-    made = {key: getattr(job.request, key) for key in ("model", "steps", "guidance", "seed", "dtype", "extrapolation")}
     height, width = job.size(0)
-    return {**made, "size": f"{width}x{height}", "weights": job.weights, **asdict(quality)}
+    return {**how_made(job), "size": f"{width}x{height}", **asdict(quality)}
+
+
+def how_made(job: work.Job) -> dict[str, Any]:
+    """Return what is told of the pictures of a job beside their figures."""
+    keys = ("model", "steps", "guidance", "seed", "dtype", "extrapolation")
+    return {**{key: getattr(job.request, key) for key in keys}, **job.request.sampling, "weights": job.weights}
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from belvedere.apps import output, work
-from belvedere.apps.evaluate import gaussian_distance
+from belvedere.apps.evaluate import gaussian_distance, how_made
 from belvedere.apps.image_statistics import LEAST, kernel_distance, precision_recall
 from belvedere.apps.picture_features import Extractor, Unseen, open_extractor
 from belvedere.apps.picture_sources import Source, found_at, made_by
@@ -119,8 +119,7 @@ def _samples(plan: Plan, processes: Processes) -> tuple[Source, dict[str, Any]]:
             request = replace(request, device=str(processes.device("auto")))
         job = work.prepare(request)
         source = made_by(job)
-        keys = ("model", "steps", "guidance", "seed", "dtype", "extrapolation")
-        facts = {**{key: getattr(job.request, key) for key in keys}, "weights": job.weights}
+        facts = how_made(job)
     else:
         raise InputError("nothing to measure: give a model or --samples")
     height, width = source.size

@@ -43,14 +43,13 @@ def listing() -> list[dict[str, Any]]:
     return [facts(name) for name in store.embedded()]
 
 
-def verify(name_or_path: str, *, full: bool) -> list[str]:
-    """Return what is wrong with the files of a model, a line each; nothing where every file is as it was written.
+def verify(name_or_path: str) -> list[str]:
+    """Return what is wrong with the files of a model, a line each; nothing where every byte is as it was written.
 
-    ``full`` reads every byte; else, of files of more than 16 MB, only the size is compared. Raises ``InputError`` when
-    there is no such model.
+    Raises ``InputError`` when there is no such model.
     """
     folder = store.EMBEDDED / name_or_path if name_or_path in carried() else store.resolve(name_or_path)
-    return store.faults(folder, full=full)
+    return store.faults(folder)
 
 
 def carried() -> list[str]:

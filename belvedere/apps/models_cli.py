@@ -16,22 +16,21 @@ Dtype = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, flo
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Embedded names, folders or hub ids.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All that the package carries.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Read every byte of files over 16 MB too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare the files of models with their manifests: weights, configs, cards; exit code 1 when one differs.
+    """Compare every byte of models with their manifests: weights, configs, cards; exit code 1 when one differs.
 
     [bold]Examples[/bold]
 
     \b
       belvedere models verify --all
-      belvedere models verify ./model --full
+      belvedere models verify ./model
     """
     from belvedere.apps import models as shelf
 
     if every == bool(names):
         raise InputError("give the names of models, or --all")
-    found = {name: shelf.verify(name, full=full) for name in (names or shelf.carried())}
+    found = {name: shelf.verify(name) for name in (names or shelf.carried())}
     if as_json:
         print(json.dumps(found))
     for name, wrong in found.items() if not as_json else ():
@@ -48,7 +47,12 @@ def import_(
             "-o", "--out", help="Folder for the model, one that is there is replaced; of neti, a .safetensors file."
         ),
     ],
-    config: Annotated[str | None, typer.Option(help="Variant, such as HR-XL/2. Default: told by the shapes.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Variant. Default: told by the shapes, which cannot tell FiTv2's HR-XL/2 and HR-3B/2: name those."
+        ),
+    ] = None,
     near: Annotated[float | None, typer.Option(help="NViST: where rays begin, of its training data.")] = None,
     far: Annotated[float | None, typer.Option(help="NViST: where rays end.")] = None,
     vae: Annotated[

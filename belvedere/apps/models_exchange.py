@@ -56,6 +56,7 @@ def import_official(
     if system == "neti":
         return _import_concept(file, out)
     store.check_target(out)
+    autoencoder = None if vae is None else _autoencoder(vae, dtype)
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     source = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
@@ -69,10 +70,22 @@ def import_official(
     if system == "nvist":
         told = None if distances is None else dict(zip(("near", "far"), distances, strict=True))
     network = load_official(system, file, told)
-    return _write(network, system, out, facts, dtype, vae)
+    return _write(network, system, out, facts, dtype, autoencoder)
 
 
-def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: str, vae: str | None) -> str:
+def _autoencoder(name: str, dtype: str) -> Any:
+    """Return the autoencoder of latents; ``InputError`` for one that is not of their scale."""
+    import torch
+
+    from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
+    from belvedere.data.latents import check_scale
+
+    autoencoder = load_autoencoder(find_autoencoder(name), store.memory_dtype(dtype), torch.device("cpu"))
+    check_scale(autoencoder)
+    return autoencoder
+
+
+def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: str, autoencoder: Any) -> str:
     check_range(network, dtype)
     if system == "segpic":
         from belvedere.checkpoints.codecs import save_codec
@@ -82,22 +95,17 @@ def _write(network: Any, system: str, out: Path, facts: dict[str, Any], dtype: s
         from belvedere.checkpoints.views import save_scene_model
 
         return save_scene_model(network, dtype, out, facts)
-    import torch
     from torch import nn
 
+    from belvedere.generation.fitv2_config import DEFAULTS
     from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
     from belvedere.generation.pipelines import DiMRPipeline
 
-    kind = store.memory_dtype(dtype)
-    autoencoder = None
-    if vae is not None:
-        from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
-        from belvedere.data.latents import check_scale
-
-        autoencoder = load_autoencoder(find_autoencoder(vae), kind, torch.device("cpu"))
-        check_scale(autoencoder)
-    pipeline: Any = DiMRPipeline if system == "dimr" else FiTv2Pipeline
-    return store.save(pipeline(nn.Module.to(network, kind), vae=autoencoder), out, facts, dtype=dtype)
+    network = nn.Module.to(network, store.memory_dtype(dtype))
+    if system == "dimr":
+        return store.save(DiMRPipeline(network, vae=autoencoder), out, facts, dtype=dtype)
+    told = DEFAULTS.get(facts.get("variant", ""), {})
+    return store.save(FiTv2Pipeline(network, vae=autoencoder, **told), out, facts, dtype=dtype)
 
 
 def _import_single_file(file: Path, layout: Path | None, out: Path, facts: dict[str, Any], dtype: str) -> str:

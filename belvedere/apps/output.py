@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from belvedere.apps import record, work
-from belvedere.errors import InputError
+from belvedere.errors import CommonError, InputError
 from belvedere.files import atomic_write
 from belvedere.limits import WEBP_SIDE
 
@@ -31,16 +31,16 @@ _MAX_ROWS = 64
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says against writing ``path`` (full disk, no permission) into an ``InputError``."""
+    """Turn what the system says against writing ``path`` (full disk, no permission) into a ``CommonError``."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(f"cannot write {path}: {reason}; make room or choose another place") from error
+        raise CommonError(f"cannot write {path}: {reason}; make room or choose another place") from error
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ``InputError`` unless files can be written to ``folder``; it is tried where it, or what is to hold it, is.
+    """Raise ``CommonError`` unless files can be written to ``folder``; it is tried where it, or what is to hold it, is.
 
     The folder itself is made with the first file, so that a request which fails leaves nothing behind.
     """

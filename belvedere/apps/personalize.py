@@ -17,7 +17,7 @@ from belvedere.apps import output, training_state
 from belvedere.apps.config import TrainConfig, load_config
 from belvedere.apps.tasks_concept import CONCEPT
 from belvedere.checkpoints import store
-from belvedere.data.concept_photos import ConceptPhotos, read_templates
+from belvedere.data.concept_photos import ConceptPhotos, left_out, photo_files, read_templates
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
@@ -72,6 +72,8 @@ def personalize(plan: Plan, *, command: str = "", force: bool = False) -> dict[s
     check_begun(plan, config)
     base = store.resolve(plan.base)
     before = store.digest(base)
+    if (note := left_out(plan.photos)) and os.environ.get("RANK", "0") == "0":
+        print(f"{len(photo_files(plan.photos))} photographs{note}", file=sys.stderr)
     code = train_config(config, plan.folder, command or "belvedere personalize")
     done: dict[str, Any] = {"code": code, "file": None, "run": str(plan.folder), "base": before}
     if store.digest(base) != before:

@@ -46,7 +46,7 @@ class Machine:
 @dataclass(frozen=True)
 class Record:
     """One picture's origin. ``request`` has the steps, guidance, dtype and device that were used, not None or auto, and
-    for a model of any size the sizes and the extrapolation.
+    for a model of any size the sizes and the extrapolation. Steps are None where the solver chooses them.
 
     ``index``: number of the picture in the request. ``label``, ``kind``: id and name of its class, or number and text
     of its prompt. ``weights``: SHA-256 of the model (``checkpoints.store.digest``). ``pixels``: SHA-256 of the
@@ -74,7 +74,7 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as one line of ASCII JSON; ``from_json`` is its inverse."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        return json.dumps({"format": FORMAT, **asdict(self), "request": self.request.to_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -171,7 +171,7 @@ def text_of(image: "Image.Image") -> str | None:
 
 def sheet_text(request: GenerateRequest) -> str:
     """Return the JSON that a sheet of a request's pictures carries."""
-    return json.dumps({"format": FORMAT, _SHEET: asdict(request)})
+    return json.dumps({"format": FORMAT, _SHEET: request.to_dict()})
 
 
 def is_sheet(path: Path) -> bool:

@@ -18,6 +18,8 @@ MAX_COUNT = 1_000_000
 MAX_STEPS = 1000
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 100.0
+MIN_POWER = 0.01
+MAX_CHANNELS = 1024
 MAX_SIDE = 8192
 MAX_TEXT = 1000
 MAX_JSON = 32 << 10
@@ -25,6 +27,8 @@ MAX_JSON = 32 << 10
 MAX_CONCEPTS = 8
 MAX_VIEW_SIDE = 2048
 MAX_FRAMES = 10_000
+SAMPLING = ("solver", "guidance_power", "guidance_channels")
+"""Fields of a request that are written only where they are given: requests without them stay what they always were."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class GenerateRequest:
     0 to 100; None = the model's own. ``sizes``: (width, height) in pixels, 1 to 8192 each; image i has
     ``sizes[i % len(sizes)]``; empty = the model's own. ``extrapolation``: positions for sizes beyond training, a name
     that the model knows; None = the model's own.
+
+    ``solver``: a name that the model knows. ``guidance_power``, 0.01 to 100: guidance changes over time by the cosine
+    rule. ``guidance_channels``: only the first so many are guided. None of these = the model's own.
 
     ``prompts``: text, for models of text, and with them only: ``negative``, a prompt to lean away from; ``concepts``,
     files of the concepts that prompts hold; ``editability`` of these, 0 to 1. ``dtype``: auto, float32, bfloat16 or
@@ -57,6 +64,9 @@ class GenerateRequest:
     negative: str = ""
     concepts: tuple[str, ...] = ()
     editability: float = 0.0
+    solver: str | None = None
+    guidance_power: float | None = None
+    guidance_channels: int | None = None
 
     def __post_init__(self) -> None:
         _text("model", self.model)
@@ -66,10 +76,7 @@ class GenerateRequest:
             _whole("classes", item, 0, 10**6) if isinstance(item, int) else _text("classes", item)
         _whole("count", self.count, 1, MAX_COUNT)
         _whole("seed", self.seed, 0, MAX_SEED)
-        if self.steps is not None:
-            _whole("steps", self.steps, 1, MAX_STEPS)
-        if self.guidance is not None:
-            _number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
+        self._check_sampling()
         _check_sizes(self.sizes)
         if self.extrapolation is not None:
             _text("extrapolation", self.extrapolation)
@@ -79,6 +86,18 @@ class GenerateRequest:
         if len(self.to_json()) > MAX_JSON:
             many = f"{len(self.classes)} classes, {len(self.prompts)} prompts and {len(self.sizes)} sizes"
             raise InputError(f"classes, prompts or sizes: {many} are too many for one request; split it")
+
+    def _check_sampling(self) -> None:
+        if self.steps is not None:
+            _whole("steps", self.steps, 1, MAX_STEPS)
+        if self.guidance is not None:
+            _number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
+        if self.solver is not None:
+            _text("solver", self.solver)
+        if self.guidance_power is not None:
+            _number("guidance_power", self.guidance_power, MIN_POWER, MAX_GUIDANCE)
+        if self.guidance_channels is not None:
+            _whole("guidance_channels", self.guidance_channels, 1, MAX_CHANNELS)
 
     def _check_text(self) -> None:
         for name in ("prompts", "concepts"):
@@ -98,9 +117,18 @@ class GenerateRequest:
         if self.editability and not self.concepts:
             raise InputError("editability belongs to concepts: give one, or leave it out")
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Those of ``SAMPLING`` that are given."""
+        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they are written; ``from_dict`` is its inverse."""
+        return {name: value for name, value in asdict(self).items() if name not in SAMPLING or value is not None}
+
     def to_json(self) -> str:
         """Return the request as one line of ASCII JSON; ``from_json`` is its inverse."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> "GenerateRequest":
@@ -180,7 +208,8 @@ class ViewRequest:
     16 to 2048 each, None = the shape of the model's pictures, 256 pixels along the longer side.
 
     ``distance`` from the camera of the picture to the middle of the scene, in the scene's unit of length, and ``fov``,
-    its vertical field of view in degrees: None = what the picture tells, else the model's own. ``pitch``: how far that
+    its vertical field of view in degrees: None = what the picture tells, else the model's own; a model that is told no
+    focal length has its own alone, and takes no other ``fov`` of a picture. ``pitch``: how far that
     camera looks down, -89 to 89 degrees, None = found by the scene's ground, without one as in the model's pictures;
     orbits go around the scene's vertical.
     ``near``, ``far``: where rays begin and end, None = the model's own. ``density`` of a mesh's surface, None = where

@@ -1,6 +1,7 @@
 """The one door: from a request to its result. The command line, batches and the web page all come through here."""
 
 import difflib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,12 @@ class Job:
         width, height = sizes[index % len(sizes)]
         return height, width
 
+    @property
+    def evaluations(self) -> int | None:
+        """How often the network is asked for a picture, guidance aside; None where its solver chooses the steps."""
+        steps, solver = self.request.steps, self.request.solver
+        return steps if steps is None or solver is None else self.pipeline.evaluations(solver, steps)
+
     def record(self, index: int, pixels: str = "") -> Record:
         """Return the record of picture ``index``; ``pixels`` is its digest once it is made."""
         label = self.label(index)
@@ -115,13 +122,11 @@ def prepare(request: GenerateRequest, *, download: bool = True, model: Model | N
         raise InputError(f"model {request.model} makes pictures of classes: give --classes, not prompts")
     if pipeline.vae is None and pipeline.network.config.channels not in (1, 3):
         raise InputError(f"model {request.model} makes latents and has no vae to decode them; get the whole model")
-    used = _with_sizes(request, pipeline)
+    used = _with_sampling(_with_sizes(request, pipeline), pipeline)
     names = dict(enumerate(request.prompts)) or model.names
     labels = tuple(find_class(item, names) for item in request.classes) or tuple(names)
     used = replace(
         used,
-        steps=pipeline.config.default_steps if request.steps is None else request.steps,
-        guidance=pipeline.config.default_guidance if request.guidance is None else request.guidance,
         dtype=str(pipeline.network.dtype).removeprefix("torch."),
         device=str(device),
     )
@@ -180,25 +185,26 @@ def _batch(
     steps, first = count(1), chosen[0][0]
     pipeline, asked = first.pipeline, first.request
 
-    def report(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def report(_pipeline: Any, _step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
         if preview:
             preview([index for _, index in chosen], lambda: pictures(pipeline, values, len(chosen)))
-        if progress:
-            progress(done + len(chosen) * min(1.0, next(steps) / (asked.steps or 1)), total)
+        if progress:  # solvers may update the pictures less often than the steps say, or nobody knows how often
+            share = next(steps) / (asked.steps or 1) if asked.solver is None else 1 - abs(pipeline.clean_time - time)
+            progress(done + len(chosen) * min(1.0, share), total)
         return values
 
-    shapes: dict[str, Any] = {}
+    options = asked.sampling
     if pipeline.any_size:
-        shapes = {"sizes": [job.size(index) for job, index in chosen]}
+        options["sizes"] = [job.size(index) for job, index in chosen]
     if asked.extrapolation is not None:
-        shapes["extrapolation"] = asked.extrapolation
+        options["extrapolation"] = asked.extrapolation
     return pipeline(
         [job.first + job.label(index) for job, index in chosen],
         num_inference_steps=asked.steps,
         guidance_scale=asked.guidance,
         generator=[seeds.generator(job.request.seed, "image", index) for job, index in chosen],
         callback_on_step_end=report,
-        **shapes,
+        **options,
     ).images
 
 
@@ -222,6 +228,38 @@ def _with_sizes(request: GenerateRequest, pipeline: Any) -> GenerateRequest:
             f"model {request.model} makes pictures of {width}x{height} only; leave out size and extrapolation"
         )
     return replace(request, sizes=())  # so that a picture has one origin, whether its size is named or not
+
+
+def _with_sampling(request: GenerateRequest, pipeline: Any) -> GenerateRequest:
+    """Return the request with the steps and the guidance really used; ``InputError`` for what the model can't."""
+    from belvedere.generation.guidance import cosine_power_weight
+
+    own = pipeline.config
+    used = replace(
+        request,
+        steps=own.default_steps if request.steps is None else request.steps,
+        guidance=own.default_guidance if request.guidance is None else request.guidance,
+    )
+    known = inspect.signature(type(pipeline).__call__).parameters
+    if unknown := [name.replace("_", " ") for name in request.sampling if name not in known]:
+        raise InputError(f"model {request.model} knows no {unknown[0]}; leave it out")
+    if request.guidance_power is not None and used.guidance is not None:
+        cosine_power_weight(0.0, used.guidance, request.guidance_power)  # refuses guidance below 1
+    if (request.guidance_channels or 0) > (channels := pipeline.network.config.get("channels", 0)):
+        raise InputError(f"guidance channels {request.guidance_channels}: model {request.model} has only {channels}")
+    return used if request.solver is None else _with_solver(used, request, pipeline, known["solver"].default)
+
+
+def _with_solver(used: GenerateRequest, request: GenerateRequest, pipeline: Any, own: str) -> GenerateRequest:
+    """Return the request without the solver that the pipeline uses anyway, and without steps where it chooses them."""
+    solver = str(request.solver)
+    if pipeline.scheduler is not None:
+        raise InputError(f"model {request.model} has a scheduler of its own; leave out solver")
+    if pipeline.evaluations(solver, 1) is None:
+        if request.steps is not None:
+            raise InputError(f"solver {solver} chooses its own steps; leave out steps")
+        return replace(used, steps=None)
+    return replace(used, solver=None) if solver == own else used  # so that a picture has one origin
 
 
 def _names(pipeline: Any) -> dict[int, str]:

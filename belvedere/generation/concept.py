@@ -107,18 +107,36 @@ class Concept:
         raise InputError(f"concept {self.token} was learned {reason}: load it into {self.base.name}")
 
 
+def check_new(tokenizer: Any, token: str) -> None:
+    """Raise ``InputError`` for a concept's token that the tokenizer reads as one it has from the start.
+
+    As a prompt would have it: in whatever case, and as a whole word.
+    """
+    if _added(tokenizer, token):
+        return
+    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if token in tokenizer.get_vocab() or (len(ids) == 1 and ids[0] != tokenizer.unk_token_id):
+        raise _known(token)
+
+
 def token_id(tokenizer: Any, token: str) -> int:
     """Return the id of a concept's token, adding it to the tokenizer where it is new.
 
-    Raises ``InputError`` for a word the tokenizer has from the start.
+    Raises ``InputError`` for an entry of the tokenizer's vocabulary, which cannot be added.
     """
-    if token in tokenizer.get_vocab() and (
-        token in tokenizer.all_special_tokens or token not in tokenizer.get_added_vocab()
-    ):
-        raise InputError(f"token {token}: the model has this word already, choose one it does not know, as <my-cat>")
+    if token in tokenizer.get_vocab() and not _added(tokenizer, token):
+        raise _known(token)
     tokenizer.add_tokens([token])
     index: int = tokenizer.convert_tokens_to_ids(token)
     return index
+
+
+def _added(tokenizer: Any, token: str) -> bool:
+    return token in tokenizer.get_added_vocab() and token not in tokenizer.all_special_tokens
+
+
+def _known(token: str) -> InputError:
+    return InputError(f"token {token}: the model has this word already, choose one it does not know, as <my-cat>")
 
 
 def embeddings_of(word: str, encoders: Sequence[TextEncoder], tokenizers: Sequence[Any]) -> list[Tensor]:
@@ -211,7 +229,7 @@ class Conditioning:
     @torch.no_grad()
     def _recall(self, kept: dict[float, list[Encoded]], t: float) -> list[Encoded]:
         if t not in kept:
-            kept[t] = self._encode(torch.tensor(t), None)
+            kept[t] = self._encode(torch.tensor(t, device="cpu"), None)
         return kept[t]
 
     def _encode(self, t: Tensor, truncation: Tensor | None) -> list[Encoded]:

@@ -47,7 +47,8 @@ class Layout(NamedTuple):
     def of(cls, sizes: Sequence[Sequence[int]], turned: Sequence[tuple[Tensor, Tensor]], device: Any) -> "Layout":
         """Return the layout of images with these ``rotations``."""
         lengths = [len(cos) for cos, _ in turned]
-        image = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths), output_size=sum(lengths))
+        counts = torch.tensor(lengths, device="cpu")
+        image = torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), counts, output_size=sum(lengths))
         cos, sin = (torch.cat(parts) for parts in zip(*turned, strict=True))
         offsets = offsets_of(lengths)
         offsets = offsets if torch.device(device).type == "meta" else offsets.to(device)
@@ -222,7 +223,8 @@ class FiTv2(ModelMixin, ConfigMixin):
         """
         shift = self.config.time_shift
         t = (shift * t.float() / (1 + (shift - 1) * t.float())).clamp(max=1)
-        turns = t[:, None] * torch.exp(-math.log(10000) * torch.arange(128, device=t.device) / 128)
+        octaves = torch.arange(128, dtype=torch.float32, device=t.device) / 128
+        turns = t[:, None] * torch.exp(-math.log(10000) * octaves)
         waves = torch.cat((turns.cos(), turns.sin()), -1).to(self.embed.weight.dtype)  # (b, 256)
         return self.modulation(self.time_embed(waves) + self.class_embed(y))
 

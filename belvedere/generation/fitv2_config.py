@@ -54,6 +54,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Published sizes by their paper names (HR: post-trained at 1024 tokens with vision-ntk positions), and ours."""
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "HR-XL/2": {"default_side": 32, "default_guidance": 1.65},
+    "HR-3B/2": {"default_side": 32},
+}
+"""Keywords of the pipeline that a variant's network does not tell, by its name."""
+
 
 def check_config(config: Any) -> None:
     """Raise ``InputError`` unless the fields of a FiTv2's config are known and fit together."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import diffusers
@@ -11,15 +12,21 @@ from diffusers import AutoencoderKL, ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
-from belvedere.generation.class_pipeline import ClassPipeline, Generators, StepCallback, after_step, draw
+from belvedere.generation.class_pipeline import (
+    ClassPipeline,
+    Generators,
+    StepCallback,
+    after_step,
+    check_arguments,
+    draw,
+)
 from belvedere.generation.extrapolation import each
 from belvedere.generation.fitv2 import FiTv2
-from belvedere.generation.flow_sampling import Plan, run_schedulers, scheduler_times, solve, visited
-from belvedere.generation.packed_sampling import Guidance, PackedCall, split
+from belvedere.generation.fitv2_config import LARGEST
+from belvedere.generation.flow_sampling import Plan, evaluations, run_schedulers, scheduler_times, solve, visited
+from belvedere.generation.packed_sampling import TOKENS_PER_CALL, Guidance, PackedCall, split
 from belvedere.generation.tokens import patchify, unpatchify
 
-TOKENS_PER_CALL = 256
-"""Tokens that small images share in a network call on a CPU, for each half of the guidance; 32 times that on a GPU."""
 Size = tuple[int, int]
 
 
@@ -29,10 +36,12 @@ class FiTv2Pipeline(ClassPipeline):
     ``network``: the model. ``vae``: the KL autoencoder of its latents; None for a network of pixels. ``scheduler``: a
     diffusers flow-match scheduler that replaces the built-in solvers; None for those. ``id2label``: class names by id.
     ``default_steps``, ``default_guidance``, ``default_shift``: what a call uses when it does not say; the shift moves
-    the times of the grid towards noise.
+    the times of the grid towards noise. ``default_side``: patches a side of its square; None for the network's
+    ``trained_side``.
     """
 
     any_size = True
+    clean_time = 1.0
     network: FiTv2
 
     def __init__(
@@ -44,16 +53,21 @@ class FiTv2Pipeline(ClassPipeline):
         default_steps: int = 25,
         default_guidance: float = 1.5,
         default_shift: float = 1.0,
+        default_side: int | None = None,
     ):
         super().__init__()
         if network.config.learn_sigma or network.config.channels_first:
             raise InputError("this is a FiT of version 1, no rectified flow: the pipeline samples version 2")
+        most = LARGEST["trained_side"]
+        if default_side is not None and (not isinstance(default_side, int) or not 1 <= default_side <= most):
+            raise InputError(f"default_side {default_side!r}: must be an integer from 1 to {most}")
         self.register_modules(network=network, vae=vae, scheduler=scheduler)
         self.register_to_config(
             id2label={str(i): name for i, name in (id2label or {}).items()},
             default_steps=default_steps,
             default_guidance=default_guidance,
             default_shift=default_shift,
+            default_side=default_side,
         )
 
     @property
@@ -63,12 +77,12 @@ class FiTv2Pipeline(ClassPipeline):
 
     @property
     def default_size(self) -> Size:
-        """(height, width) in pixels of the square the network was trained on."""
-        return (self.network.config.trained_side * self.unit,) * 2
+        """(height, width) in pixels of the square that a call makes when it does not say."""
+        return ((self.config.default_side or self.network.config.trained_side) * self.unit,) * 2
 
     @property
     def capacity(self) -> int:
-        """Tokens that small images share in one call."""
+        """Tokens that small images share in one call, for each half of the guidance."""
         return TOKENS_PER_CALL * (1 if self.network.device.type == "cpu" else 32)
 
     def grid(self, size: Size) -> Size:
@@ -81,6 +95,13 @@ class FiTv2Pipeline(ClassPipeline):
     def split(self, sizes: Sequence[Size]) -> list[range]:
         """Return which neighbouring images share a network call."""
         return split([height * width for height, width in map(self.grid, sizes)], self.capacity)
+
+    def evaluations(self, solver: str, steps: int) -> int | None:
+        """Return how often a solver asks the network for a picture, guidance aside; None: it chooses its own steps.
+
+        Raises ``InputError`` for an unknown solver.
+        """
+        return evaluations(Plan(steps, Guidance(1.0), solver), self.network.reaches_end)
 
     @torch.no_grad()
     def __call__(
@@ -123,12 +144,15 @@ class FiTv2Pipeline(ClassPipeline):
         lists of (c, h, w) after every step of every call, and the time reached, from 0 to 1; "latents" that it returns
         take their place, of dopri5 the one whose step it was.
         """
+        numbers = {"guidance_scale": guidance_scale, "guidance_power": guidance_power}
+        numbers |= {"guidance_channels": guidance_channels, "height": height, "width": width}
+        check_arguments(output_type, num_inference_steps=num_inference_steps, **numbers)
         ids, config = self.class_ids(class_labels), self.config
         grids = [self.grid(size) for size in self._sizes(len(ids), height, width, sizes)]
         names = each(self.network.config.extrapolation if extrapolation is None else extrapolation, len(ids))
-        weight = config.default_guidance if guidance_scale is None else guidance_scale
+        weight = config.default_guidance if guidance_scale is None else float(guidance_scale)
         plan = Plan(
-            steps=config.default_steps if num_inference_steps is None else num_inference_steps,
+            steps=config.default_steps if num_inference_steps is None else int(num_inference_steps),
             guidance=Guidance(weight, guidance_power, guidance_interval, guidance_channels),
             solver=solver,
             options=solver_options or {},
@@ -151,11 +175,13 @@ class FiTv2Pipeline(ClassPipeline):
         if sizes is None:
             high, wide = self.default_size
             return [(high if height is None else height, wide if width is None else width)] * count
-        if height is not None or width is not None or len(sizes) != count:
+        if height is not None or width is not None:
+            raise InputError("sizes, and height or width too: give either")
+        if len(sizes) != count:
             raise InputError(
                 f"{len(sizes)} sizes for {count} images: give one (height, width) each, or height and width"
             )
-        return list(sizes)
+        return [_pair(size) for size in sizes]
 
     def _output(self, samples: list[Tensor], output_type: str) -> Any:
         """Return pictures in the form asked for: one batch where all have one size, else a list."""
@@ -201,6 +227,14 @@ class FiTv2Pipeline(ClassPipeline):
             return torch.cat([draw(part.shape, source) for part, source in zip(noise, sources, strict=True)])
 
         return pictures(solve(call, x, plan, fresh, report))
+
+
+def _pair(size: Any) -> Size:
+    try:
+        height, width = map(index, size)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"size {size!r:.80}: give (height, width), whole numbers of pixels") from error
+    return height, width
 
 
 # DiffusionPipeline.from_pretrained looks up the class named by model_index.json in diffusers itself.

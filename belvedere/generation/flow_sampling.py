@@ -156,11 +156,21 @@ def visited(plan: Plan, reaches_end: bool) -> list[float]:
 
     Empty for the adaptive solver, which cannot know them.
     """
+    return list(dict.fromkeys(_asked(plan, reaches_end)))
+
+
+def evaluations(plan: Plan, reaches_end: bool) -> int | None:
+    """Return how often a plan's solver asks a network; None for the adaptive solver, which cannot know it."""
+    return len(_asked(plan, reaches_end)) or None
+
+
+def _asked(plan: Plan, reaches_end: bool) -> list[float]:
     if plan.solver == "dopri5":
         return []
     recorder = _Recorder(reaches_end)
-    solve(recorder, torch.zeros(1, 1), plan, lambda step: torch.zeros(1, 1), lambda step, t, x, clean: None)
-    return list(dict.fromkeys(recorder.times))
+    nothing = torch.zeros(1, 1, device="cpu")
+    solve(recorder, nothing, plan, lambda step: nothing, lambda step, t, x, clean: None)
+    return recorder.times
 
 
 def scheduler_times(schedulers: Sequence[Any], steps: int) -> list[float]:

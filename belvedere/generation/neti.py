@@ -142,7 +142,7 @@ class NeTIMapper(ModelMixin, ConfigMixin):
         if isinstance(truncation, int):
             if not 0 <= truncation <= hidden:
                 raise InputError(f"truncation {truncation}: must be from 0 to {hidden}, the channels of the mapper")
-            truncation = torch.tensor(truncation)
+            truncation = torch.tensor(truncation, device="cpu")
         return x * (torch.arange(hidden, device=x.device) < truncation.to(x.device)[..., None])
 
     def _scale(self, output: Tensor) -> Tensor:

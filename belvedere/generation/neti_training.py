@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from belvedere.errors import InputError
-from belvedere.generation.concept import Concept, Conditioning, embeddings_of, prompt_ids, token_id
+from belvedere.generation.concept import Concept, Conditioning, check_new, embeddings_of, prompt_ids
 from belvedere.generation.concept_pipeline import ConceptSampler, own_tokenizers, text_encoders
 from belvedere.generation.neti import TIMES, NeTIMapper
 from belvedere.generation.neti_attention import cross_attentions, install, layer_indexes
@@ -83,7 +83,7 @@ class FrozenBase:
         layers = config.pop("layers", None) or (len(names) if len(names) <= MOST_LAYERS else transformers)
         layer_indexes(self.pipe.unet, layers)
         for tokenizer in self.tokenizers:
-            token_id(tokenizer, token)
+            check_new(tokenizer, token)
         concept = Concept.create(token, super_category, self.encoders, self.tokenizers, layers, name, **config)
         if start == "word":
             concept.mapper.start_at(embeddings_of(super_category, self.encoders, self.tokenizers))

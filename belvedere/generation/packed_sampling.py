@@ -13,8 +13,11 @@ from torch import Tensor
 from belvedere.errors import InputError
 from belvedere.generation.fitv2 import FiTv2, Layout
 from belvedere.generation.guidance import combine, cosine_power_weight
+from belvedere.generation.tokens import offsets_of
 from belvedere.kernels.graphs import Graphs
 
+TOKENS_PER_CALL = 256
+"""Tokens that small images share in a network call on a CPU, for each half of the guidance; a GPU takes more."""
 SHARPEST = 0.01
 """A network of clean pictures gives the velocity (clean - x) / (1 - t), with 1 - t no smaller than this."""
 
@@ -67,9 +70,8 @@ class ModulationTable:
 
     def _evaluate(self, times: Sequence[float], label: int) -> Tensor:
         device = self.network.device
-        return self.network.modulate(
-            torch.tensor(times, device=device), torch.full((len(times),), label, device=device)
-        )
+        t = torch.tensor(times, dtype=torch.float32, device=device)
+        return self.network.modulate(t, torch.full((len(times),), label, device=device))
 
 
 def split(lengths: Sequence[int], capacity: int) -> list[range]:
@@ -86,6 +88,16 @@ def split(lengths: Sequence[int], capacity: int) -> list[range]:
 def alone(length: int, capacity: int) -> bool:
     """Return whether an image has a call for itself, of exactly its own rows."""
     return 2 * length > capacity
+
+
+def pieces(spare: int, capacity: int) -> list[int]:
+    """Return the lengths of the sequences that attention takes a call's ``spare`` tokens of filling for.
+
+    As one, they would cost their square. Each has ``TOKENS_PER_CALL`` at most; some may be empty, for their number goes
+    by the capacity alone, so that calls of as many images share a recording.
+    """
+    count = -(-capacity // TOKENS_PER_CALL) if spare else 0
+    return [spare * (i + 1) // count - spare * i // count for i in range(count)]
 
 
 class PackedCall:
@@ -151,8 +163,8 @@ class PackedCall:
         if weights is None:
             return self._run([x], ts, images)
         conditional, unconditional = self._run([x, x], ts, images).chunk(2)
-        lengths = torch.tensor([len(part) for part in xs])
-        shares = torch.tensor(weights, dtype=torch.float32)
+        lengths = torch.tensor([len(part) for part in xs], device="cpu")
+        shares = torch.tensor(weights, dtype=torch.float32, device="cpu")
         weight = torch.repeat_interleave(shares, lengths).to(x.device)[:, None]  # (n, 1)
         channels = self.guidance.channels
         return combine(conditional, unconditional, weight, channels and channels * self.network.config.patch**2)
@@ -181,9 +193,12 @@ class PackedCall:
         return 0 if alone(max(self.lengths), self.capacity) else self.capacity - used
 
     def _layout(self, images: Sequence[int], spare: int, halves: int) -> Layout:
+        """Return where the tokens belong; the filling is one image, of which only attention sees ``pieces``."""
         key = (halves, *images)
         if key not in self.layouts:
             sizes = [*(self.sizes[i] for i in images), *([(1, spare)] if spare else [])]
             names = [*(self.names[i] for i in images), *(["none"] if spare else [])]
-            self.layouts[key] = self.network.layout(sizes * halves, names * halves, self.network.device)
+            layout = self.network.layout(sizes * halves, names * halves, self.network.device)
+            offsets = offsets_of([*(self.lengths[i] for i in images), *pieces(spare, self.capacity)] * halves)
+            self.layouts[key] = layout._replace(offsets=offsets.to(layout.offsets.device))
         return self.layouts[key]

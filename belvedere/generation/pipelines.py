@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import diffusers
 import torch
@@ -12,7 +12,15 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.generation.callbacks import Callback, tell
-from belvedere.generation.class_pipeline import ClassPipeline, Generators, StepCallback, after_step, draw
+from belvedere.generation.class_pipeline import (
+    ClassPipeline,
+    Generators,
+    StepCallback,
+    after_step,
+    check_arguments,
+    draw,
+    with_spares,
+)
 from belvedere.generation.dimr import DiMR
 from belvedere.generation.guidance import cosine_power_weight, guide
 from belvedere.generation.samplers import (
@@ -60,7 +68,8 @@ class _TimeRows:
         """Return the parameters at ``t``: (1, total)."""
         block, row = divmod(self.index[t], self.BLOCK)
         if block != self.block:
-            times = torch.tensor(self.times[block * self.BLOCK : (block + 1) * self.BLOCK], device=self.network.device)
+            chosen = self.times[block * self.BLOCK : (block + 1) * self.BLOCK]
+            times = torch.tensor(chosen, dtype=torch.float32, device=self.network.device)
             self.block, self.rows = block, self.network.evaluate_time(8 * times - 4)
         return self.rows[row : row + 1]
 
@@ -120,6 +129,17 @@ class DiMRPipeline(ClassPipeline):
         cells = CELLS_PER_CALL if self.network.device.type == "cpu" else 32 * CELLS_PER_CALL
         return max(1, cells // (last.height * last.width))
 
+    def evaluations(self, solver: str, steps: int) -> int | None:
+        """Return how often a solver asks the network for a picture, guidance aside: once a step, whatever its order.
+
+        Raises ``InputError`` for a solver that is unknown or does not fit the network.
+        """
+        if solver not in get_args(Solver):
+            raise InputError(f"unknown solver {solver!r}: choose {' or '.join(get_args(Solver))}")
+        if solver == "published" and isinstance(make_schedule(self.network.config.schedule), Flow):
+            raise InputError("solver 'published' needs a network of the scaled_linear schedule: use multistep")
+        return steps
+
     @torch.no_grad()
     def __call__(
         self,
@@ -144,10 +164,12 @@ class DiMRPipeline(ClassPipeline):
         ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` runs after every step of every micro-batch,
         with the rows of its pictures and the time reached, from 1 to 0; "latents" that it returns take their place.
         """
+        numbers = {"guidance_scale": guidance_scale, "guidance_power": guidance_power}
+        check_arguments(output_type, num_inference_steps=num_inference_steps, **numbers)
         ids, config = self.class_ids(class_labels), self.config
         plan = Plan(
-            steps=config.default_steps if num_inference_steps is None else num_inference_steps,
-            guidance=config.default_guidance if guidance_scale is None else guidance_scale,
+            steps=config.default_steps if num_inference_steps is None else int(num_inference_steps),
+            guidance=config.default_guidance if guidance_scale is None else float(guidance_scale),
             guidance_power=guidance_power,
             solver=solver,
             shift=config.default_shift,
@@ -165,7 +187,7 @@ class DiMRPipeline(ClassPipeline):
 
     def _noise(self, count: int, generator: Generators) -> Tensor:
         rows = [draw(self.sample_shape, source) for source in self._sources(count, generator)]
-        return torch.stack(rows) if rows else torch.empty(0, *self.sample_shape)
+        return torch.stack(rows) if rows else torch.empty(0, *self.sample_shape, dtype=torch.float32, device="cpu")
 
     def _micro_batch(self, noise: Tensor, ids: list[int], plan: Plan, generator: Any, first: int) -> Tensor:
         """Sample up to ``micro_batch`` images, padded to exactly that many: (b, c, h, w), float32."""
@@ -175,8 +197,7 @@ class DiMRPipeline(ClassPipeline):
         report = None if plan.callback is None else self._reporter(plan.callback, len(ids))
         if self.scheduler is not None:
             if isinstance(generator, Sequence):
-                spare = [torch.Generator().manual_seed(0) for _ in range(padding)]
-                generator = [*generator[first : first + len(ids)], *spare]
+                generator = with_spares(generator[first : first + len(ids)], padding)
             return self._run_scheduler(x, labels, plan, generator, report)[: len(ids)]
         return self._run_solver(x, labels, plan, report)[: len(ids)]
 
@@ -209,12 +230,9 @@ class DiMRPipeline(ClassPipeline):
         return denoise
 
     def _run_solver(self, x: Tensor, labels: Tensor, plan: Plan, report: Callback | None) -> Tensor:
+        self.evaluations(plan.solver, plan.steps)  # refuses a solver that does not fit
         schedule = make_schedule(self.network.config.schedule)
         published = plan.solver == "published"
-        if plan.solver not in ("multistep", "published"):
-            raise InputError(f"unknown solver {plan.solver!r}: choose multistep or published")
-        if published and isinstance(schedule, Flow):
-            raise InputError("solver 'published' needs a network of the scaled_linear schedule: use multistep")
         times = time_grid(schedule, plan.steps, shift=plan.shift, end=schedule.end if published else 0.0)
         visited = times[:-1].tolist()
         if published:

@@ -14,9 +14,9 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
-from belvedere.generation.class_pipeline import StepCallback, after_step
+from belvedere.generation.class_pipeline import StepCallback, after_step, with_spares
 from belvedere.generation.concept import Concept, check_lengths
-from belvedere.generation.concept_pipeline import ConceptSampler
+from belvedere.generation.concept_pipeline import KEPT, ConceptSampler
 
 CELLS_PER_CALL = 1024
 """Positions of latents in one call on a CPU."""
@@ -44,7 +44,7 @@ class PromptPipeline:
         default_guidance: float = GUIDANCE,
     ):
         self.pipe, self.prompts, self.negative, self.editability = pipe, tuple(prompts), negative, editability
-        self.sampler = ConceptSampler(pipe, concepts, keep=len(self.prompts) == 1)
+        self.sampler = ConceptSampler(pipe, concepts, keep=len(set(self.prompts)) <= KEPT)
         self.config = SimpleNamespace(default_steps=default_steps, default_guidance=default_guidance)
         if concepts:
             self.sampler.check(self.prompts, [negative])
@@ -137,7 +137,7 @@ class PromptPipeline:
             "width": width,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
-            "generator": [*generator, *(torch.Generator().manual_seed(0) for _ in range(padding))],
+            "generator": with_spares(generator, padding),
             "output_type": output_type,
         }
         prompts += prompts[-1:] * padding

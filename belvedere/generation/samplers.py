@@ -8,7 +8,7 @@ last clean prediction; it may raise to stop, or return what takes the sample's p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import expm1
 from typing import Literal
 
@@ -159,10 +159,10 @@ def single_step_nodes(
     if order not in (1, 2, 3) or method not in ("fast", "singlestep"):
         raise InputError(f"DPM-Solver has order 1, 2 or 3 and method fast or singlestep, not {order} {method}")
     if method == "fast":
-        ends = torch.tensor([0, *_fast_orders(len(grid) - 1, order)]).cumsum(0).tolist()
+        ends = [0, *accumulate(_fast_orders(len(grid) - 1, order))]
         return [grid[i : j + 1].tolist() for i, j in pairwise(ends)]
     lam = schedule.log_snr_half(grid)
-    share = torch.arange(1, order, dtype=torch.float64) / order
+    share = torch.arange(1, order, dtype=torch.float64, device="cpu") / order
     inner = schedule.inverse_lambda(lam[:-1, None] + share * lam.diff()[:, None])  # (steps, order - 1)
     return torch.cat([grid[:-1, None], inner, grid[1:, None]], dim=1).tolist()  # (steps, order + 1)
 
@@ -214,7 +214,7 @@ def dpm_solver_singlestep(
 
 
 def _prepare(nodes: list[float], schedule: Schedule, predict: str) -> _Update:
-    times = torch.tensor(nodes, dtype=torch.float64)
+    times = torch.tensor(nodes, dtype=torch.float64, device="cpu")
     alpha, sigma, lam = schedule.alpha(times), schedule.sigma(times), schedule.log_snr_half(times)
     if not lam.isfinite().all():
         raise InputError(f"single-step DPM-Solver needs times strictly between data and noise, not {nodes}")

@@ -1,5 +1,6 @@
 """Whether a diffusers scheduler goes with a network: with its flow, or with the noise that it learned by."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -24,12 +25,22 @@ def check_scheduler(scheduler: Any, schedule: Schedule) -> None:
 
 def check_flow(scheduler: Any) -> None:
     """Raise ``InputError`` for a scheduler that is not set up for rectified flows."""
-    config = scheduler.config
-    flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
-    if not flow or not config.get("use_flow_sigmas", True) or config.get("num_train_timesteps", STEPS) != STEPS:
+    if not _follows_flows(scheduler) or scheduler.config.get("num_train_timesteps") != STEPS:
         raise InputError(
             f"{type(scheduler).__name__} is not configured for flows: use a FlowMatch scheduler of {STEPS} steps"
         )
+
+
+def _follows_flows(scheduler: Any) -> bool:
+    """Return whether a scheduler follows flows: because its class does nothing else, or because it is set up to.
+
+    A config made from another scheduler's also holds keys that this class knows nothing of.
+    """
+    if any(cls.__name__.startswith("FlowMatch") for cls in type(scheduler).__mro__):
+        return True
+    known, config = inspect.signature(type(scheduler)).parameters, scheduler.config
+    set_up = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas") is True
+    return set_up and "use_flow_sigmas" in known
 
 
 def _check_noise(scheduler: Any, schedule: ScaledLinear) -> None:
@@ -45,7 +56,14 @@ def _check_noise(scheduler: Any, schedule: ScaledLinear) -> None:
 
 
 def set_steps(scheduler: Any, steps: int) -> None:
-    """Set the steps of a scheduler; ``InputError`` for none."""
+    """Set the steps of a scheduler; ``InputError`` for none, for some it cannot make, and for steps towards noise."""
     if steps < 1:
         raise InputError(f"num_inference_steps {steps}: a scheduler needs steps >= 1")
-    scheduler.set_timesteps(steps)
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception as error:  # schedulers raise anything for what does not go with their config
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} cannot make {steps} steps ({reason}): give other steps or settings") from error
+    if scheduler.timesteps[0] < scheduler.timesteps[-1]:
+        raise InputError(f"{name} goes from pictures to noise: use one that goes from noise to pictures")

@@ -17,7 +17,7 @@ Skip = Literal["time_uniform", "logSNR", "t2"]
 
 
 def _double(t: Tensor | float) -> Tensor:
-    return torch.as_tensor(t, dtype=torch.float64)
+    return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class ScaledLinear:
     def betas(self) -> Tensor:
         """Variance added by each discrete step n = 1..steps: float64 (steps,)."""
         start, end = self.beta_start**0.5, self.beta_end**0.5
-        return torch.linspace(start, end, self.steps, dtype=torch.float64) ** 2
+        return torch.linspace(start, end, self.steps, dtype=torch.float64, device="cpu") ** 2
 
     @cached_property
     def alpha_bar(self) -> Tensor:
         """Share of the data's variance left after n = 0..steps steps: float64 (steps + 1,), the first 1."""
-        return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - self.betas, 0)])
+        left = torch.cumprod(1 - self.betas, 0)
+        return torch.cat([left.new_ones(1), left])
 
     @cached_property
     def _knots(self) -> Tensor:
@@ -145,9 +146,9 @@ def time_grid(
     first = schedule.start if start is None else start
     last = schedule.end if end is None else end
     if skip == "time_uniform":
-        times = torch.linspace(first, last, steps + 1, dtype=torch.float64)
+        times = torch.linspace(first, last, steps + 1, dtype=torch.float64, device="cpu")
     elif skip == "t2":
-        times = torch.linspace(first**0.5, last**0.5, steps + 1, dtype=torch.float64) ** 2
+        times = torch.linspace(first**0.5, last**0.5, steps + 1, dtype=torch.float64, device="cpu") ** 2
     elif skip == "logSNR":
         times = _log_snr_grid(schedule, first, last, steps)
     else:
@@ -159,6 +160,7 @@ def _log_snr_grid(schedule: Schedule, first: float, last: float, steps: int) -> 
     lam = [schedule.log_snr_half(t).item() for t in (first, last)]
     if not all(map(math.isfinite, lam)):
         raise InputError(f"spacing 'logSNR' needs ends strictly between noise and data, not {first} and {last}")
-    times = schedule.inverse_lambda(torch.linspace(lam[0], lam[1], steps + 1, dtype=torch.float64))
+    even = torch.linspace(lam[0], lam[1], steps + 1, dtype=torch.float64, device="cpu")
+    times = schedule.inverse_lambda(even)
     times[0], times[-1] = first, last
     return times

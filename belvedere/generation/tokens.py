@@ -26,7 +26,7 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch: int) -> Tensor:
 
 def offsets_of(lengths: Sequence[int]) -> Tensor:
     """Return the cumulative starts of packed images of these lengths: int32 (s + 1,), on the CPU."""
-    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return torch.tensor([0, *lengths], device="cpu").cumsum(0).to(torch.int32)
 
 
 class Padded(NamedTuple):

@@ -22,6 +22,7 @@ from belvedere.apps.batch import Watch, run_batch
 from belvedere.apps.batch_begin import Batch
 from belvedere.apps.batch_manifest import Manifest
 from tests.apps.batch_helpers import OPTIONS, content, write_jobs
+from tests.waiting import wait_until
 
 IMPORTS = [
     "belvedere.apps.batch",
@@ -98,6 +99,7 @@ def kill_at_random(forks: ForkServerContext, kills: int, jobs: Path, out: Path, 
                 killed += 1
                 stands.add(left(out))
             running[victim].join()
+            assert running[victim].exitcode in (0, -signal.SIGKILL)
             running[victim] = start(forks, jobs, out, pack)
         for process in running:
             process.join(300)
@@ -167,8 +169,7 @@ def test_the_living_take_over_from_the_dead(
     jobs = two_hundred(tmp_path / "jobs.jsonl", tiny_model, tiny_fitv2, steps=5)
     out = tmp_path / "out"
     with processes(forks, jobs, out, "none") as running:
-        while not 0 <= left(out) < 200:
-            time.sleep(0.01)
+        wait_until(lambda: 0 <= left(out) < 200, running[0], 120)
         os.kill(running[0].pid or 0, signal.SIGSTOP)
         running[1].join(1.0)
         running[0].kill()
@@ -183,10 +184,12 @@ def test_ctrl_c_finishes_what_is_in_hand(tiny_model: Path, tmp_path: Path) -> No
     command = [sys.executable, "-m", "belvedere", "generate", "--jobs", jobs, "--out", tmp_path / "out"]
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([*command, "--device", "cpu"], **run)  # type: ignore[call-overload]
-    while not 0 <= left(tmp_path / "out") < 400:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    try:
+        wait_until(lambda: 0 <= left(tmp_path / "out") < 400, process, 120)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert "finishing what is in hand" in error and "the same command goes on" in error and "Traceback" not in error
     made = left(tmp_path / "out")

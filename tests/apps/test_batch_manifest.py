@@ -18,7 +18,7 @@ TWO = Line(5, "two", GenerateRequest("b", count=4))
 
 
 def planned(line: Line, weights: str = "") -> Planned:
-    return Planned(line, weights, line.request, (8, 8))
+    return Planned(line, weights, line.request, (8, 8), 4)
 
 
 def plan() -> Plan:

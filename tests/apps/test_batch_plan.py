@@ -1,7 +1,9 @@
 """What shares a network call: as much as fits, in an order that depends on nothing but the jobs."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +73,14 @@ def test_jobs_share_calls_when_only_their_own_fields_differ(tiny_model: Path) ->
     assert found == [[0], [0, 1], [2], [2, 3]]  # steps 4 and guidance 1.5 are the model's own
     assert [len(call) for call in calls(plan)] == [8, 5, 8, 3]
     assert [job.line.number for job in plan.jobs] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("values", [{"solver": "euler"}, {"guidance_power": 2.0}, {"guidance_channels": 2}], ids=str)
+def test_jobs_of_other_solvers_or_guidance_share_no_call(tiny_fitv2: Path, values: dict[str, Any]) -> None:
+    plain = GenerateRequest(str(tiny_fitv2), count=2, device="cpu")
+    named, own = replace(plain, solver="multistep", seed=1), replace(plain, **values)
+    plan = make_plan(lines(plain, own, named, replace(own, seed=1)), Shelf())
+    assert [sorted({job for job, _ in call}) for call in calls(plan)] == [[0, 2], [1, 3]]
 
 
 def test_every_picture_is_in_one_call(tiny_fitv2: Path, tiny_model: Path) -> None:

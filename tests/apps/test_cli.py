@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from belvedere.apps import cli, record
 from tests.apps.conftest import Done, assert_refused
 from tests.conftest import Run
+from tests.waiting import wait_until
 
 WEIGHTS = "network/diffusion_pytorch_model.safetensors"
 
@@ -155,6 +155,36 @@ def test_sizes_that_do_not_fit_the_model_are_refused(
     assert list(empty_folder.iterdir()) == []
 
 
+def test_solvers_that_do_not_fit_the_model_are_refused(
+    command: Callable[..., Done], tiny_fitv2: Path, tiny_model: Path, empty_folder: Path
+) -> None:
+    def ask(verb: tuple[str, ...], model: Path, *arguments: object) -> Done:
+        return command(*verb, "--model", model, *arguments)
+
+    generate, evaluate = ("generate", "--out", "out"), ("evaluate", "generation")
+    for verb in (generate, evaluate):
+        count = ("-n", 24) if verb == evaluate else ()
+        assert_refused(ask(verb, tiny_fitv2, "--solver", "magic", *count), "unknown solver 'magic'")
+        assert_refused(ask(verb, tiny_fitv2, "--solver", "dopri5", "--steps", 9, *count), "leave out steps")
+        assert_refused(ask(verb, tiny_model, "--guidance-channels", 3, *count), "knows no guidance channels")
+        assert_refused(
+            ask(verb, tiny_model, "--guidance-power", 0, *count), "guidance_power must be a number from 0.01"
+        )
+    text = ("--prompt", "a red car", "--solver", "euler")
+    assert_refused(ask(generate, Path("toybox-diffusion"), *text), "model toybox-diffusion knows no solver")
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_a_solver_of_the_command_is_in_the_record(
+    command: Callable[..., Done], tiny_fitv2: Path, tmp_path: Path
+) -> None:
+    options = ("--solver", "rk4", "--guidance-channels", 2, "--guidance-power", 3, "--guidance", 2)
+    assert command("generate", "--model", tiny_fitv2, "--out", tmp_path, "-n", 1, *options).code == 0
+    (path,) = tmp_path.iterdir()
+    assert record.read(path).request.sampling == {"solver": "rk4", "guidance_power": 3.0, "guidance_channels": 2}
+    assert command("regenerate", path).out.startswith("bit-identical: ")
+
+
 def test_another_picture_is_not_overwritten(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
     asked = ("generate", "--model", tiny_model, "--out", tmp_path, "-n", 2)
     assert command(*asked).code == 0
@@ -195,11 +225,12 @@ def test_an_interrupt_leaves_whole_pictures(tiny_model: Path, tmp_path: Path) ->
         env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with it ignored
     )
-    deadline = time.monotonic() + 100
-    while not list(out.glob("*.png")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    written, error = process.communicate(timeout=20)
+    try:
+        wait_until(lambda: list(out.glob("*.png")), process, 100)
+        process.send_signal(signal.SIGINT)
+        written, error = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert (process.returncode, written, error) == (130, b"", b"")
     files = sorted(out.iterdir())
     assert 0 < len(files) < 5000

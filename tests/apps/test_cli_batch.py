@@ -100,6 +100,41 @@ def test_a_dry_run_writes_nothing(command: Command, tiny_model: Path, tiny_fitv2
     assert again.out.count("\n") == 6
 
 
+def test_solvers_are_options_and_keys_of_jobs(command: Command, tiny_fitv2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "jobs.csv"
+    path.write_text("seed,solver,guidance_channels,guidance_power\n1,,,\n2,dopri,,\n3,rk4,2,2.5\n")
+    options = ("--model", tiny_fitv2, "--steps", 3, "--solver", "heun", "--guidance-channels", 1, "--device", "cpu")
+    done = command("generate", "--jobs", path, *options, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert done.error.startswith(f"belvedere: {path} line 3: unknown solver 'dopri': choose from multistep, euler, ")
+    from belvedere.apps import record
+
+    asked = {name: record.read(tmp_path / "out" / name).request for name in content(tmp_path / "out")}
+    assert {name: request.sampling for name, request in asked.items()} == {
+        "000002.png": {"solver": "heun", "guidance_channels": 1},
+        "000004.png": {"solver": "rk4", "guidance_power": 2.5, "guidance_channels": 2},
+    }
+    assert command("regenerate", tmp_path / "out" / "000004.png").out.startswith("bit-identical: ")
+
+
+def test_a_dry_run_counts_what_solvers_ask(command: Command, tiny_fitv2: Path, tmp_path: Path) -> None:
+    """A step of heun is two evaluations, of rk4 four, its last one two; those of dopri5 are not known."""
+    jobs: list[dict[str, object]] = [
+        {"count": 3, "steps": 5, "solver": "heun"},
+        {"count": 2, "steps": 4, "guidance": 1, "solver": "rk4"},
+    ]
+    options = ("--model", tiny_fitv2, "--out", tmp_path / "out", "--device", "cpu", "--dry-run")
+    path = write_jobs(tmp_path / "jobs.jsonl", *jobs)
+    facts = json.loads(command("generate", "--jobs", path, *options, "--json").out)
+    assert facts["evaluations"] == 3 * 10 * 2 + 2 * (3 * 4 + 2) and facts["calls"] == 2
+    write_jobs(path, *jobs, {"solver": "dopri5"})
+    facts = json.loads(command("generate", "--jobs", path, *options, "--json").out)
+    assert facts["evaluations"] is None and facts["calls"] == 3 and facts["seconds"] > 0
+    assert "network      unknown evaluations of a picture, 3 calls" in command("generate", "--jobs", path, *options).out
+    write_jobs(path, {"solver": "dopri5", "steps": 3})
+    assert_refused(command("generate", "--jobs", path, *options[:-1]), "line 1: solver dopri5 chooses its own steps")
+
+
 def test_a_dry_run_of_a_begun_batch_tells_what_is_left(command: Command, tiny_model: Path, tmp_path: Path) -> None:
     kept, gone, new = (
         {"model": str(tiny_model), "steps": 2, "name": name, "count": count}

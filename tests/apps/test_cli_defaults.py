@@ -1,4 +1,6 @@
+import errno
 import json
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +71,24 @@ def test_a_named_file_has_to_be_there_and_the_usual_one_not(tmp_path: Path, monk
         read_defaults(COMMAND)
     monkeypatch.delenv("BELVEDERE_CONFIG")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert defaults_file() == (tmp_path / "belvedere" / "config.yaml", False)
+    assert defaults_file() is None and read_defaults(COMMAND) == {}
+    usual = tmp_path / "belvedere" / "config.yaml"
+    usual.parent.mkdir()
+    usual.write_text("models: {json: true}")
+    assert defaults_file() == usual and read_defaults(COMMAND) == {"models": {"as_json": True}}
+
+
+def test_a_home_that_cannot_be_reached_has_no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.delenv("BELVEDERE_CONFIG")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", refused)
+        assert read_defaults(COMMAND) == {}
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # no entry in the table of users either
     assert read_defaults(COMMAND) == {}
 
 

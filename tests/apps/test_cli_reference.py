@@ -9,6 +9,12 @@ def test_the_page_is_that_of_the_commands() -> None:
     assert PAGE.read_text() == reference(), "python -m belvedere.apps.cli_reference > docs/commands.md"
 
 
+def test_defaults_are_shown_but_for_what_is_off() -> None:
+    page = reference()
+    for row in ("`--flip`, `--no-flip` | on", "`--seed` | `0`", "`--square` | ", "`--editability` | `0.0`"):
+        assert f"| {row} |" in page
+
+
 def test_every_option_says_what_it_is() -> None:
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     assert len(rows) > 150

@@ -13,6 +13,7 @@ from belvedere.apps.evaluate import (
     gaussian_distance,
     load_classifier,
 )
+from belvedere.checkpoints import store
 from belvedere.data.toybox import KINDS, Toybox
 from belvedere.data.toybox.classifier import ToyClassifier
 from belvedere.errors import InputError
@@ -85,6 +86,21 @@ def test_a_model_is_measured_from_its_name(tiny_model: Path, classifier: ToyClas
     assert done[-1] == (8, 8)
     again = evaluate_generation(str(tiny_model), count=8, steps=2, classifier=classifier)
     assert again == result
+
+
+def test_a_model_has_its_own_steps_and_a_solver_is_told(tiny_fitv2: Path, classifier: ToyClassifier) -> None:
+    asked = {"count": 8, "classifier": classifier}
+    own = evaluate_generation(str(tiny_fitv2), **asked)
+    heun = evaluate_generation(str(tiny_fitv2), **asked, solver="heun", guidance_channels=2)
+    assert own["steps"] == heun["steps"] == 3 and "solver" not in own
+    assert heun["solver"] == "heun" and heun["guidance_channels"] == 2 and heun["frechet"] != own["frechet"]
+
+
+@pytest.mark.parametrize("model", ["dimr-toybox", "fitv2-toybox"])
+def test_figures_of_embedded_models_are_of_their_own_steps(model: str) -> None:
+    folder = store.EMBEDDED / model
+    index = json.loads((folder / "model_index.json").read_text())
+    assert store.card(folder)["quality"]["steps"] == index["default_steps"]
 
 
 def test_a_size_and_an_extrapolation_are_measured(tiny_fitv2: Path, classifier: ToyClassifier) -> None:

@@ -105,6 +105,12 @@ def test_a_model_is_measured_and_its_pictures_are_exported(tiny_model: Path, toy
     assert some["count"] == 20 and some["frechet"] != found["frechet"]
 
 
+def test_the_solver_is_told_with_the_figures(tiny_fitv2: Path, toys: Path) -> None:
+    request = GenerateRequest(str(tiny_fitv2), count=20, steps=2, device="cpu", solver="heun", guidance_channels=1)
+    found = evaluate(request=request, reference=toys)
+    assert (found["solver"], found["guidance_channels"], found["steps"]) == ("heun", 1, 2)
+
+
 def test_export_alone_needs_no_reference(others: Path, tmp_path: Path) -> None:
     found = evaluate(samples=others, export=tmp_path / "all.npz")
     assert found == {"samples": str(others), "size": "16x16", "count": 22, "export": str(tmp_path / "all.npz")}

@@ -15,7 +15,7 @@ from belvedere.errors import InputError
 from belvedere.synthesis.nvist import NViST
 from tests.checkpoints.test_autoencoder import save_tiny_autoencoder
 from tests.conftest import Run
-from tests.generation import test_dimr
+from tests.generation import test_dimr, test_fitv2
 from tests.official_segpic import golden_weights
 
 WEIGHTS = "network/diffusion_pytorch_model.safetensors"
@@ -135,16 +135,36 @@ def test_an_import_is_not_made_infinite(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_autoencoder_of_another_scale_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_autoencoder_that_cannot_serve_is_refused_before_the_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The published networks are too large for a test: a small one stands in for what was read."""
-    monkeypatch.setattr(official, "load_official", lambda system, file, config: test_dimr.tiny())
+    monkeypatch.setattr(official, "load_official", lambda *_: pytest.fail("the file was read"))
     file, out = tmp_path / "dimr.pth", tmp_path / "out"
     file.touch()
+    with pytest.raises(InputError, match="no autoencoder nowhere: give a folder"):
+        import_official(file, "dimr", out, vae="nowhere")
     with pytest.raises(InputError, match=r"scales latents by 0\.13025, training by 0\.18215"):
         import_official(file, "dimr", out, vae=str(save_tiny_autoencoder(tmp_path / "sdxl", scaling_factor=0.13025)))
     assert not out.exists()
+    monkeypatch.setattr(official, "load_official", lambda system, file, config: test_dimr.tiny())
     import_official(file, "dimr", out, vae=str(save_tiny_autoencoder(tmp_path / "sd")))
     assert store.faults(out) == [] and (out / "vae").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "guidance"), [(None, 16, 1.5), ("XL/2", 16, 1.5), ("HR-XL/2", 128, 1.65), ("HR-3B/2", 128, 1.5)]
+)
+def test_a_network_of_high_resolution_makes_large_pictures_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None, side: int, guidance: float
+) -> None:
+    monkeypatch.setattr(official, "load_official", lambda system, file, config: test_fitv2.tiny(channels=3, patch=4))
+    (tmp_path / "fitv2.bin").touch()
+    import_official(tmp_path / "fitv2.bin", "fitv2", tmp_path / "out", config=config)
+    made = store.load(tmp_path / "out", device="cpu")
+    assert made.default_size == (side, side) and made.config.default_guidance == guidance
+    export(str(tmp_path / "out"), tmp_path / "half", dtype="bfloat16")
+    assert store.load(tmp_path / "half", device="cpu").default_size == (side, side)
 
 
 def test_options_of_other_systems_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,9 @@ requests = st.builds(
     device=st.sampled_from(["auto", "cpu", "cuda:3"]),
     sizes=st.lists(st.tuples(sides, sides), max_size=20).map(tuple),
     extrapolation=st.none() | words,
+    solver=st.none() | words,
+    guidance_power=st.none() | st.floats(0.01, 100),
+    guidance_channels=st.none() | st.integers(1, 1024),
 )
 
 
@@ -31,6 +35,19 @@ requests = st.builds(
 def test_json_round_trip(request: GenerateRequest) -> None:
     assert GenerateRequest.from_json(request.to_json()) == request
     assert request.to_json().isascii()
+
+
+def test_a_request_without_them_is_written_as_before_there_were_solvers() -> None:
+    written = (
+        '{"model": "dimr-toybox", "classes": ["car", 3], "count": 2, "seed": 7, "steps": 25, "guidance": 2.0, '
+        '"dtype": "auto", "device": "auto", "sizes": [], "extrapolation": null, "prompts": [], "negative": "", '
+        '"concepts": [], "editability": 0.0'
+    )
+    asked = GenerateRequest(classes=("car", 3), count=2, seed=7, steps=25, guidance=2.0)
+    assert asked.to_json() == written + "}" and asked.sampling == {}
+    other = replace(asked, solver="heun", guidance_channels=3)
+    assert other.to_json() == written + ', "solver": "heun", "guidance_channels": 3}'
+    assert other.sampling == {"solver": "heun", "guidance_channels": 3}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +90,13 @@ def test_json_round_trip(request: GenerateRequest) -> None:
         {"sizes": {"64": 64}},
         {"extrapolation": ""},
         {"extrapolation": 2},
+        {"solver": ""},
+        {"solver": 2},
+        {"guidance_power": 0},
+        {"guidance_power": 101},
+        {"guidance_power": "2"},
+        {"guidance_channels": 0},
+        {"guidance_channels": 1.5},
     ],
 )
 def test_a_wrong_value_names_its_field(values: dict[str, object]) -> None:

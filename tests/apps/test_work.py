@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -302,7 +302,7 @@ def test_a_picture_without_a_record_is_refused(tmp_path: Path) -> None:
 
 def test_the_record_fits_its_json(pictures: list[work.Picture]) -> None:
     assert json.loads(pictures[0].record.to_json())["request"] == {
-        **asdict(pictures[0].record.request),
+        **pictures[0].record.request.to_dict(),
         "classes": ["boat", 3],
         "prompts": [],
         "concepts": [],

@@ -83,6 +83,13 @@ def test_it_is_the_published_loop(scale: float) -> None:
     torch.testing.assert_close(got, by_hand(pipe, [made], PROMPT, scale, 0.5, "a red dog"), atol=2e-5, rtol=1e-4)
 
 
+def test_a_concept_that_was_learned_for_a_word_of_the_model_still_loads() -> None:
+    pipe = tiny_pipeline()
+    made = concept(pipe, "Red")
+    got = make(ConceptSampler(pipe, [made]), "a photo of Red", guidance_scale=3.0)
+    torch.testing.assert_close(got, by_hand(pipe, [made], "a photo of Red", 3.0, 0.0, ""), atol=2e-5, rtol=1e-4)
+
+
 def test_several_concepts_several_times() -> None:
     pipe = tiny_pipeline()
     concepts = [concept(pipe), concept(pipe, "<dog2>")]

@@ -311,6 +311,16 @@ def test_saves_and_loads_as_a_model_of_ours(tmp_path: Path, vae: bool) -> None:
     assert torch.equal(*results)
 
 
+def test_a_default_size_of_its_own(tmp_path: Path) -> None:
+    made = FiTv2Pipeline(tiny(channels=3), default_side=6, default_steps=1)
+    assert made.default_size == (12, 12) and made(0, width=4).images[0].size == (4, 12)
+    store.save(made, tmp_path / "model", {})
+    assert belvedere.load(tmp_path / "model").default_size == (12, 12)
+    for wrong in (0, -3, 1.5, "6", 10**6):
+        with pytest.raises(InputError, match=r"default_side .*: must be an integer from 1 to 65536"):
+            FiTv2Pipeline(tiny(), default_side=wrong)  # type: ignore[arg-type]
+
+
 # What is refused
 
 
@@ -335,7 +345,7 @@ def test_wrong_numbers_of_things() -> None:
     made = pipeline()
     with pytest.raises(InputError, match=r"3 sizes for 2 images: give one \(height, width\) each, or height and width"):
         made([0, 1], sizes=[(4, 4)] * 3)
-    with pytest.raises(InputError, match="2 sizes for 2 images: give one"):
+    with pytest.raises(InputError, match="sizes, and height or width too: give either"):
         made([0, 1], sizes=[(4, 4)] * 2, height=4)
     with pytest.raises(InputError, match="1 generators for 2 images"):
         made([0, 1], generator=generators([0]))

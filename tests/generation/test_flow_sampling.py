@@ -10,7 +10,15 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.generation.fitv2 import FiTv2
-from belvedere.generation.flow_sampling import SOLVERS, Plan, run_schedulers, scheduler_times, solve, visited
+from belvedere.generation.flow_sampling import (
+    SOLVERS,
+    Plan,
+    evaluations,
+    run_schedulers,
+    scheduler_times,
+    solve,
+    visited,
+)
 from belvedere.generation.flow_solvers import integrate
 from belvedere.generation.packed_sampling import Guidance, PackedCall
 from tests.generation.test_fitv2 import tiny
@@ -145,10 +153,11 @@ def test_visited_are_the_times_that_are_asked_for(solver: str, options: dict[str
     times = visited(plan, call.reaches_end)
     assert list(dict.fromkeys(call.asked)) == times and times[0] == 0 and times == sorted(times)
     assert evaluated == [len(times)] * 3  # of two classes and the null class, each once
+    assert evaluations(plan, call.reaches_end) == len(call.asked)
 
 
 def test_the_adaptive_solver_announces_nothing() -> None:
-    assert visited(plan_of("dopri5", 5), True) == []
+    assert visited(plan_of("dopri5", 5), True) == [] and evaluations(plan_of("dopri5", 5), True) is None
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

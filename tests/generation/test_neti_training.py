@@ -135,6 +135,15 @@ def test_where_it_starts() -> None:
     assert likeness["word"] > 0.95 > likeness["published"]
 
 
+def test_a_token_that_is_part_of_its_super_category() -> None:
+    base = FrozenBase(tiny_pipeline())
+    row = base.encoders[0].table[tiny_tokenizer().convert_tokens_to_ids("dog</w>")]
+    for start in ("published", "word"):
+        concept = base.concept("og", "dog", "tiny", start=start, **SIZES)
+        assert list(concept.mapper.config.target_norms) == pytest.approx([row.norm().item()])
+    assert Lesson(base, concept, TEMPLATES).prompts[0] == "a photo of a og"
+
+
 def test_pictures_on_the_way_use_the_published_solver_and_leave_the_base_its_own() -> None:
     learning = lesson()
     make = sampler(learning.base, learning.concept)
@@ -150,6 +159,8 @@ def test_what_cannot_be_learned_is_named() -> None:
     base = FrozenBase(tiny_pipeline())
     for arguments, message in (
         (("cat</w>", "cat"), "the model has this word already"),
+        (("Cat", "cat"), "token Cat: the model has this word already"),
+        (("red", "cat"), "token red: the model has this word already"),
         (("<toy>", "zebra"), "super-category 'zebra': must be one token"),
         (("<toy>", "cat dog"), "super-category 'cat dog': must be one token"),
         (("two words", "cat"), "must be one word"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 from belvedere.generation.fitv2 import FiTv2
-from belvedere.generation.packed_sampling import Guidance, ModulationTable, PackedCall, alone, split
+from belvedere.generation.packed_sampling import Guidance, ModulationTable, PackedCall, alone, pieces, split
 from tests.generation.test_fitv2 import tiny
 
 SIZES = [(2, 3), (4, 4), (1, 5)]
@@ -162,6 +162,30 @@ def test_images_that_have_arrived_leave_their_rows_to_the_filling(monkeypatch: p
     every = call.velocities(x, [0.5] * 3, [0, 1, 2])
     assert torch.equal(call.velocities(x[2:], [0.5], [2])[0], every[2])
     assert [n for n, _ in calls] == [32, 32]
+
+
+@pytest.mark.parametrize("refinement", [{}, {"refine_depth": 1, "refine_dim": 8}], ids=str)
+def test_the_filling_of_a_large_call_attends_in_pieces(
+    refinement: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image of 256 tokens at the capacity of a GPU: no sequence is longer than it, and the rest is cut off."""
+    network, layouts = tiny(**refinement), []
+    (x,), run = tokens([256]), network.run
+    want = plain(network, x, 0.5, 0, (16, 16))
+    monkeypatch.setattr(network, "run", lambda x, rows, layout: layouts.append((rows, layout)) or run(x, rows, layout))
+    call = packed_call(network, Guidance(1.0), sizes=[(16, 16)], labels=[0], extrapolations=["none"], capacity=8192)
+    got = call.velocity(x, 0.5)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    ((rows, layout),) = layouts
+    assert layout.offsets.diff().tolist() == [256] + [248] * 32 and len(rows) == 2
+    assert layout.sizes.tolist() == [[16, 16], [1, 7936]]
+
+
+def test_the_number_of_pieces_goes_by_the_capacity() -> None:
+    assert pieces(250, 256) == [250] and pieces(0, 8192) == []
+    for spare in (1, 31, 4095, 8191):
+        lengths = pieces(spare, 8192)
+        assert len(lengths) == 32 and sum(lengths) == spare and max(lengths) <= 256
 
 
 def test_an_image_has_the_rows_it_has_alone_whatever_the_times_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,6 +295,16 @@ def test_wrong_number_of_generators() -> None:
         pipeline()(["ant"], generator=generators([0, 1]))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("solver", ["multistep", "published"])
+def test_a_step_is_one_evaluation_by_either_solver(solver: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = pipeline(schedule="scaled_linear", prediction="epsilon"), []
+    forward = made.network.forward
+    monkeypatch.setattr(made.network, "forward", lambda *x, **y: calls.append(1) or forward(*x, **y))
+    made(["ant"], solver=solver, num_inference_steps=steps)
+    assert len(calls) == made.evaluations(solver, steps) == steps
+
+
 @pytest.mark.parametrize("solver", ["magic", "published"])
 def test_solvers_that_do_not_fit(solver: Any) -> None:
     with pytest.raises(InputError, match=f"solver '{solver}'"):

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from belvedere.errors import InputError
 from belvedere.generation import prompt_pipeline
+from belvedere.generation.concept import Conditioning
+from belvedere.generation.concept_pipeline import KEPT
 from belvedere.generation.prompt_pipeline import PromptPipeline
 from belvedere.seeds import generator
 from tests.generation.neti_models import tiny_pipeline
@@ -55,6 +58,30 @@ def test_pictures_of_one_size_share_a_call(monkeypatch: pytest.MonkeyPatch) -> N
     assert wide.size == (24, 16)
     with pytest.raises(InputError, match="size 20x16: this model makes multiples of 8 pixels a side"):
         pipeline.grid((16, 20))
+
+
+def encodings(pipeline: PromptPipeline, indices: range, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many runs of the text encoder, for all layers of a time, these pictures take."""
+    runs, encode = list[int](), Conditioning._encode
+    with monkeypatch.context() as patch:
+        patch.setattr(Conditioning, "_encode", lambda self, *given: runs.append(1) or encode(self, *given))
+        pictures(pipeline, indices)
+    return len(runs)
+
+
+def test_a_prompt_is_encoded_once_a_step_and_not_again_for_further_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_pipeline, "CELLS_PER_CALL", 10 * 64)
+    pipe = tiny_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    two = PromptPipeline(pipe, PROMPTS[:2], concepts=[concept(pipe)])
+    assert encodings(two, range(8), monkeypatch) == 2 * 2  # of eight pictures and two rows of padding
+    assert encodings(two, range(8, 16), monkeypatch) == 0
+    many = two.changed(prompts=[f"<my-cat>{' red' * n}" for n in range(KEPT + 1)])
+    for _ in range(2):  # too many to keep
+        assert encodings(many, range(2 * KEPT), monkeypatch) == 2 * (KEPT + 1)
+    one = two.changed(prompts=PROMPTS[2:])
+    assert encodings(one, range(1), monkeypatch) == 2 and encodings(one, range(1, 2), monkeypatch) == 0
+    assert encodings(two, range(2), monkeypatch) == 2 * 2  # of all pipelines, the last one keeps
 
 
 def test_a_callback_sees_no_padding_and_may_change_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,13 +119,14 @@ def test_a_call_of_fitv2_needs_nothing_of_the_host(
     assert {"belvedere::attention", "belvedere::qk_norm_rope", "belvedere::gated_residual_norm"} <= watched.names
 
 
+@pytest.mark.parametrize("capacity", [32, 1024])
 @pytest.mark.parametrize(("change", "kinds"), [({}, 1), ({"refine_depth": 1, "refine_dim": 8}, 2)], ids=str)
 def test_pictures_of_other_sizes_are_of_one_kind_unless_convolutions_go_by_them(
-    change: dict[str, Any], kinds: int
+    change: dict[str, Any], kinds: int, capacity: int
 ) -> None:
     network, noted = tiny_fitv2(**change), Noted()
     for sizes in ([(2, 3), (4, 4), (1, 5)], [(1, 1), (3, 3), (2, 2)]):
-        call = packed_call(network, Guidance(2.0), sizes=sizes, graphs=noted)
+        call = packed_call(network, Guidance(2.0), sizes=sizes, graphs=noted, capacity=capacity)
         for t in (0.2, 0.4):
             call.velocity(torch.cat(tokens(call.lengths)), t)
     assert list(noted.kinds.values()) == [4 // kinds] * kinds
