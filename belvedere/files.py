@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old file or the new one, never half of either."""
+"""Files: where they are, and writing them so that a reader sees the old or the new one, never half of either."""
 
 import os
 import secrets
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with the home of its user in place of ``~``, or as it is where that is not known."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The autoencoder of latents by itself: found in a folder or on the hub, checked, loaded."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from belvedere.checkpoints.components import known_class, read_json
 from belvedere.checkpoints.published import AUTOENCODERS, load_diffusers, reading
 from belvedere.checkpoints.tensors import one_line
 from belvedere.errors import InputError
+from belvedere.files import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ def find_autoencoder(name_or_path: str | Path) -> Path:
     safetensors of the autoencoder are fetched. Raises ``InputError`` when there is none.
     """
     name = str(name_or_path)
-    folder = store.EMBEDDED / name if name in store.embedded() else Path(os.path.expanduser(name))  # noqa: PTH111
+    folder = store.EMBEDDED / name if name in store.embedded() else expanded(name)
     if not folder.exists() and name.count("/") == 1:
         folder = _fetch(name)
     for place in (folder, folder / "vae"):

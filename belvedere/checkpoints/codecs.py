@@ -26,13 +26,13 @@ from belvedere.kernels.layout import place
 TABLES = "tables.safetensors"
 
 
-def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = None) -> Codec:
-    """Return the codec of an embedded name, a folder or a hub id, in float32; ``device`` as for ``store.load``.
+def load_codec(name_or_path: str | Path, device: "torch.device | str | None" = None, *, fast: bool = False) -> Codec:
+    """Return the codec of an embedded name, a folder or a hub id, in float32.
 
-    Raises ``InputError`` for anything unknown, damaged or inconsistent.
+    ``device``, ``fast``: see ``store.load``. Raises ``InputError`` for anything unknown, damaged or inconsistent.
     """
     folder = store.resolve(name_or_path)
-    digest = store.verify(folder)
+    digest = store.verify(folder, full=not fast)
     if store.read_json(folder / "model_index.json").get("_class_name") != CODEC:
         raise InputError(f"model {name_or_path} is no codec: choose one, such as segpic-photo")
     model = load_network(folder / "network", SegPIC, torch.float32)

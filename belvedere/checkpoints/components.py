@@ -6,7 +6,7 @@ the network's, built without memory, before any is read.
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -201,11 +201,16 @@ def check_shapes(files: list[Path], expected: Shapes, folder: Path, read: Callab
         if read_json(index).get("weight_map") != places:
             raise InputError(f"{index} does not list the tensors of the files beside it; get the model again")
     shared = expected.keys() & found.keys()
-    wrong = [f"{key} {found[key]} is {expected[key]}" for key in sorted(shared) if found[key] != expected[key]]
+    wrong = (f"{key} {found[key]} is {expected[key]}" for key in shared if found[key] != expected[key])
+    check_fit(folder, expected.keys() - found.keys(), wrong, found.keys() - expected.keys())
+
+
+def check_fit(folder: Path, missing: Iterable[str], mismatched: Iterable[str], unexpected: Iterable[str] = ()) -> None:
+    """Raise ``InputError`` listing tensors of the weights in ``folder``, where there are any that do not fit."""
     problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape than the config's": wrong,
+        "missing": sorted(missing),
+        "unexpected": sorted(unexpected),
+        "of another shape than the config's": sorted(mismatched),
     }
     lines = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in problems.items() if keys]
     if lines:

@@ -9,6 +9,7 @@ from belvedere.checkpoints import store
 from belvedere.checkpoints.components import CODEC, SCENES
 from belvedere.checkpoints.tensors import TORCH_SUFFIXES, read_state_dict
 from belvedere.errors import InputError
+from belvedere.files import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +41,8 @@ def load(
     ``load_official``. ``dtype``, ``device``, ``fast``: see ``store.load``; codecs are float32, and NViST unless told.
     Raises ``InputError`` for anything unknown, damaged or inconsistent; no code of the model runs.
     """
-    path = Path(name_or_path)
-    if path.name.endswith((".safetensors", *TORCH_SUFFIXES)) and path.is_file():
+    path = expanded(name_or_path)
+    if path.name.endswith((".safetensors", *TORCH_SUFFIXES)) and not path.is_dir():
         return _load_file(path, dtype, device, config)
     if config is not None:
         raise InputError(f"config goes with official files of weights, and {name_or_path} is none: leave it out")
@@ -50,11 +51,11 @@ def load(
     if kind == CODEC:
         from belvedere.checkpoints.codecs import load_codec
 
-        return load_codec(folder, device)
+        return load_codec(folder, device, fast=fast)
     if kind == SCENES:
         from belvedere.checkpoints.views import load_scene_model
 
-        return load_scene_model(folder, device, dtype or "float32")
+        return load_scene_model(folder, device, dtype or "float32", fast=fast)
     return store.load(folder, dtype, device, fast=fast)
 
 
@@ -68,7 +69,7 @@ def _load_file(
         from belvedere.checkpoints.official_neti import official_concept
 
         return official_concept(path)
-    if path.suffix == ".safetensors" and _is_concept(path):
+    if path.suffix == ".safetensors" and path.is_file() and _is_concept(path):
         from belvedere.checkpoints.concepts import load_concept
 
         return load_concept(path)

@@ -30,7 +30,8 @@ def load_inception(path: Path | None) -> InceptionV3:
     with torch.device("meta"):
         network = InceptionV3()
     # Counters of training steps, which do nothing here: files of older versions of PyTorch have none.
-    counters = {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith(_COUNTERS)}
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
+    counters = {name: zero.clone() for name in network.state_dict() if name.endswith(_COUNTERS)}
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith(_COUNTERS)} | counters
     try:
         check_fit(network, weights)

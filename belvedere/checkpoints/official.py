@@ -14,7 +14,7 @@ from belvedere.checkpoints.official_segpic import infer_segpic, segpic_config, s
 from belvedere.checkpoints.tensors import one_line, read_state_dict
 from belvedere.compression import segpic_config as segpic_sizes
 from belvedere.compression.segpic import SegPIC
-from belvedere.errors import InputError
+from belvedere.errors import InputError, out_of_memory
 from belvedere.generation import dimr_config as dimr_sizes
 from belvedere.generation import fitv2_config as fitv2_sizes
 from belvedere.generation.dimr import DiMR
@@ -173,6 +173,8 @@ def load_official(
     except InputError:
         raise
     except Exception as error:  # what is made of shapes fails as anything
+        if out_of_memory(error):
+            raise
         raise InputError(f"these are not {system} weights of this form: {one_line(error)}") from error
     check_fit(model, ours)
     del weights  # what was joined is free then

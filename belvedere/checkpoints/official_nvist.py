@@ -151,8 +151,8 @@ def _equal(positions: Tensor, rows: int, columns: int, start: float) -> bool:
 
 def _table(rows: int, columns: int, dim: int, start: float) -> Tensor:
     """Return positions as the official network stores them: (1, 1 + rows columns, dim), the first row 0."""
-    codes = position_codes(rows, columns, dim, torch.empty(0), start)
-    return torch.cat((torch.zeros(1, dim), codes))[None]
+    first = torch.zeros(1, dim, device="cpu")
+    return torch.cat((first, position_codes(rows, columns, dim, first, start)))[None]
 
 
 def to_official(model: NViST) -> dict[str, Tensor]:

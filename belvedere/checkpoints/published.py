@@ -4,6 +4,7 @@ Their libraries build them from configs that were checked here, and open no file
 in by ``components.fill``.
 """
 
+import errno
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from belvedere.checkpoints.components import (
     MAX_NUMBER,
     NETWORKS,
     check_blocks,
+    check_fit,
     check_keys,
     check_numbers,
     fields,
@@ -26,8 +28,8 @@ from belvedere.checkpoints.components import (
     walk,
 )
 from belvedere.checkpoints.tensors import check_finite, header, one_line, read_each
-from belvedere.checkpoints.tokenizer import load_tokenizer
-from belvedere.errors import InputError
+from belvedere.checkpoints.tokenizer import FILES, load_tokenizer
+from belvedere.errors import InputError, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +38,12 @@ AUTOENCODERS = {"AutoencoderKL": "diffusers"}
 _TOKENIZERS = {"CLIPTokenizer": "transformers", "CLIPTokenizerFast": "transformers"}
 _TEXT_MODELS = {"CLIPTextModel": "transformers", "CLIPTextModelWithProjection": "transformers"}
 _SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "TCDScheduler",
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
     "UniPCMultistepScheduler",
 )  # fmt: skip
 CLASSES: dict[str, dict[str, str]] = {
@@ -66,6 +69,10 @@ _TEXT_REMARKS = (
     "torch_dtype", "transformers_version",
 )  # fmt: skip
 """What else its config says, and nothing follows from here."""
+_AVERAGE_REMARKS = (
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
+)  # fmt: skip
+"""What diffusers' ``EMAModel`` says in a config of how the average of weights was taken."""
 
 _MAX_LAYERS, _MAX_LIST = 256, 64
 """Of a number in a config that says how many layers there are, and of a list's length."""
@@ -73,7 +80,11 @@ _BLOCKS, _LAYERS = 4, 2
 """Of a denoiser whose config does not say."""
 _TENSORS = 4
 """The fewest of a block."""
+_RAN_OUT = (errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 _VERSION = "_diffusers_version"
+_SCHEDULER = "scheduler_config.json"
+_WEIGHTS = ("diffusion_pytorch_model", "model")
+"""What files of weights are called, without their endings."""
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """What autoencoders called the maps of an attention until 2023."""
 
@@ -84,6 +95,8 @@ def load_component(folder: Path, name: str, entry: object, dtype: "torch.dtype")
     Returns None where ``entry`` leaves it out. Raises ``InputError`` for a component that is missing, damaged, or of a
     class not in the table.
     """
+    import torch
+
     cls = component_class(name, entry, folder.parent / "model_index.json")
     if cls is None:
         return None
@@ -93,7 +106,8 @@ def load_component(folder: Path, name: str, entry: object, dtype: "torch.dtype")
         return load_network(folder, cls, dtype)
     with reading(folder):
         if name == "scheduler":
-            return cls.from_config(scheduler_config(folder))
+            with torch.device("cpu"):
+                return cls.from_config(scheduler_config(folder))
         if name.startswith("tokenizer"):
             return load_tokenizer(cls, folder)
         if name.startswith("text_encoder"):
@@ -114,14 +128,45 @@ def component_class(name: str, entry: object, index: Path) -> Any:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Keep libraries from showing bars and advice on stderr, where an error has to be one line."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries = (of_diffusers, of_transformers)
+    before = [(logging, logging.get_verbosity(), logging.is_progress_bar_enabled()) for logging in libraries]
+    for logging in libraries:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, level, bars in before:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+
+
+@contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turn whatever a library raises, of what it was given from ``folder``, into ``InputError``."""
+    """Turn whatever a library raises, of what it was given from ``folder``, into ``InputError``.
+
+    What is the machine's fault passes: memory, room or open files that ran out, a file elsewhere.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # readers of configs raise anything
+        if out_of_memory(error) or (isinstance(error, OSError) and _of_the_machine(error, folder)):
+            raise
         raise InputError(f"{folder}: cannot be loaded ({one_line(error)}); get the model again") from error
+
+
+def _of_the_machine(error: OSError, folder: Path) -> bool:
+    """Return whether an operating system's error, not a library's, has another reason than a file in ``folder``."""
+    elsewhere = not str(error.filename).startswith(str(folder))
+    return error.errno in _RAN_OUT or (error.errno is not None and elsewhere)
 
 
 def load_diffusers(cls: Any, folder: Path, dtype: "torch.dtype") -> Any:
@@ -146,8 +191,8 @@ def diffusers_config(cls: Any, config: dict[str, Any], folder: Path, tensors: in
     Raises ``InputError`` for unknown keys, and for sizes that no such network has.
     """
     path = folder / "config.json"
+    config = {key: value for key, value in public(config).items() if key not in _AVERAGE_REMARKS}
     check_sizes(config, path)
-    config = public(config)
     check_keys(config.keys() - {_VERSION}, fields(cls), path)
     lists = (config.get(key) for key in ("block_out_channels", "down_block_types", "up_block_types"))
     blocks = max((len(x) for x in lists if isinstance(x, list)), default=_BLOCKS)
@@ -196,7 +241,7 @@ def load_text_model(cls: Any, folder: Path, dtype: "torch.dtype") -> Any:
     fill(network, weights_of(folder), folder, dtype, named=named)
     for module in network.modules():
         if isinstance(getattr(module, "position_ids", None), torch.Tensor):  # which files no longer have
-            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+            module.position_ids = torch.arange(module.position_ids.shape[-1], device="cpu")[None]
     return network.eval().requires_grad_(False)
 
 
@@ -219,7 +264,7 @@ def load_transformers(cls: Any, folder: Path, **options: Any) -> Any:
     """Return a model of a class of transformers, made with ``options``, whose tensors have had other names.
 
     Its library, which knows them, is given config and tensors, and no folder to look into. Raises ``InputError`` for
-    weights that are damaged, not finite or fewer than the config asks for.
+    weights that are damaged, not finite, or lack a tensor that the config asks for.
     """
     import torch
 
@@ -233,7 +278,11 @@ def load_transformers(cls: Any, folder: Path, **options: Any) -> Any:
         raise InputError(f"weights in {folder} do not fit its config.json: {found} numbers, {wanted} are asked for")
     tensors = {name: tensor for file in files for name, tensor in read_each(file)}
     check_finite(tensors, str(folder))
-    return cls.from_pretrained(None, config=made, state_dict=tensors, **options).eval()
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # else it tells no names
+    with quiet():
+        network, told = cls.from_pretrained(None, config=made, state_dict=tensors, **options)
+    check_fit(folder, missing=told["missing_keys"], mismatched=(name for name, *_ in told["mismatched_keys"]))
+    return network.eval()
 
 
 def _known(cls: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -248,10 +297,20 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
 
     Keys that it does not know are those of others that it may be exchanged for.
     """
-    path = folder / "scheduler_config.json"
+    path = folder / _SCHEDULER
     config = read_json(path)
     check_numbers(config, path)
     return public(config)
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """Return patterns of the files that are read of a component of a text-to-image model, no variants of weights."""
+    if name == "scheduler":
+        return (_SCHEDULER,)
+    if name.startswith("tokenizer"):
+        return FILES
+    endings = (".safetensors", ".safetensors.index.json", "-?????-of-?????.safetensors")
+    return ("config.json", *(f"{weights}{ending}" for weights in _WEIGHTS for ending in endings))
 
 
 def weights_of(folder: Path) -> list[Path]:
@@ -259,15 +318,13 @@ def weights_of(folder: Path) -> list[Path]:
 
     Raises ``InputError`` when there are none, and for an index that names anything but shards beside it.
     """
-    names = ("diffusion_pytorch_model", "model")
-    if found := [path for name in names if (path := folder / f"{name}.safetensors").is_file()]:
+    if found := [path for name in _WEIGHTS if (path := folder / f"{name}.safetensors").is_file()]:
         return found[:1]
-    for name in names:
+    for name in _WEIGHTS:
         if (index := folder / f"{name}.safetensors.index.json").is_file():
             return _shards(index, name)
-    raise InputError(
-        f"{folder}: no {' or '.join(f'{name}.safetensors' for name in names)}; get the model with safetensors weights"
-    )
+    wanted = " or ".join(f"{name}.safetensors" for name in _WEIGHTS)
+    raise InputError(f"{folder}: no {wanted}; get the model with safetensors weights")
 
 
 def _shards(index: Path, name: str) -> list[Path]:

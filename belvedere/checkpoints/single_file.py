@@ -16,13 +16,14 @@ from belvedere.checkpoints.published import (
     CLASSES,
     component_class,
     diffusers_config,
+    quiet,
     scheduler_config,
     text_config,
 )
 from belvedere.checkpoints.tensors import check_finite, entries, one_line, read_each, read_state_dict
-from belvedere.checkpoints.text_to_image import COMPONENTS, TEXT_TO_IMAGE, options_of, quiet
+from belvedere.checkpoints.text_to_image import COMPONENTS, TEXT_TO_IMAGE, options_of
 from belvedere.checkpoints.tokenizer import copy_tokenizer
-from belvedere.errors import InputError
+from belvedere.errors import InputError, out_of_memory
 
 PARTS = ("model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner."))
 """How the names of its denoiser, its autoencoder and its text models begin."""
@@ -47,6 +48,8 @@ def load_single_file(file: Path, layout: Path) -> Any:
         except InputError:
             raise
         except Exception as error:  # what does not fit shows as anything
+            if out_of_memory(error):
+                raise
             why = "weights are missing" if "meta tensor" in str(error) else one_line(error)
             raise InputError(f"{file}: does not fit the layout {layout} ({why}); give that of its model") from error
     if any(x.is_meta for part in pipeline.components.values() for x in getattr(part, "state_dict", dict)().values()):

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,10 @@ from belvedere.checkpoints.components import (
     known_class,
     read_json,
 )
-from belvedere.checkpoints.published import load_component
-from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE, load_text_to_image, quiet
+from belvedere.checkpoints.published import load_component, quiet
+from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE, files_read, load_text_to_image
 from belvedere.errors import InputError
-from belvedere.files import atomic_write
+from belvedere.files import atomic_write, expanded
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,9 @@ STORED = ("float32", "bfloat16", "float16", "int8")
 SHARD = 5_000_000_000
 """Bytes of weights in one file: what some file systems, and the hub's tools, handle well."""
 
+_ABOUT = ("model_index.json", "card.json", manifest.NAME, readme.NAME)
+_WHOLE = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
+"""Patterns of the configs and weights of a model."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
@@ -56,13 +59,13 @@ def embedded() -> list[str]:
 def resolve(name_or_path: str | Path, *, download: bool = True) -> Path:
     """Return the folder of a model: an embedded name, a folder, or a hub id ``owner/name[@revision]``.
 
-    A hub id is downloaded through huggingface_hub's cache, JSON and safetensors only; without ``download`` it must
-    be in the cache. Raises ``InputError`` when there is no such model, or it cannot be fetched.
+    A hub id is downloaded through huggingface_hub's cache, only what is read of it; without ``download`` it must be in
+    the cache. Raises ``InputError`` when there is no such model, or it cannot be fetched.
     """
     name = str(name_or_path)
     if name in embedded():
         return EMBEDDED / name
-    folder = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    folder = expanded(name)
     if (folder / "model_index.json").is_file():
         return folder
     if folder.is_file():
@@ -80,10 +83,13 @@ def _fetch(hub_id: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = hub_id.partition("@")
-    patterns = ["model_index.json", "card.json", manifest.NAME, readme.NAME, "*/*.json", "*/*.safetensors", "*/*.txt"]
-    get = partial(snapshot_download, repository, revision=revision or None, allow_patterns=patterns)
+    get: Any = partial(snapshot_download, repository, revision=revision or None, local_files_only=not download)
     try:
-        folder = Path(str(get(local_files_only=not download)))
+        folder = Path(get(allow_patterns=_ABOUT))
+        if (folder / "model_index.json").is_file():
+            folder = Path(get(allow_patterns=[*_ABOUT, *_patterns(folder)]))
+    except InputError:
+        raise
     except Exception as error:
         if not download:
             raise InputError(f"model {hub_id} is not on this machine; --model {hub_id} fetches it") from error
@@ -119,16 +125,30 @@ def _write_card(folder: Path, facts: dict[str, Any]) -> None:
 def digest(folder: Path, known: Mapping[str, manifest.Entry] | None = None) -> str:
     """Return the SHA-256 of a model: over the names and bytes of its configs and weights, in sorted order.
 
-    ``known``: entries of its manifest for files that are not to be read again.
+    Of a text-to-image model that Belvedere did not write, only those that are read count. ``known``: entries of its
+    manifest for files that are not to be read again.
     """
+    return _digest(folder, _patterns(folder), known or {})
+
+
+def _patterns(folder: Path) -> Iterable[str]:
+    """Return patterns of the files that make the model in a folder."""
+    index = folder / "model_index.json"
+    if index.is_file() and not any((folder / name).is_file() for name in ("card.json", manifest.NAME)):
+        content = read_json(index)
+        if str(content.get("_class_name")) in TEXT_TO_IMAGE:
+            return files_read(content)
+    return _WHOLE
+
+
+def _digest(folder: Path, patterns: Iterable[str], known: Mapping[str, manifest.Entry]) -> str:
     total = hashlib.sha256()
-    patterns = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.txt")
     files = {path for pattern in patterns for path in folder.glob(pattern)}
     for path in sorted(files - {folder / "card.json", folder / manifest.NAME}):
         name = path.relative_to(folder).as_posix()
         if name.startswith(".") or "/." in name:  # what tools leave, such as the hub's .cache
             continue
-        entry = known[name] if known is not None and name in known else manifest.Entry.of(path)
+        entry = known[name] if name in known else manifest.Entry.of(path)
         total.update(f"{name} {entry.sha256}\n".encode())
     return total.hexdigest()
 
@@ -140,7 +160,7 @@ def verify(folder: Path, *, full: bool = True) -> str:
     manifest; a model without one is read whole all the same.
     """
     has_manifest = (folder / manifest.NAME).is_file()
-    known = None
+    known = {}
     if not full and has_manifest and not _differences(folder, full=False):
         known = {name: entry for name, entry in manifest.read(folder).items() if entry.bytes > manifest.SMALL}
     found = digest(folder, known)
@@ -162,16 +182,16 @@ def _differences(folder: Path, *, full: bool) -> list[str]:
         return [str(error)]
 
 
-def faults(folder: Path, *, full: bool = True) -> list[str]:
+def faults(folder: Path) -> list[str]:
     """Return what is wrong with the files of a model that Belvedere wrote, a line each; nothing where all is right.
 
-    Every file counts, the card and the manifest too. ``full``: as in ``verify``.
+    Every byte of every file counts, of the card and the manifest too.
     """
     if not (folder / manifest.NAME).is_file():
         return [f"it has no {manifest.NAME}: made before there were any, or not by Belvedere"]
-    wrong = _differences(folder, full=full)
+    wrong = _differences(folder, full=True)
     try:
-        verify(folder, full=full)
+        verify(folder)
     except InputError as error:
         wrong.append(str(error))
     return wrong
@@ -203,7 +223,7 @@ def load_verified(folder: Path, dtype: "torch.dtype", device: "torch.device", *,
         raise InputError(f"model {folder.name} is a codec: belvedere compress and belvedere.load_codec take it")
     if index.get("_class_name") == SCENES:
         raise InputError(f"model {folder.name} makes scenes: belvedere view and belvedere.load_scene_model take it")
-    if index.get("_class_name") in TEXT_TO_IMAGE:
+    if str(index.get("_class_name")) in TEXT_TO_IMAGE:
         return load_text_to_image(folder, index, dtype).to(device), found
     cls = known_class(PIPELINES, index.get("_class_name"), folder / "model_index.json")
     values = {key: value for key, value in index.items() if not key.startswith("_")}
@@ -275,7 +295,7 @@ def save_folder(write: Callable[[Path], object], folder: Path, facts: dict[str, 
         write(fresh)
         if dtype == "int8":
             int8.quantise(fresh)
-        found = digest(fresh)
+        found = _digest(fresh, _WHOLE, {})
         _write_card(fresh, {**facts, "digest": found})
         manifest.write(fresh)
         _settle(fresh)

@@ -153,7 +153,7 @@ def read_each(path: Path, names: Collection[str] | None = None) -> "Iterator[tup
             dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
             if dtype is None:
                 raise InputError(f"{path.name}: tensor '{name[:80]}' has kind {entry.dtype}, not read here")
-            tensor = torch.empty(entry.shape, dtype=dtype)
+            tensor = torch.empty(entry.shape, dtype=dtype, device="cpu")
             file.seek(entry.start)
             content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # (n,) bytes
             if file.readinto(content) != entry.stop - entry.start:

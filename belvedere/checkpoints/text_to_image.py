@@ -3,13 +3,11 @@
 A safety checker that a folder may have is left out, and so is an image encoder: neither takes part in text-to-image.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from belvedere.checkpoints.components import known_class
-from belvedere.checkpoints.published import CLASSES, load_component
+from belvedere.checkpoints.published import CLASSES, files_of, load_component, quiet
 from belvedere.checkpoints.tensors import one_line
 from belvedere.errors import InputError
 
@@ -31,26 +29,6 @@ def load_text_to_image(folder: Path, index: dict[str, Any], dtype: "torch.dtype"
         return _load(folder, index, dtype)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep libraries from showing bars and advice on stderr, where an error has to be one line."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    libraries = (of_diffusers, of_transformers)
-    before = [(logging, logging.get_verbosity(), logging.is_progress_bar_enabled()) for logging in libraries]
-    for logging in libraries:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logging, level, bars in before:
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()
-
-
 def _load(folder: Path, index: dict[str, Any], dtype: "torch.dtype") -> Any:
     cls = known_class(TEXT_TO_IMAGE, index.get("_class_name"), folder / "model_index.json")
     parts: dict[str, Any] = {name: None for name in _LEFT_OUT if name in index}
@@ -65,6 +43,12 @@ def _load(folder: Path, index: dict[str, Any], dtype: "torch.dtype") -> Any:
         raise InputError(f"{folder / 'model_index.json'}: {one_line(error)}; get the model again") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def files_read(index: dict[str, Any]) -> list[str]:
+    """Return patterns of the files that are read of a folder whose ``model_index.json`` holds ``index``."""
+    components = [f"{name}/{file}" for name in COMPONENTS if name in index for file in files_of(name)]
+    return ["model_index.json", *components]
 
 
 def options_of(cls: Any, index: dict[str, Any]) -> dict[str, Any]:

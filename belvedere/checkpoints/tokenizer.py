@@ -15,6 +15,8 @@ from belvedere.errors import InputError
 _MAX_BYTES = 16 << 20
 _FILES = ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+FILES = _FILES + _SETTINGS
+"""All that are read of a folder."""
 _FIELDS = (
     "add_prefix_space", "added_tokens_decoder", "additional_special_tokens", "bos_token",
     "clean_up_tokenization_spaces", "do_lower_case", "eos_token", "errors", "extra_special_tokens", "model_max_length",

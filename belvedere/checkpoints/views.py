@@ -35,24 +35,32 @@ class SceneModel(NamedTuple):
 
 
 def load_scene_model(
-    name_or_path: str | Path, device: "torch.device | str | None" = None, dtype: "torch.dtype | str" = torch.float32
+    name_or_path: str | Path,
+    device: "torch.device | str | None" = None,
+    dtype: "torch.dtype | str" = torch.float32,
+    *,
+    fast: bool = False,
 ) -> NViST:
-    """Return the network of an embedded name, a folder or a hub id; ``device`` and ``dtype`` as for ``store.load``.
+    """Return the network of an embedded name, a folder or a hub id; other arguments as for ``store.load``.
 
     In any ``dtype`` the field it makes of a picture is in float32, and decoded so. Raises ``InputError`` for anything
     unknown, damaged or inconsistent.
     """
-    return open_scene_model(name_or_path, device, dtype).network
+    return open_scene_model(name_or_path, device, dtype, fast=fast).network
 
 
 def open_scene_model(
-    name_or_path: str | Path, device: "torch.device | str | None" = None, dtype: "torch.dtype | str" = torch.float32
+    name_or_path: str | Path,
+    device: "torch.device | str | None" = None,
+    dtype: "torch.dtype | str" = torch.float32,
+    *,
+    fast: bool = False,
 ) -> SceneModel:
     """Return the network with its digest and defaults; see ``load_scene_model``."""
     target = store.choose_device(device)
     number = store.choose_dtype(dtype, target)
     folder = store.resolve(name_or_path)
-    digest = store.verify(folder)
+    digest = store.verify(folder, full=not fast)
     index = store.read_json(folder / "model_index.json")
     if index.get("_class_name") != SCENES:
         raise InputError(f"model {name_or_path} makes no scenes of pictures: choose one, such as nvist-toybox")

@@ -17,7 +17,7 @@ def cell_centres(height: int, width: int, device: torch.device | None = None) ->
     longest = max(height, width)
     sides = []
     for n in (height, width):
-        edges = torch.linspace(-n / longest, n / longest, n + 1, device=device)
+        edges = torch.linspace(-n / longest, n / longest, n + 1, dtype=torch.float32, device=device)
         sides.append((edges[:-1] + edges[1:]) / 2)
     return torch.cartesian_prod(*sides)
 

@@ -132,6 +132,18 @@ def test_weights_of_no_published_size_ask_for_their_config() -> None:
         load_official("dimr", state)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_no_fault_of_the_weights(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: Any) -> Tensor:
+        raise error
+
+    config, state, _ = golden()
+    monkeypatch.setattr(torch, "cat", full)
+    with pytest.raises(type(error)) as raised:
+        load_official("dimr", state, config)
+    assert raised.value is error
+
+
 def test_unknown_system() -> None:
     with pytest.raises(InputError, match="no importer for 'gan'"):
         load_official("gan", {})

@@ -1,5 +1,6 @@
 """What diffusers and transformers publish: configs as they are, libraries that see no folder, nothing unknown."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, Dinov2Model, ViTModel
 
-from belvedere.checkpoints.published import CLASSES, load_component, load_text_model, load_transformers
+from belvedere.checkpoints.published import CLASSES, load_component, load_text_model, load_transformers, reading
 from belvedere.errors import InputError
-from tests.generation.neti_models import save_clip, save_dino, tiny_text_model
+from tests.generation.neti_models import save_clip, save_dino, tiny_pipeline, tiny_text_model
 
 SCHEDULERS = CLASSES["scheduler"]
 SD1 = {
@@ -151,3 +153,60 @@ def test_a_whole_model_has_weights_enough_and_finite_ones(tmp_path: Path) -> Non
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="holds NaN"):
         load_transformers(ViTModel, tmp_path, add_pooling_layer=False)
+
+
+@pytest.mark.parametrize(
+    ("cls", "save", "name"),
+    [
+        (CLIPModel, save_clip, "visual_projection.weight"),
+        (Dinov2Model, lambda folder: save_dino(folder, "dinov2"), "embeddings.cls_token"),
+    ],
+)
+def test_a_whole_model_has_its_own_tensors(
+    cls: Any, save: Callable[[Path], None], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path)
+    weights, file = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
+    capsys.readouterr()
+    for change, message in (
+        ({"another": weights[name]}, rf"1 missing \({name}\)"),
+        ({name: weights[name][..., :-1].contiguous(), "another": torch.ones(99)}, rf"1 of another shape .*\({name}\)"),
+    ):
+        save_file({key: x for key, x in weights.items() if key != name} | change, file, {"format": "pt"})
+        with pytest.raises(InputError, match=f"do not fit its config.json: tensors {message}") as error:
+            load_transformers(cls, tmp_path)
+        assert "\n" not in str(error.value) and capsys.readouterr().err == ""
+
+
+def test_averages_as_diffusers_saves_them(tmp_path: Path) -> None:
+    made = tiny_pipeline().unet
+    average = EMAModel(made.parameters(), model_cls=diffusers.UNet2DConditionModel, model_config=made.config)
+    average.optimization_step = 900_000
+    average.save_pretrained(tmp_path / "unet")
+    assert json.loads((tmp_path / "unet/config.json").read_text())["optimization_step"] == 900_000
+    found = load_component(tmp_path / "unet", "unet", ["diffusers", "UNet2DConditionModel"], torch.float32)
+    assert all(torch.equal(x, made.state_dict()[key]) for key, x in found.state_dict().items())
+    assert not {"decay", "optimization_step"} & found.config.keys()
+
+
+def test_what_the_machine_lacks_is_no_fault_of_a_model(tmp_path: Path) -> None:
+    of_the_machine = [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+        OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "vocab.json")),
+        PermissionError(errno.EACCES, "Permission denied", "/tmp/x"),
+    ]
+    for error in of_the_machine:
+        with pytest.raises(type(error)) as raised, reading(tmp_path):
+            raise error
+        assert raised.value is error
+    of_the_model = [
+        PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "config.json")),
+        OSError("Can't load the tokenizer: it has no file of the right name"),
+        RuntimeError("shape mismatch"),
+    ]
+    for error in of_the_model:
+        with pytest.raises(InputError, match=r"cannot be loaded .*; get the model again"), reading(tmp_path):
+            raise error

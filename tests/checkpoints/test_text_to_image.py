@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load, save_file
 
 import belvedere
@@ -54,6 +56,69 @@ def test_the_vocabulary_is_part_of_the_digest(folder: Path) -> None:
     before = store.digest(folder)
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     assert store.digest(folder) != before
+
+
+UNREAD = (
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema-00001-of-00002.safetensors",
+    "text_encoder/model.fp16.safetensors",
+    "vae/onnx/model.safetensors",
+    "safety_checker/model.safetensors",
+    "safety_checker/config.json",
+    "v1-5-pruned.safetensors",
+)
+
+
+def with_variants(folder: Path) -> Path:
+    for name in UNREAD:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_what_is_not_read_is_no_part_of_the_digest(folder: Path, published: Path) -> None:
+    assert store.digest(with_variants(folder)) == store.digest(published)
+    assert torch.equal(latents(belvedere.load(folder)), latents(belvedere.load(published)))
+    for path in [path for path in published.rglob("*") if path.is_file()]:
+        changed = folder / path.relative_to(published)
+        content = changed.read_bytes()
+        changed.write_bytes(content + b" ")
+        assert store.digest(folder) != store.digest(published)
+        changed.write_bytes(content)
+    (folder / "manifest.json").touch()  # as in what Belvedere wrote, whose digest is promised
+    assert store.digest(folder) != store.digest(published)
+
+
+def test_of_a_hub_only_what_is_read_is_fetched(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_variants(sharded(folder))
+    shutil.copytree(folder / "unet", folder / "unet_ema")
+
+    def snapshot(repository: str, *, allow_patterns: list[str], **options: Any) -> str:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    fetched = store.resolve("someone/sd")
+    files = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
+    assert not files & {*UNREAD} and not (fetched / "unet_ema").exists()
+    assert store.digest(fetched) == store.digest(folder)
+    assert torch.equal(latents(belvedere.load("someone/sd")), latents(belvedere.load(folder)))
+
+
+def test_of_a_hub_all_of_a_model_of_ours_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def snapshot(repository: str, *, allow_patterns: list[str], **options: Any) -> str:
+        asked.extend(allow_patterns)
+        return str(store.EMBEDDED / "segpic-photo")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    store.resolve("someone/codec")
+    listed = json.loads((store.EMBEDDED / "segpic-photo" / "manifest.json").read_text())["files"]
+    assert set(filter_repo_objects(listed, allow_patterns=asked)) == {*listed}
 
 
 def _index(**values: Any) -> Callable[[Path], None]:
