@@ -1,17 +1,36 @@
 """What several test files share: a small DiMR and a small FiTv2 with random weights, saved as model folders."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
 
 os.environ["BELVEDERE_CONFIG"] = os.devnull  # no test depends on somebody's own defaults
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nor on a hub
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels run without a GPU
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at work: each keeps to one core, and so does what it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LAST = -200
+"""Of what is done at exit: multiprocessing tidies up in its own folders for temporary files with -100."""
+
+
+def pytest_configure() -> None:
+    """Let all temporary files, of started processes too, lie in one folder, which goes at the end.
+
+    Its path is short: that of a socket has at most 108 bytes. ``tmp_path`` is elsewhere, for it stays where tests fail.
+    """
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix="bvd-")
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, LAST)
+    os.environ["TMPDIR"] = os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,7 +43,27 @@ CLASSES = ("car", "boat", "plane", "rocket")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def save_tiny_model(folder: Path, seed: int = 0) -> Path:
+DEFAULTS = ("float64", "meta")
+
+
+@contextmanager
+def by_default(name: str) -> Iterator[None]:
+    """Let PyTorch, in this block, by default make tensors of a number format, or on a device."""
+    import torch
+
+    if name == "meta":
+        with torch.device(name):
+            yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def save_tiny_model(folder: Path, seed: int = 0, prediction: str = "sample", schedule: str = "flow") -> Path:
     """Write a 16x16 pixel DiMR of four classes with random weights to ``folder``."""
     import torch
 
@@ -36,7 +75,7 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
     high = {"kind": "convnext", "dim": 16, "hidden": 32, "blocks": 3, "height": 8, "width": 8}
     stages = [low | {"patch": 4, "head_patch": 2}, high | {"patch": 2, "head_patch": 2}]
     torch.manual_seed(seed)
-    network = DiMR(channels=3, num_classes=5, stage_configs=stages, prediction="sample", schedule="flow")
+    network = DiMR(channels=3, num_classes=5, stage_configs=stages, prediction=prediction, schedule=schedule)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     names = dict(enumerate(CLASSES))
