@@ -83,7 +83,7 @@ class Visitor:
 
     def scene(self, chance: random.Random) -> None:
         scene, _ = self.studio.predict(self.photograph(chance), "nvist-toybox", api_name="/orbit_build")
-        self.studio.predict(scene, what="depth", elevation=10, frames=6, arc=90, side=48, api_name="/orbit_film")
+        self.studio.predict(scene, what="depth", elevation=10, frames=8, arc=90, side=64, api_name="/orbit_film")
         if chance.random() < 0.25:
             self.studio.predict(scene, api_name="/orbit_mesh")
 
@@ -102,7 +102,8 @@ class Visitor:
         other.submit("dimr-toybox", ["boat"], seed=chance.randrange(10**6), steps=4, count=1, api_name="/make")
 
     def looks(self, _chance: random.Random) -> None:
-        for name in ("/state", "/results", "/orbit_scenes", "/compress_files", "/doctor"):
+        self.studio.predict([], api_name="/results")
+        for name in ("/state", "/orbit_scenes", "/compress_files", "/doctor"):
             self.studio.predict(api_name=name)
 
     def asks(self) -> list[Callable[[random.Random], None]]:

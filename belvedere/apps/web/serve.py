@@ -1,5 +1,6 @@
 """The server: settings checked, the page behind its door, results by id, an end when it is asked to end."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -202,6 +203,7 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     server = uvicorn.Server(config)
     threading.Thread(target=_greet, args=(server, settings.address, ready, studio), daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends by them, then raises them again for who was here
@@ -213,6 +215,12 @@ def serve(settings: Settings, *, ready: Callable[[str], object]) -> None:
     if not ended:  # an import or a step that takes long; whatever is on the shelf is whole
         sys.stdout.flush()
         os._exit(0)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether uvicorn tells anything but that pages were open when the server was asked to end."""
+    cut = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and "timeout graceful shutdown exceeded" not in record.getMessage()
 
 
 def _clear(uploads: Path, seconds: float) -> None:
