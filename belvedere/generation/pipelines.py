@@ -134,11 +134,14 @@ class DiMRPipeline(ClassPipeline):
 
         Raises ``InputError`` for a solver that is unknown or does not fit the network.
         """
+        self._check_solver(solver)
+        return steps
+
+    def _check_solver(self, solver: str) -> None:
         if solver not in get_args(Solver):
             raise InputError(f"unknown solver {solver!r}: choose {' or '.join(get_args(Solver))}")
         if solver == "published" and isinstance(make_schedule(self.network.config.schedule), Flow):
             raise InputError("solver 'published' needs a network of the scaled_linear schedule: use multistep")
-        return steps
 
     @torch.no_grad()
     def __call__(
@@ -230,7 +233,7 @@ class DiMRPipeline(ClassPipeline):
         return denoise
 
     def _run_solver(self, x: Tensor, labels: Tensor, plan: Plan, report: Callback | None) -> Tensor:
-        self.evaluations(plan.solver, plan.steps)  # refuses a solver that does not fit
+        self._check_solver(plan.solver)
         schedule = make_schedule(self.network.config.schedule)
         published = plan.solver == "published"
         times = time_grid(schedule, plan.steps, shift=plan.shift, end=schedule.end if published else 0.0)

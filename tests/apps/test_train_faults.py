@@ -9,6 +9,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
+import belvedere
 from belvedere.apps import tasks
 from belvedere.apps.average import Ema
 from belvedere.apps.config import TrainConfig, load_config, parse
@@ -94,12 +95,27 @@ def test_held_out_samples_that_cannot_be_had_end_the_run_when_it_has_saved(
     assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-00000003"]
 
 
-def test_a_sheet_is_drawn_after_the_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every sheet fail."""
+
     def fail(model: Any, path: Path) -> None:
         raise RuntimeError("no sheet")
 
     original = tasks.dimr_task
     monkeypatch.setitem(tasks.TASKS, "dimr", lambda config: dataclasses.replace(original(config), sheet=fail))
+
+
+@pytest.mark.usefixtures("no_sheet")
+def test_a_last_sheet_that_fails_does_not_cost_the_model(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no sheet"):
+        train(write_config(tmp_path), out=tmp_path / "run")
+    assert events(tmp_path / "run")[-1].startswith("model written")
+    assert belvedere.load(tmp_path / "run/model").labels["car"] == 0
+
+
+@pytest.mark.usefixtures("no_sheet")
+def test_a_sheet_is_drawn_after_the_checkpoint_of_its_step(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no sheet"):
         train(write_config(tmp_path, sheet_every=4), out=tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")] == ["step-00000004"]
