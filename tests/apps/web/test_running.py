@@ -1,9 +1,11 @@
 """Work gives news, stops within a step when nobody waits for it, and fails in words."""
 
 import logging
+import platform
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -184,3 +186,23 @@ def test_silent_work_is_known_not_to_have_ended(runner: Runner) -> None:
     assert not runner.close(0.1)
     gate.set()
     assert list(running)[-1] is True
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back when it is asked to")
+def test_what_a_piece_of_work_frees_goes_back_to_the_system(runner: Runner) -> None:
+    def resident() -> float:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+    most, kept = 0.0, []
+
+    def work(tell: Tell) -> None:
+        nonlocal most
+        blocks = [bytearray(b"x" * 100_000) for _ in range(2000)]
+        most = resident()
+        kept.append(blocks[-1])  # what lies below it is a gap
+
+    before = resident()
+    runner.result("Orbit", work)
+    assert most > before + 150, "200 MB were held"
+    assert resident() < before + 50
