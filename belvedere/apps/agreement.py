@@ -19,10 +19,26 @@ class Agreed(InputError):
 
 
 def prints(error: InputError) -> bool:
-    """Return whether this process is to print what ends it: before processes have met, one of each machine."""
+    """Return whether this process is to print what ends it; of those that end with the same line one is.
+
+    Before processes have met it is one of each machine.
+    """
     if isinstance(error, Agreed):
         return os.environ.get("RANK", "0") == "0"
-    return torch.distributed.is_initialized() or os.environ.get("LOCAL_RANK", "0") == "0"
+    if torch.distributed.is_initialized():
+        return _first_to_end(str(error))
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _first_to_end(line: str) -> bool:
+    """Return whether no process has ended with ``line`` before, by the store in which they met.
+
+    It may have ended with the process that held it, which then has told why.
+    """
+    try:
+        return torch.distributed.distributed_c10d._get_default_store().add(f"ended: {line}", 1) == 1
+    except torch.distributed.DistError:
+        return False
 
 
 def require_equal(accelerator: Accelerator, number: int, otherwise: str) -> None:

@@ -15,17 +15,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from belvedere.apps.locks import open_lock
 from belvedere.errors import InputError
 
 LOCK = "lock"
 
 
 class Worker:
-    """This process among those of a batch in ``out``; ``part`` is what sets its files apart from another machine's."""
+    """This process among those of a batch in ``out``; ``part`` is what sets its files apart from another machine's.
+
+    Raises ``InputError`` where another user's locks are in the way, and so does ``others``.
+    """
 
     def __init__(self, out: Path, part: str = ""):
         self.out, self.part = out, part
-        self._gate = (out / f".lock{part}").open("w")
+        self._gate = open_lock(out / f".lock{part}")
         self.token = secrets.token_hex(8)
         self.folder = out / f".worker{part}-{self.token}"
         """For files that are not whole yet."""
@@ -68,7 +72,7 @@ class Worker:
 
 
 def _locked(path: Path) -> bool:
-    with suppress(FileNotFoundError), path.open("r+") as file:
+    with suppress(FileNotFoundError), open_lock(path, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

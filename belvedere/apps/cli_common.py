@@ -52,6 +52,19 @@ def card_folder(model: str) -> Path:
 
 
 @contextmanager
+def one_line() -> Iterator[None]:
+    """Of processes that train together, let one print what ends them: all exit with code 2."""
+    try:
+        yield
+    except InputError as error:
+        from belvedere.apps.agreement import prints
+
+        if prints(error):
+            raise
+        raise typer.Exit(2) from None
+
+
+@contextmanager
 def progress_bar(loading: str, working: str) -> "Iterator[Progress | None]":
     """Show a bar on stderr when it is a terminal, by one process only; yield the function that moves it."""
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from belvedere.apps.cli_common import Json, NameOrCommand, progress_bar
+from belvedere.apps.cli_common import Json, NameOrCommand, one_line, progress_bar
 
 app = typer.Typer(cls=NameOrCommand, rich_markup_mode="rich")
 Out = Annotated[Path, typer.Option("-o", "--out", help="The concept's file, ending in .safetensors.")]
@@ -71,7 +71,7 @@ def personalize(
     asked = {"steps": steps, "seed": seed}
     changes = [*(overrides or ()), *(f"{key}={value}" for key, value in asked.items() if value is not None)]
     plan = Plan(photos, token, like, base, out, templates, parse_regions(region or ()), recipe, changes, run, clip)
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with one_line(), redirect_stdout(sys.stderr) if as_json else nullcontext():
         done = learn(plan, command=this_command(), force=force)
     if os.environ.get("RANK", "0") == "0":
         if as_json:
@@ -168,6 +168,6 @@ def evaluate(
     )
     with progress_bar(f"loading {concept.name}", "pictures") as progress:
         found, sheet = verbs.evaluate_concept(plan, progress=progress)
+    print(json.dumps(found) if as_json else verbs.table(found))  # first: not lost where they cannot be written
     if out is not None:
         verbs.save(found, sheet, out)
-    print(json.dumps(found) if as_json else verbs.table(found))

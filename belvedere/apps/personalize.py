@@ -15,6 +15,7 @@ from typing import Any
 
 from belvedere.apps import output, training_state
 from belvedere.apps.config import TrainConfig, load_config
+from belvedere.apps.run_folder import RunFolder
 from belvedere.apps.tasks_concept import CONCEPT
 from belvedere.checkpoints import store
 from belvedere.data.concept_photos import ConceptPhotos, left_out, photo_files, read_templates
@@ -48,14 +49,14 @@ class Plan:
     clip: Path | None = None
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RunFolder:
         """Where the run is."""
-        return self.run or self.out.with_name(f"{self.out.name.removesuffix(ENDING)}.run")
+        return RunFolder(self.run or self.out.with_name(f"{self.out.name.removesuffix(ENDING)}.run"))
 
     @property
     def learned(self) -> Path:
         """What the run ends with."""
-        return self.folder / "model" / CONCEPT
+        return self.folder.model / CONCEPT
 
 
 def personalize(plan: Plan, *, command: str = "", force: bool = False) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def personalize(plan: Plan, *, command: str = "", force: bool = False) -> dict[s
     before = store.digest(base)
     if (note := left_out(plan.photos)) and os.environ.get("RANK", "0") == "0":
         print(f"{len(photo_files(plan.photos))} photographs{note}", file=sys.stderr)
-    code = train_config(config, plan.folder, command or "belvedere personalize")
-    done: dict[str, Any] = {"code": code, "file": None, "run": str(plan.folder), "base": before}
+    code = train_config(config, plan.folder.path, command or "belvedere personalize")
+    done: dict[str, Any] = {"code": code, "file": None, "run": str(plan.folder.path), "base": before}
     if store.digest(base) != before:
         raise InputError(f"base {plan.base}: its files changed while the concept was learned; learn it again")
     if code or not finished(plan, config):
@@ -122,7 +123,7 @@ def _fingerprint(data: Mapping[str, Any]) -> str:
 
 def check_begun(plan: Plan, config: TrainConfig) -> None:
     """Raise ``InputError`` when the run's folder holds another concept's run."""
-    checkpoints = training_state.checkpoints(plan.folder / "checkpoints")
+    checkpoints = training_state.checkpoints(plan.folder.checkpoints)
     if not checkpoints or training_state.verify(checkpoints[-1]):
         return
     then = training_state.read_state(checkpoints[-1])["config"]
@@ -130,17 +131,19 @@ def check_begun(plan: Plan, config: TrainConfig) -> None:
     for key in sorted(then["model"].keys() | config.model.keys()):
         if then["model"].get(key) != config.model.get(key):
             what = names.get(key, f"model.{key}")
-            raise InputError(f"{plan.folder} was begun with other {what}: choose another -o, or remove that folder")
+            raise InputError(
+                f"{plan.folder.path} was begun with other {what}: choose another -o, or remove that folder"
+            )
 
 
 def _steps(plan: Plan) -> int:
     """Return how many steps the run has done."""
-    return training_state.step_of(training_state.checkpoints(plan.folder / "checkpoints")[-1])
+    return training_state.step_of(training_state.checkpoints(plan.folder.checkpoints)[-1])
 
 
 def finished(plan: Plan, config: TrainConfig) -> bool:
     """Return whether the run reached its last step, or ended because it brought nothing better."""
-    saved = training_state.checkpoints(plan.folder / "checkpoints")
+    saved = training_state.checkpoints(plan.folder.checkpoints)
     if not saved or not plan.learned.is_file():
         return False
     progress = training_state.read_progress(saved[-1])

@@ -25,9 +25,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from belvedere.apps.config import call
+from belvedere.apps.locks import only_run
 from belvedere.apps.output import check_folder, writing
 from belvedere.apps.task import check_classes
-from belvedere.apps.training_state import only_run
 from belvedere.apps.work import Progress
 from belvedere.apps.written import check_keys
 from belvedere.checkpoints import store

@@ -16,6 +16,7 @@ from belvedere.apps.tasks_diffusion import autoencoder_task, diffusion_task
 from belvedere.apps.tasks_pictures import dimr_task, fitv2_task, toybox_classifier_task
 from belvedere.apps.tasks_scenes import mae_task, nvist_task
 from belvedere.data import Dataset
+from belvedere.data.labels import Relabelled
 from belvedere.errors import InputError
 
 
@@ -40,11 +41,20 @@ def make_task(config: TrainConfig) -> Task:
 
 
 def _held_out(config: TrainConfig, seen: Dataset) -> Dataset:
-    """Return the held-out samples of a config; raises ``InputError`` unless they have the form of those ``seen``."""
+    """Return the held-out samples of a config, labelled as those ``seen``, some of whose classes they may lack.
+
+    Raises ``InputError`` for other classes or another form.
+    """
     dataset = make_dataset({**config.data, **config.held_out})
-    if dataset.classes != seen.classes or dataset.batch([0]).keys() != seen.batch([0]).keys():
-        raise InputError("config held_out: its samples have other classes or another form than data's: give the same")
-    return dataset
+    if dataset.batch([0]).keys() != seen.batch([0]).keys():
+        raise InputError("config held_out: its samples have another form than data's: give the same")
+    if dataset.classes == seen.classes:
+        return dataset
+    others = [name for name in dataset.classes if name not in seen.classes]
+    if others or not dataset.classes:
+        what = f"class {others[0]!r}, which data lacks" if others else "no classes, data has some"
+        raise InputError(f"config held_out: its samples have {what}: give samples of data's classes")
+    return Relabelled(dataset, seen.classes)
 
 
 def check_compiler() -> None:

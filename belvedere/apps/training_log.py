@@ -1,4 +1,4 @@
-"""What a run says: one JSON object a line in ``log.jsonl``, a progress line on a terminal, plain lines elsewhere."""
+"""What a run says: one JSON object a line of its log, a progress line on a terminal, plain lines elsewhere."""
 
 import json
 import math
@@ -102,8 +102,12 @@ def describe_run(tracker: str, folder: Path, config: TrainConfig, begins: bool) 
     return {"project_name": os.environ.get("WANDB_PROJECT", "belvedere"), "init_kwargs": {tracker: told}}
 
 
-def start_tracker(accelerator: Accelerator, tracker: str, folder: Path, config: TrainConfig, begins: bool) -> None:
+def start_tracker(
+    accelerator: Accelerator, tracker: str | None, folder: Path, config: TrainConfig, begins: bool
+) -> None:
     """Let a tracker begin, or go on, with the run in a folder; raises ``InputError`` where it does not start."""
+    if tracker is None:
+        return
     try:
         accelerator.init_trackers(**describe_run(tracker, folder, config, begins))
     except Exception as error:  # each tracker has its own, such as wandb's without a key
@@ -157,11 +161,10 @@ class Window:
 
 
 class TrainingLog:
-    """Writes ``log.jsonl`` in ``folder`` and tells the terminal; a log of no folder (other processes) is silent."""
+    """Writes a file and tells the terminal; a log of no file (other processes) is silent."""
 
-    def __init__(self, folder: Path | None, steps: int):
-        self.path = folder / "log.jsonl" if folder else None
-        self.steps = steps
+    def __init__(self, path: Path | None, steps: int):
+        self.path, self.steps = path, steps
         self._live = sys.stdout.isatty()
 
     def rewind(self, step: int) -> None:

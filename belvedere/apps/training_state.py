@@ -8,13 +8,11 @@ verifies.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +48,8 @@ class Progress:
     """The lowest loss of held-out samples."""
     looks: int = 0
     """How often they have been looked at since then."""
+    looked: int = 0
+    """The step of the last look."""
 
     def add(self, loss: float, bad: bool, seconds: float) -> None:
         """Count one step."""
@@ -64,6 +64,7 @@ class Progress:
         """Count one look at held-out samples, whose loss is ``loss``."""
         lower = self.best is None or loss < self.best
         self.best, self.looks = (loss, 0) if lower else (self.best, self.looks + 1)
+        self.looked = self.step
 
     def tired(self, patience: int) -> bool:
         """Return whether ``patience`` looks in a row have found no lower loss; never when it is 0."""
@@ -234,94 +235,6 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what writers that were interrupted, or failed, have left beside the checkpoints."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Make the run's folder and see that it can be written, before any work."""
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write in {folder}: {error.strerror}; choose another --out") from None
-
-
-def make_room(folder: Path, model: nn.Module, keep: int) -> None:
-    """Remove what interrupted writers left in a folder that no other run has; see that the checkpoints have room."""
-    remove_leftovers(folder / "checkpoints")
-    weights = sum(p.numel() for p in model.parameters()) * 4
-    there = min(keep, len(checkpoints(folder / "checkpoints")))  # they go when as many new ones have come
-    need, free = weights * 4 * (keep + 1 - there), shutil.disk_usage(folder).free
-    if free < need:
-        raise InputError(
-            f"{folder}: {free / 1e9:.1f} GB free, this run needs {need / 1e9:.1f}; make room or lower keep"
-        )
-
-
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; raise ``InputError`` when another process has it. It is free again when the process ends.
-
-    Where its file system gives no locks a warning says so.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is writing into {folder}: stop it, or choose another --out") from None
-        except OSError as error:
-            warnings.warn(f"{folder}: no lock ({error.strerror}): let no other run write into it", stacklevel=3)
-        yield
-
-
-def find_start(
-    folder: Path, resume: str | Path, config: Mapping[str, Any], report: Callable[[str], None]
-) -> Path | None:
-    """Return the checkpoint that a run in ``folder`` starts from, None for the beginning; ``resume`` as in ``train``.
-
-    Raises ``InputError`` for a checkpoint that is missing, damaged or of another run, and rather than write into a
-    folder whose later checkpoints do not belong to this start.
-    """
-    own = folder / "checkpoints"
-    start = None
-    if resume == "auto":
-        start = last_good(own, report)
-    elif resume != "never":
-        start = _named(Path(resume), report)
-    if start is not None:
-        _check_same_run(start, config)
-    first = read_progress(start).step if start else 0
-    if resume != "auto" and any(step_of(later) > first for later in checkpoints(own)):
-        raise InputError(f"{folder} holds checkpoints later than step {first}: choose another --out, or --resume auto")
-    return start
-
-
-def _named(path: Path, report: Callable[[str], None]) -> Path:
-    """Return a checkpoint given by itself or by its run."""
-    if not path.is_dir():
-        raise InputError(f"no checkpoint {path}: give auto, never, a checkpoint or the folder of a run")
-    if (path / "checkpoints").is_dir():
-        if (found := last_good(path / "checkpoints", report)) is None:
-            raise InputError(f"{path} holds no good checkpoint")
-        return found
-    if trouble := verify(path):
-        raise InputError(f"checkpoint {path}: {trouble}")
-    return path
-
-
-def _check_same_run(start: Path, config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` when a key that fixes the weights, their moments or the order of the data differs."""
-    then, now = _fixed(read_state(start)["config"]), _fixed(config)
-    for key, value in now.items():
-        if then[key] != value:
-            raise InputError(f"{start} has {key} {then[key]!r}, not {value!r}: change it back or use a new --out")
-
-
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run cannot change; before optimizers had names all were AdamW."""
-    keys = {key: config.get(key) for key in ("task", "model", "seed", "batch")}
-    return keys | {"optimizer.name": config["optimizer"].get("name", "adamw")}
 
 
 def read_state(directory: Path) -> dict[str, Any]:

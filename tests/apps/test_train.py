@@ -15,14 +15,16 @@ from safetensors.torch import save_file
 
 import belvedere
 from belvedere.apps import training_log
-from belvedere.apps.config import OptimizerConfig, TrainConfig, parse
+from belvedere.apps.config import OptimizerConfig, TrainConfig, load_config, parse
+from belvedere.apps.locks import only_run
 from belvedere.apps.objective import learning_rate, uses_bf16
 from belvedere.apps.policy import WORKSPACE
+from belvedere.apps.tasks import make_task
 from belvedere.apps.train import main, train
 from belvedere.apps.training_log import StepResult, Window, describe_run, flop_counter
-from belvedere.apps.training_state import checkpoints, only_run, read_progress, verify
+from belvedere.apps.training_state import checkpoints, read_progress, verify
 from belvedere.errors import InputError
-from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, rows, tensors, write_config
+from tests.apps.training_helpers import CONFIG, assert_same, disturb, events, looks, rows, tensors, write_config
 from tests.apps.training_systems import FITV2, SYSTEMS, write_system
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -321,45 +323,48 @@ def test_check_overfits_one_batch_or_fails(tmp_path: Path, capsys: pytest.Captur
 HELD_OUT = {"evaluate_every": 4, "held_out": {"seed": 1}}
 
 
-def held_out_losses(run: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
-
-
 def test_held_out_samples_are_looked_at_and_change_nothing(tmp_path: Path) -> None:
     train(write_config(tmp_path), out=tmp_path / "plain")
     train(write_config(tmp_path, **HELD_OUT), out=tmp_path / "looking")
     assert_same(tensors(tmp_path / "plain", 10), tensors(tmp_path / "looking", 10))
-    found = held_out_losses(tmp_path / "looking")
+    found = dict(looks(tmp_path / "looking"))
     assert list(found) == [4, 8, 10] and found[10] < found[4]
 
 
 def test_held_out_samples_noise_and_times_are_always_the_same(tmp_path: Path) -> None:
-    still = write_config(tmp_path, **HELD_OUT, optimizer={"lr": 0.0})
+    still = write_config(tmp_path, steps=5, **HELD_OUT, optimizer={"lr": 0.0})
     train(still, out=tmp_path / "run")
     train(still, out=tmp_path / "parts", overrides=["accumulate=4"])
-    first, *others = [*held_out_losses(tmp_path / "run").values(), *held_out_losses(tmp_path / "parts").values()]
-    assert others == pytest.approx([first] * 5, rel=1e-5)
+    first, *others = [*dict(looks(tmp_path / "run")).values(), *dict(looks(tmp_path / "parts")).values()]
+    assert others == pytest.approx([first] * 3, rel=1e-5)
     train(still, out=tmp_path / "seen", overrides=["held_out.seed=0"])
-    assert held_out_losses(tmp_path / "seen")[4] != pytest.approx(first, rel=1e-3)
+    assert dict(looks(tmp_path / "seen"))[4] != pytest.approx(first, rel=1e-3)
+
+
+def test_held_out_samples_may_lack_classes(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, **HELD_OUT), ["held_out.kinds=[mug,car]"])
+    task = make_task(config)
+    assert task.held_out is not None
+    names = [task.dataset.classes[label] for label in task.held_out.batch(range(4))["label"]]
+    assert names == ["mug", "car", "mug", "car"]
 
 
 def test_a_run_that_brings_nothing_better_ends(tmp_path: Path) -> None:
     still = write_config(tmp_path, steps=40, save_every=4, **HELD_OUT, patience=2, optimizer={"lr": 0.0})
     assert train(still, out=tmp_path / "run") == 0
-    assert list(held_out_losses(tmp_path / "run")) == [4, 8, 12]
+    assert [step for step, _ in looks(tmp_path / "run")] == [4, 8, 12]
     progress = read_progress(checkpoints(tmp_path / "run" / "checkpoints")[-1])
-    assert (progress.step, progress.looks) == (12, 2) and progress.best == held_out_losses(tmp_path / "run")[4]
+    assert (progress.step, progress.looks) == (12, 2) and progress.best == dict(looks(tmp_path / "run"))[4]
     weights = (tmp_path / "run" / "model" / "card.json").read_bytes()
     assert train(still, out=tmp_path / "run") == 0
-    assert list(held_out_losses(tmp_path / "run")) == [4, 8, 12]
+    assert [step for step, _ in looks(tmp_path / "run")] == [4, 8, 12]
     assert (tmp_path / "run" / "model" / "card.json").read_bytes() == weights
 
 
 def test_a_run_that_still_learns_goes_on(tmp_path: Path) -> None:
     config = write_config(tmp_path, **HELD_OUT, patience=1)
     assert train(config, out=tmp_path / "run") == 0
-    losses = held_out_losses(tmp_path / "run")
+    losses = dict(looks(tmp_path / "run"))
     assert losses[8] < losses[4] and max(losses) == 10
 
 
@@ -368,7 +373,7 @@ def test_a_run_that_still_learns_goes_on(tmp_path: Path) -> None:
     [
         ({"evaluate_every": 4}, "needs held_out"),
         ({"evaluate_every": 4, "held_out": {"place": 1}}, "unknown config key 'data.place'"),
-        ({"evaluate_every": 4, "held_out": {"kinds": ["car"]}}, "other classes or another form"),
+        ({"evaluate_every": 4, "held_out": {"kinds": ["car", "castle"]}}, "class 'castle', which data lacks"),
         ({"patience": 2}, "patience counts looks"),
         ({**HELD_OUT, "patience": -1}, "patience counts looks"),
     ],

@@ -6,18 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from PIL import Image
 
 import belvedere
 from belvedere.apps import tasks
 from belvedere.apps.average import Ema
-from belvedere.apps.config import TrainConfig, load_config, parse
+from belvedere.apps.config import load_config
 from belvedere.apps.order import Order
+from belvedere.apps.run_folder import RunFolder
+from belvedere.apps.run_writer import RunWriter
 from belvedere.apps.sharding import Part
-from belvedere.apps.train import Trainer, main, train
-from belvedere.apps.training_state import RunState, checkpoints, verify
-from tests.apps.training_helpers import CONFIG, MODEL, assert_same, events, rows, tensors, write_config
+from belvedere.apps.train import main, train
+from belvedere.apps.training_log import TrainingLog
+from belvedere.apps.training_state import Progress, RunState, checkpoints, verify
+from tests.apps.training_helpers import MODEL, assert_same, events, looks, rows, tensors, write_config
 from tests.apps.training_processes import start_two, words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +99,25 @@ def test_held_out_samples_that_cannot_be_had_end_the_run_when_it_has_saved(
     assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-00000003"]
 
 
+@pytest.mark.parametrize("every", [3, 100])
+def test_a_look_that_failed_is_made_up_for(tmp_path: Path, every: int) -> None:
+    write_pictures(tmp_path / "pictures")
+    held_out = write_pictures(tmp_path / "held_out")
+    looking = {"evaluate_every": every, "held_out": {"path": str(tmp_path / "held_out")}}
+    config, run = write_folder_config(tmp_path, tmp_path / "pictures", **looking), tmp_path / "run"
+    train(config, out=tmp_path / "straight")
+    good = held_out[-1].read_bytes()
+    held_out[-1].write_bytes(good[:60])
+    assert main(["--config", config, "--out", str(run)]) == 2
+    assert (run / "model").exists() == (every == 100), "a last look does not cost the model"
+    held_out[-1].write_bytes(good)
+    for _ in range(2):
+        assert main(["--config", config, "--out", str(run)]) == 0
+    assert [step for step, _ in looks(run)] == ([3, 6, 9, 10] if every == 3 else [10])
+    assert looks(run) == looks(tmp_path / "straight")
+    assert_same(tensors(tmp_path / "straight", 10), tensors(run, 10))
+
+
 @pytest.fixture
 def no_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every sheet fail."""
@@ -128,15 +151,14 @@ def test_a_sharded_save_that_fails_leaves_no_parts(tmp_path: Path, monkeypatch: 
         (directory / "model-00001-of-00002.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    accelerator = Accelerator(cpu=True)
+    accelerator, run = Accelerator(cpu=True), RunFolder(tmp_path)
     config = load_config(write_config(tmp_path))
-    task = tasks.make_task(config)
-    trainer = Trainer(config, task, accelerator, tmp_path, "")
-    trainer.resume(None)
-    trainer.config, trainer.world = parse(TrainConfig, CONFIG | {"shard": True}), 2
-    trainer.state = dataclasses.replace(trainer.state, part=Part(0, 2), ema=Ema(task.model, 0.9, warmup=False))
-    trainer.state.progress.step = 4
+    model = tasks.make_task(config).model
+    state = RunState(model, Ema(model, 0.9, warmup=False), torch.optim.SGD(model.parameters()), Progress(), Part(0, 2))
+    writer = RunWriter(config, accelerator, run, state, TrainingLog(run.log, config.steps))
+    writer.begin(None)
+    state.progress.step = 4
     monkeypatch.setattr(RunState, "_write", full)
-    trainer.save(final=False)
+    writer.save(final=False)
     assert "checkpoint not written: [Errno 28] No space left on device" in events(tmp_path)
-    assert list(trainer.checkpoints.iterdir()) == []
+    assert list(run.checkpoints.iterdir()) == []

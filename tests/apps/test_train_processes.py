@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from belvedere.apps.training_state import checkpoints, last_good, only_run, verify
+from belvedere.apps.locks import only_run
+from belvedere.apps.training_state import checkpoints, last_good, verify
 from tests.apps.training_helpers import assert_same, events, rows, tensors, write_config
 from tests.apps.training_processes import finish, run_one, run_two, start, start_two, wait_for_step, words
 from tests.apps.training_systems import SYSTEMS, write_system
@@ -123,6 +124,19 @@ def test_processes_with_different_configs_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_loss_refuses_in_both_processes_is_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "refuse.py"
+    script.write_text(
+        "import sys\nfrom belvedere.apps.cli import main\nfrom belvedere.apps.objective import Objective\n"
+        "from belvedere.errors import InputError\n"
+        "def refuse(*_):\n    raise InputError('no loss of this')\n"
+        "Objective.forward = refuse\nmain()\n"
+    )
+    command = [*TORCHRUN, str(script), "train", write_config(tmp_path), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0 and done.stderr.count("belvedere: error: no loss of this") == 1, done.stderr
+
+
 def test_both_processes_end_where_the_first_may_not_write_the_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
@@ -133,6 +147,33 @@ def test_both_processes_end_where_the_first_may_not_write_the_model(tmp_path: Pa
     assert [process.exitcode for process in processes] == [2, 2]
     assert "not empty and not a model" in (tmp_path / "run.0.txt").read_text()
     assert "Traceback" not in (tmp_path / "run.1.txt").read_text() and not (run / "log.jsonl").exists()
+
+
+def test_both_processes_end_where_the_model_is_refused_at_the_end(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    processes = start_two(write_config(tmp_path, steps=60), run)
+    wait_for_step(run, 3, processes[0])
+    (run / "model").mkdir()
+    (run / "model/.DS_Store").touch()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [2, 2]
+    assert words(run).read_text().count("error: cannot write the model") == 1
+    assert "Traceback" not in words(run).read_text() + words(run, 1).read_text()
+    assert last_good(run / "checkpoints") == run / "checkpoints/step-00000060"
+
+
+def test_a_tracker_that_only_the_first_process_has(tmp_path: Path) -> None:
+    script = tmp_path / "lacking.py"
+    script.write_text(
+        "import os, sys\nfrom belvedere.apps import training_log\nfrom belvedere.apps.train import main\n"
+        "if os.environ['RANK'] == '1':\n    training_log.find_spec = lambda name: None\n"
+        "sys.exit(main())\n"
+    )
+    config, run = write_config(tmp_path, tracker="auto"), tmp_path / "run"
+    command = [*TORCHRUN, str(script), "--config", config, "--out", str(run)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and list((run / "tensorboard").glob("events*")), done.stderr
 
 
 def test_both_processes_end_where_another_run_has_the_folder(tmp_path: Path) -> None:

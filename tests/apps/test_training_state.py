@@ -1,7 +1,4 @@
-import errno
-import fcntl
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,6 @@ from belvedere.apps.training_state import (
     atomic_directory,
     checkpoints,
     last_good,
-    make_room,
-    only_run,
     prune,
     seal,
     verify,
@@ -122,46 +117,6 @@ def test_old_checkpoints_and_leftovers_go(tmp_path: Path) -> None:
     prune(tmp_path, 2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-100000000"]
     assert not (tmp_path / ".step-00000011.abcd.tmp").exists() and (tmp_path / "step-notes").exists()
-
-
-def test_too_little_room_is_known_before_the_run(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        model = nn.Linear(2**20, 2**20)
-    with pytest.raises(InputError, match="GB free, this run needs"):
-        make_room(tmp_path, model, keep=2)
-
-
-def test_a_resumed_run_needs_no_room_for_the_checkpoints_that_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = nn.Linear(1000, 1000, bias=False)  # 16 MB a checkpoint
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=17_000_000))
-    with pytest.raises(InputError, match=r"0\.0 GB free, this run needs 0\.0"):
-        make_room(tmp_path, model, keep=2)
-    for step in (1, 2, 3):
-        (tmp_path / f"checkpoints/step-{step:08d}").mkdir(parents=True)
-    make_room(tmp_path, model, keep=2)
-
-
-def test_leftovers_go_before_the_room_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, usage = tmp_path / "checkpoints/.step-00000003.parts.tmp", shutil.disk_usage(tmp_path)
-    parts.mkdir(parents=True)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0 if parts.exists() else usage.free))
-    make_room(tmp_path, nn.Linear(2, 2), keep=2)
-    assert not parts.exists()
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told_of_and_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(file: object, operation: int) -> None:
-        raise OSError(number, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match=r"no lock \(No locks available\): let no other run"), only_run(tmp_path):
-        pass
 
 
 def test_seal_covers_every_file(tmp_path: Path) -> None:

@@ -79,13 +79,21 @@ def assert_same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
 
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     """Return the lines of the log that give figures."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in lines(run) if "loss" in line]
+
+
+def looks(run: Path) -> list[tuple[int, float]]:
+    """Return the step of each look at held-out samples, and their loss."""
+    return [(line["step"], line["held_out_loss"]) for line in lines(run) if "held_out_loss" in line]
 
 
 def events(run: Path) -> list[str]:
     """Return what the log says happened."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line["event"] for line in lines if "event" in line]
+    return [line["event"] for line in lines(run) if "event" in line]

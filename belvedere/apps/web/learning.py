@@ -22,6 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from belvedere.apps.locks import LOCK
+from belvedere.apps.run_folder import RunFolder
 from belvedere.apps.web import uploads
 from belvedere.apps.web.lesson import OUT, Lesson, Progress, check_word, command, environment, read_log
 from belvedere.apps.web.pictures import reduced
@@ -141,10 +143,10 @@ class Classroom:
 
     def look(self, id: str) -> Progress:
         """Return how far a lesson is, by its folder."""
-        lesson, run = self.lesson(id), self.folder / id / "thing.run"
-        rows = read_log(run / "log.jsonl")
+        lesson, run = self.lesson(id), RunFolder(self.folder / id / "thing.run")
+        rows = read_log(run.log)
         losses = tuple((int(row["step"]), float(row["loss"])) for row in rows if "loss" in row)
-        sheets = tuple(sorted((run / "sheets").glob("step-*.png")))
+        sheets = tuple(sorted(run.sheets.glob("step-*.png")))
         likeness = {int(row["step"]): float(row["image_similarity"]) for row in rows if "image_similarity" in row}
         left = next((float(row["seconds_left"]) for row in reversed(rows) if "seconds_left" in row), 0.0)
         step, fault = (losses[-1][0] if losses else 0), ""
@@ -188,7 +190,9 @@ class Classroom:
             shutil.rmtree(self.folder / id, ignore_errors=True)
 
     def _is_lesson(self, id: str) -> bool:
-        return (self.folder / id / "lesson.json").is_file()
+        with contextlib.suppress(PermissionError):  # in a folder of another user
+            return (self.folder / id / "lesson.json").is_file()
+        return False
 
     def _learned(self, id: str) -> bool:
         return (self.folder / id / OUT).is_file()
@@ -198,12 +202,16 @@ class Classroom:
         return (child is not None and child.poll() is None) or self._held(id)  # or by another server's process
 
     def _held(self, id: str) -> bool:
-        """Return whether some process holds the run's folder (``training_state.only_run``)."""
+        """Return whether some process holds the run's folder (``locks.only_run``)."""
+        path = self.folder / id / "thing.run" / LOCK
         try:
-            with (self.folder / id / "thing.run" / ".lock").open("r+") as file:
+            with path.open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
+        except PermissionError:
+            told = path.relative_to(self.studio.folder)
+            raise InputError(f"{told} in the server's folder is another user's: remove that lesson there") from None
         except BlockingIOError:
             return True
         return False

@@ -1,5 +1,6 @@
 """Lessons: what is refused, what a folder tells, and a process that is stopped, goes on and ends with a concept."""
 
+import errno
 import fcntl
 import json
 import subprocess
@@ -73,9 +74,27 @@ def test_a_lesson_whose_folder_is_held_is_being_learned(classroom: Classroom, ph
     with (run / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert classroom.look(ID).status == "learning"
+        assert 'aria-busy="true"' in room_personalise.lesson_shown(classroom.look(ID))
         with pytest.raises(InputError, match="another thing is being learned"):
             classroom.go_on(ID)
     assert classroom.look(ID).status == "stopped"
+    assert 'aria-busy="false"' in room_personalise.lesson_shown(classroom.look(ID))
+
+
+def test_a_lesson_of_another_user_is_told_without_the_servers_paths(
+    classroom: Classroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(classroom)
+
+    def refuse(path: Path, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=rf"lessons/{ID}/thing.run/.lock .* is another user's: remove") as refused:
+        classroom._held(ID)
+    assert str(classroom.studio.folder) not in str(refused.value)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert classroom.ids() == []
 
 
 def ended(code: int) -> subprocess.Popen[bytes]:
