@@ -1,7 +1,9 @@
-"""Pools whose threads each keep to some of the processor's cores, while the rest of the process keeps to its own."""
+"""Threads that keep to some of the processor's cores, while the rest of the process keeps to its own."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock, Thread
+from contextlib import contextmanager
+from threading import Lock
 
 _LOCK = Lock()
 
@@ -11,17 +13,27 @@ def pool(workers: int, cores: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, initializer=_keep_to, initargs=(cores,))
 
 
-def _keep_to(cores: int) -> None:
-    """Let PyTorch compute on ``cores`` in this thread, a new one, alone.
+@contextmanager
+def kept_to(cores: int) -> Iterator[None]:
+    """Let PyTorch compute on ``cores``, 1 or more, in this thread alone, and afterwards on as many as before."""
+    before = _keep_to(cores)
+    try:
+        yield
+    finally:
+        _keep_to(before)
+
+
+def _keep_to(cores: int) -> int:
+    """Let PyTorch compute on ``cores`` in this thread alone; return on how many it did.
 
     ``set_num_threads`` is of the thread that calls it, but also of all that use PyTorch for the first time later: what
     it was for these is set again, by a thread that ends with that.
     """
     import torch
 
-    with _LOCK:
-        others = torch.get_num_threads()
+    with _LOCK, ThreadPoolExecutor(1) as fresh:
+        later = fresh.submit(torch.get_num_threads).result()
+        before = torch.get_num_threads()
         torch.set_num_threads(cores)
-        back = Thread(target=torch.set_num_threads, args=(others,))
-        back.start()
-        back.join()
+        fresh.submit(torch.set_num_threads, later).result()
+        return before

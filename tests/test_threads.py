@@ -10,7 +10,7 @@ import torch
 
 from belvedere.compression.codec import workers
 from belvedere.data.toybox import dataset
-from belvedere.threads import pool
+from belvedere.threads import kept_to, pool
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +54,32 @@ def test_threads_that_begin_while_toys_are_drawn_have_all_cores() -> None:
         lambda chunk: torch.tensor([torch.get_num_threads(), of_a_new_thread()]), [[0], [1]], 2
     )
     assert [pair.tolist() for pair in seen] == [[1, 4], [1, 4]]
+
+
+def test_uses_that_overlap_leave_each_thread_as_it_was() -> None:
+    """The first ends before the second, which began on a thread that had not used PyTorch yet."""
+    begun, ended = Barrier(2), Barrier(2)
+
+    def second() -> tuple[int, int]:
+        with kept_to(3):
+            begun.wait(10)
+            ended.wait(10)
+            within = torch.get_num_threads()
+        return within, torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as other:
+        with kept_to(2):
+            found = other.submit(second)
+            begun.wait(10)
+            assert torch.get_num_threads() == 2 and of_a_new_thread() == 4
+        ended.wait(10)
+        assert found.result(10) == (3, 4)
+    assert torch.get_num_threads() == of_a_new_thread() == 4
+
+
+def test_a_use_within_another_gives_the_outer_one_back() -> None:
+    with kept_to(2):
+        with kept_to(3):
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 2 and of_a_new_thread() == 4
+    assert torch.get_num_threads() == of_a_new_thread() == 4

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from belvedere.apps.requests import GenerateRequest, parse_sizes
+from belvedere.apps.requests import OWN_STEPS, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
 
 MAX_LINE = 64 << 10
@@ -131,6 +131,8 @@ def _line(number: int, values: Values, defaults: Mapping[str, Any]) -> Line:
     own = {key: _own_form(key, value) for key, value in {**defaults, **asked}.items()}
     if "prompts" in asked and "classes" not in asked:
         own.pop("classes", None)
+    if asked.get("solver") in OWN_STEPS and "steps" not in asked:
+        own.pop("steps", None)
     return Line(number, name or f"{number:06d}", GenerateRequest.from_dict(own))
 
 

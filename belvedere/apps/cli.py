@@ -25,7 +25,7 @@ from belvedere.apps import (
     cli_view,
     models_cli,
 )
-from belvedere.apps.cli_common import Json, Model, NameOrCommand, progress_bar
+from belvedere.apps.cli_common import Json, Model, NameOrCommand, one_line, progress_bar
 from belvedere.apps.cli_defaults import read_defaults
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError, out_of_memory
@@ -127,7 +127,7 @@ def generate(
         wanted,
         count,
         seed,
-        steps,
+        cli_options.steps_of(context),
         guidance,
         dtype,
         device,
@@ -238,7 +238,9 @@ def train(
     from belvedere.apps.train import train as run
 
     values = [*(overrides or ()), *(["deterministic=true"] if deterministic else [])]
-    raise typer.Exit(run(name, resume=resume, check=check, overrides=values, out=out))
+    with one_line():
+        code = run(name, resume=resume, check=check, overrides=values, out=out)
+    raise typer.Exit(code)
 
 
 @train_app.command("prepare")

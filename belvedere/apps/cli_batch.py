@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from belvedere.apps.cli_options import steps_of, written
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,12 +73,6 @@ def given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def written(context: typer.Context, name: str) -> bool:
-    """Return whether an option was written in the command."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def check_single(context: typer.Context) -> None:
     """Raise ``InputError`` when an option of batches is given without a job file."""
     if wrong := [name for name in _OPTIONS if written(context, name)]:
@@ -88,7 +83,7 @@ def generate_jobs(context: typer.Context) -> int:
     """Run the batch that the options of ``belvedere generate`` ask for; return the exit code."""
     from belvedere.apps.batch_begin import Batch
 
-    options = context.params
+    options = {**context.params, "steps": steps_of(context)}
     if written(context, "grid"):
         raise InputError("--grid shows the pictures of one request: leave it out with --jobs")
     batch = Batch(

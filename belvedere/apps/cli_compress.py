@@ -36,7 +36,9 @@ def compress(
     regions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Grey picture of the same size: white matters, black does not.")
     ] = None,
-    metadata: Annotated[str, typer.Option(help="Keep colour (the profile), all (EXIF too) or none.")] = "colour",
+    metadata: Annotated[
+        str, typer.Option(help="Keep colour (the profile), all (EXIF too, but no XMP) or none.")
+    ] = "colour",
     background: Annotated[str | None, typer.Option(help="Colour to lay transparency over, like white.")] = None,
     model: Codec = DEFAULT_CODEC,
     jobs: Jobs = 1,
@@ -176,12 +178,12 @@ def evaluate(
         together = models if len(models) > 1 else ()
         found = evaluation.evaluate_compression([*ours, *others], pictures, together=together, progress=progress)
     found |= {"left_out": missing, "versions": formats.versions()}
-    if out:
-        evaluation.save(found, out)
     if as_json:
         print(json.dumps(found))
     else:
         print("\n".join([evaluation.table(found), *(f"left out: {name}: {why}" for name, why in missing.items())]))
+    if out:  # figures are told by now: not lost where they cannot be written
+        evaluation.save(found, out)
     if folder is not None:
         from belvedere.checkpoints import store
 
@@ -221,6 +223,7 @@ def _each(
     """Do the work on each file that has a target and say so.
 
     Of several, one that cannot be done does not stop the others, unless they would meet the same (``CommonError``).
+    It is an ``InputError`` when none is done or was there already, exit code 1 when some are.
     """
     done, failed = [], []
     skipped = [str(path) for path in paths if path not in targets]
@@ -229,9 +232,11 @@ def _each(
             try:
                 done.append(work(path, target))
             except InputError as error:
-                if len(targets) == 1 or isinstance(error, CommonError):
+                if len(paths) == 1:
                     raise
                 failed.append(str(path))
+                if isinstance(error, CommonError):
+                    raise
                 print(f"belvedere: error: {' '.join(str(error).split())}", file=sys.stderr)
                 continue
             if not as_json:
@@ -241,8 +246,8 @@ def _each(
             print(json.dumps({"done": done, "failed": failed, "skipped": skipped}))
     if skipped and not as_json:
         print(f"{len(skipped)} of {len(paths)} files were there already")
-    if failed and not done:
-        raise InputError(f"none of {len(targets)} files could be done: see above")
+    if failed and not done and not skipped:
+        raise InputError(f"none of {len(paths)} files could be done: see above")
     if failed:
-        print(f"belvedere: {len(failed)} of {len(targets)} files could not be done: see above", file=sys.stderr)
+        print(f"belvedere: {len(failed)} of {len(paths)} files could not be done: see above", file=sys.stderr)
         raise typer.Exit(1)

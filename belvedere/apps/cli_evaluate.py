@@ -17,6 +17,7 @@ from belvedere.apps.cli_options import (
     Seed,
     Solver,
     Steps,
+    steps_of,
 )
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
 from belvedere.errors import InputError
@@ -26,6 +27,7 @@ Card = Annotated[bool, typer.Option("--card", help="Also write the figures into 
 
 
 def generation(
+    context: typer.Context,
     model: Model = DEFAULT_MODEL,
     count: Annotated[
         int | None,
@@ -76,7 +78,8 @@ def generation(
       belvedere evaluate generation --model ./dimr-xl -n 50000 --solver published --steps 250 --guidance 1.4 \\
         --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception-2015-12-05-6726825d.pth
     """
-    asked: dict[str, Any] = {"seed": seed, "steps": steps, "guidance": guidance, "dtype": dtype, "device": device}
+    asked: dict[str, Any] = {"seed": seed, "steps": steps_of(context), "guidance": guidance}
+    asked |= {"dtype": dtype, "device": device}
     asked |= {"count": 240 if count is None else count, "extrapolation": extrapolation, "solver": solver}
     asked |= {"guidance_power": guidance_power, "guidance_channels": guidance_channels}
     measured: dict[str, Any] = {
@@ -127,7 +130,6 @@ def captions(
     """
     from belvedere.apps import output
     from belvedere.apps.evaluate_captions import evaluate_captions as run
-    from belvedere.files import atomic_write
 
     if out is not None:
         if out.is_dir():
@@ -137,17 +139,16 @@ def captions(
     asked: dict[str, Any] = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "dtype": dtype}
     with progress_bar(f"loading {model}", f"{count} pictures") as progress:
         found = run(model, **asked, device=device, progress=progress)
-    if out is not None:
-        with output.writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(out) as file:
-                file.write(json.dumps(found, indent=2).encode() + b"\n")
-    _report(found, folder, as_json)
+    _report(found, folder, as_json, out)
 
 
-def _report(found: dict[str, Any], folder: Path | None, as_json: bool) -> None:
-    """Print figures, then write them into the card in ``folder``, if any: they are not lost where that fails."""
+def _report(found: dict[str, Any], folder: Path | None, as_json: bool, out: Path | None = None) -> None:
+    """Print figures, then write them to ``out`` and into the card in ``folder``, if any: not lost where that fails."""
     print(json.dumps(found) if as_json else "\n".join(f"{key:20} {value}" for key, value in found.items()))
+    if out is not None:
+        from belvedere.apps import output
+
+        output.save_figures(found, out)
     if folder is not None:
         from belvedere.checkpoints import store
 

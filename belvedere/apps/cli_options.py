@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from belvedere.apps.requests import OWN_STEPS
+
 Seed = Annotated[int, typer.Option(help="Picture i depends on (seed, i) alone.")]
 Steps = Annotated[int | None, typer.Option(help="Sampler steps. Default: the model's own.")]
 Guidance = Annotated[
@@ -47,3 +49,15 @@ Editability = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, or float16 (GPU).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def written(context: typer.Context, name: str) -> bool:
+    """Return whether an option was written in the command."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def steps_of(context: typer.Context) -> int | None:
+    """Return the ``steps`` of a command; None where they are a default of the user's and the solver takes none."""
+    meant = written(context, "steps") or context.params["solver"] not in OWN_STEPS
+    return context.params["steps"] if meant else None

@@ -28,8 +28,9 @@ teaches the shell to complete.
 ## Defaults of your own
 
 What is written in the command counts first, then the environment (`BELVEDERE_GENERATE_STEPS=50`,
-`BELVEDERE_EVALUATE_GENERATION_COUNT=480`), then a file, `~/.config/belvedere/config.yaml` or the one named by
-`BELVEDERE_CONFIG`: a section for each verb, options by their long names. `--no-flip` is `flip: false`.
+`BELVEDERE_EVALUATE_GENERATION_COUNT=480`), then a file, the one named by `BELVEDERE_CONFIG` or else
+`belvedere/config.yaml` in `XDG_CONFIG_HOME` (`~/.config` where that is not set): a section for each verb, options by
+their long names. `--no-flip` is `flip: false`. Steps of your own are left out with a solver that takes none.
 
 ```yaml
 generate:

@@ -168,8 +168,8 @@ def evaluate(
         sheet: list[Any] | None = [] if out else None
         found = evaluation.evaluate_views(loaded.network, sets, lpips=distance, progress=progress, sheet=sheet)
     found = {"model": model, "weights": loaded.digest, **found}
+    print(json.dumps(found) if as_json else evaluation.table(found))  # first: not lost where they cannot be written
     if out and sheet:
         evaluation.save(found, sheet, out)
-    print(json.dumps(found) if as_json else evaluation.table(found))
     if folder is not None:
         store.amend_card(folder, {"quality": evaluation.card_facts(found)})

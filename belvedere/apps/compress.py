@@ -56,17 +56,20 @@ def compress(
     """Return a picture as a ``.bvd`` file; ``importance``: see ``belvedere.encode``."""
     from belvedere.compression.codec import encode
     from belvedere.compression.rate_control import encode_to_bpp, encode_to_psnr
+    from belvedere.data.images import to_srgb
 
+    image, profile = photograph.image, photograph.profile
+    if request.metadata == "none" and profile:
+        image, profile = to_srgb(photograph).convert(image.mode), b""
     options: dict[str, Any] = {"importance": importance, "jobs": request.jobs, "progress": progress}
-    options["profile"] = b"" if request.metadata == "none" else photograph.profile
-    options["exif"] = photograph.exif if request.metadata == "all" else b""
+    options |= {"profile": profile, "exif": photograph.exif if request.metadata == "all" else b""}
     began = time.monotonic()
     if request.bpp is not None:
-        data = encode_to_bpp(photograph.image, codec, request.bpp, **options)
+        data = encode_to_bpp(image, codec, request.bpp, **options)
     elif request.psnr is not None:
-        data = encode_to_psnr(photograph.image, codec, request.psnr, **options)
+        data = encode_to_psnr(image, codec, request.psnr, **options)
     else:
-        data = encode(photograph.image, codec, quality=request.quality, **options)
+        data = encode(image, codec, quality=request.quality, **options)
     header, _ = read(data)
     bpp = len(data) * 8 / (header.width * header.height)
     return Compressed(data, bpp, 1 + header.quality / QUALITY_STEP, time.monotonic() - began)
@@ -145,16 +148,24 @@ def metadata(image: "Image.Image") -> dict[str, bytes]:
 
 
 def read_importance(path: Path, size: tuple[int, int]) -> "np.ndarray":
-    """Return a map of what matters, float32 (h, w): white of the picture in ``path`` 1, black 0."""
-    import numpy as np
-
+    """Return a map of what matters in a picture of ``size``, by the picture in ``path``: see ``importance_of``."""
     from belvedere.data.images import open_image
 
-    image = open_image(path).convert("L")
-    if image.size != size:
-        width, height = size
-        raise InputError(f"{path} has {image.width} x {image.height} pixels, the picture {width} x {height}: must fit")
-    return np.asarray(image, dtype=np.float32) / 255
+    return importance_of(open_image(path), size, str(path))
+
+
+def importance_of(regions: "Image.Image", size: tuple[int, int], name: str) -> "np.ndarray":
+    """Return a map of what matters, float32 (h, w): white of the picture ``regions`` 1, black 0.
+
+    Raises ``InputError`` naming ``name`` unless it is of ``size`` (width, height).
+    """
+    import numpy as np
+
+    width, height = size
+    if regions.size != size:
+        given = f"{regions.width} x {regions.height}"
+        raise InputError(f"{name} has {given} pixels, the picture {width} x {height}: must fit")
+    return np.asarray(regions.convert("L"), dtype=np.float32) / 255
 
 
 def read_file(path: Path) -> bytes:

@@ -245,11 +245,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 def save(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``result.json`` and the plot as PNG and SVG to a folder, each whole or not at all; return their paths."""
-    with output.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("result.json", "plot.png", "plot.svg")]
-    with output.writing(paths[0]), atomic_write(paths[0]) as file:
-        file.write(json.dumps(result, indent=1).encode())
+    output.save_figures(result, paths[0])
     for path in paths[1:]:
         plot(result, path)
     return paths

@@ -18,10 +18,9 @@ from belvedere.apps import output, work
 from belvedere.apps.concept_judges import FIGURES, Comparison, DinoJudge, ToyJudge, open_judge
 from belvedere.apps.requests import GenerateRequest
 from belvedere.checkpoints.concepts import load_concept
-from belvedere.data.concept_photos import photo_files, read_templates
-from belvedere.data.images import centre_crop, open_image
+from belvedere.data.concept_photos import open_photo, photo_files, read_templates
+from belvedere.data.images import centre_crop
 from belvedere.errors import InputError
-from belvedere.files import atomic_write
 from belvedere.generation.concept import Concept
 
 PROMPTS = (
@@ -84,7 +83,7 @@ def evaluate_concept(plan: Protocol, progress: work.Progress | None = None) -> t
     learned, held_out = _photographs(plan)
     job = work.prepare(_request(plan, concept), download=plan.model is not None)
     side = min(job.size(0))
-    shown, others = ([centre_crop(open_image(file), side) for file in files] for files in (learned, held_out))
+    shown, others = ([centre_crop(open_photo(file), side) for file in files] for files in (learned, held_out))
     spelled = [prompt.replace("{}", concept.super_category) for prompt in plan.prompts]
     comparisons = _comparisons(plan, shown, others, spelled)
     total = job.request.count * (1 + len(plan.editability))
@@ -206,12 +205,10 @@ def check_results(folder: Path) -> None:
 
 def save(found: Mapping[str, Any], sheet: Sheet, folder: Path) -> None:
     """Write ``result.json`` and ``sheet.png`` to a folder, each whole or not at all."""
+    output.save_figures(found, folder / "result.json")
     images, captions = zip(*sheet, strict=True)
     text = json.dumps({"sheet": {"concept": found["concept"], "judge": found["judge"]}})
     output.save(output.sheet(images, captions, ACROSS), folder / "sheet.png", text)
-    path = folder / "result.json"
-    with output.writing(path), atomic_write(path) as file:
-        file.write(json.dumps(found, indent=1).encode())
 
 
 def parse_values(text: str) -> tuple[float, ...]:

@@ -21,7 +21,6 @@ from belvedere.apps.view_metrics import psnr, rank_correlation, ssim
 from belvedere.apps.work import Progress
 from belvedere.checkpoints.tensors import read_state_dict
 from belvedere.data.reading import naming
-from belvedere.files import atomic_write
 from belvedere.synthesis.cameras import conditions
 from belvedere.synthesis.export import to_frame
 from belvedere.synthesis.nvist import NViST
@@ -210,12 +209,10 @@ def _line(title: str, figures: Mapping[str, float | None]) -> str:
 
 def save(result: Mapping[str, Any], sheet: Sequence[tuple[Image.Image, str]], folder: Path) -> None:
     """Write ``result.json`` and ``sheet.png`` to a folder, each whole or not at all."""
+    output.save_figures(result, folder / "result.json")
     images, captions = zip(*sheet, strict=True)
     text = json.dumps({key: value for key, value in result.items() if key != "sets"})
     output.save(output.sheet(images, captions, 1 + 2 * SHEET_VIEWS), folder / "sheet.png", text)
-    path = folder / "result.json"
-    with output.writing(path), atomic_write(path) as file:
-        file.write(json.dumps(result, indent=1).encode())
 
 
 def card_facts(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Pictures into files: encoded, written whole or not at all, never over something that is not the same picture."""
 
+import errno
 import io
+import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ FORMATS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Formats of a picture file and their endings."""
 
 _OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}, "webp": {"quality": 95, "method": 4}}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_COMMON = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _TILE = 128
 _MARGIN = 4
 _CAPTION = 16
@@ -31,16 +35,22 @@ _MAX_ROWS = 64
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says against writing ``path`` (full disk, no permission) into a ``CommonError``."""
+    """Turn what the system says against writing ``path`` into an ``InputError``.
+
+    It is a ``CommonError`` where other files there would meet it too: a full disk, no permission.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise CommonError(f"cannot write {path}: {reason}; make room or choose another place") from error
+        if error.errno in _COMMON:
+            room = "make room or " if error.errno in _FULL else ""
+            raise CommonError(f"cannot write {path}: {reason}; {room}choose another place") from error
+        raise InputError(f"cannot write {path}: {reason}; choose another name or place") from error
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ``CommonError`` unless files can be written to ``folder``; it is tried where it, or what is to hold it, is.
+    """Raise ``InputError`` unless files can be written to ``folder``; it is tried where it, or what is to hold it, is.
 
     The folder itself is made with the first file, so that a request which fails leaves nothing behind.
     """
@@ -83,6 +93,14 @@ def save(image: "Image.Image", path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(content)
+
+
+def save_figures(figures: Mapping[str, Any], path: Path) -> None:
+    """Write ``figures``, plain JSON, to ``path``, whole or not at all; its folder is made."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(json.dumps(figures, indent=1).encode() + b"\n")
 
 
 def kind_of(path: Path) -> str:

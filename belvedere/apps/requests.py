@@ -29,6 +29,8 @@ MAX_VIEW_SIDE = 2048
 MAX_FRAMES = 10_000
 SAMPLING = ("solver", "guidance_power", "guidance_channels")
 """Fields of a request that are written only where they are given: requests without them stay what they always were."""
+OWN_STEPS = ("dopri5",)
+"""Solvers that choose their own steps: a default of steps is not meant for them."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,10 @@ class CompressRequest:
     """Pictures as small files by a codec.
 
     ``model``: embedded name, folder or hub id. One of ``quality``, 1 to the model's highest; ``bpp``, the most bits a
-    pixel; ``psnr``, the least dB. ``metadata``: what is kept, "colour" (the profile), "all" (EXIF too) or "none".
-    ``background``: colour that transparency is laid over; None = such a picture is refused. ``jobs``: tiles at once,
-    1 to 64. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises ``InputError``.
+    pixel; ``psnr``, the least dB. ``metadata``: what is kept, "colour" (the profile), "all" (EXIF too) or "none" (the
+    colours of a profile become sRGB). ``background``: colour that transparency is laid over; None = such a picture is
+    refused. ``jobs``: tiles at once, 1 to 64. ``device``: auto, cpu, cuda or cuda:N. A value outside these raises
+    ``InputError``.
     """
 
     model: str = DEFAULT_CODEC

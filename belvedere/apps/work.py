@@ -4,7 +4,6 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, count
@@ -17,6 +16,7 @@ from belvedere.apps.importing import uncollected
 from belvedere.apps.record import Machine, Record
 from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
+from belvedere.threads import kept_to
 
 if TYPE_CHECKING:
     import torch
@@ -325,7 +325,7 @@ def regenerate(
     if concepts:
         shown["concepts"] = tuple(str(file) for file in concepts)
     asked = replace(_for_this_machine(old.request), model=model or old.request.model, **shown)
-    with _threads(old.machine.threads):
+    with kept_to(max(1, min(old.machine.threads, os.cpu_count() or 1))):
         job = prepare(asked, download=model is not None)
         image, new = next(run(job, range(old.index, old.index + 1), progress=progress))
     told = replace(new.request, classes=old.request.classes, prompts=old.request.prompts)
@@ -341,15 +341,3 @@ def _for_this_machine(request: GenerateRequest) -> GenerateRequest:
     if torch.cuda.is_available():
         return replace(request, device="cuda")
     return replace(request, device="cpu", dtype="float32" if request.dtype == "float16" else request.dtype)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(number, os.cpu_count() or 1)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import torch
 
 EMBEDDED = Path(__file__).with_name("embedded")
+KINDS = (*PIPELINES, *TEXT_TO_IMAGE, SCENES, CODEC)
+"""Models that are loaded, as ``model_index.json`` calls them."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Of the weights in memory."""
 STORED = ("float32", "bfloat16", "float16", "int8")
@@ -87,6 +89,7 @@ def _fetch(hub_id: str, download: bool) -> Path:
     try:
         folder = Path(get(allow_patterns=_ABOUT))
         if (folder / "model_index.json").is_file():
+            check_kind(hub_id, folder)
             folder = Path(get(allow_patterns=[*_ABOUT, *_patterns(folder)]))
     except InputError:
         raise
@@ -98,6 +101,13 @@ def _fetch(hub_id: str, download: bool) -> Path:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"model {hub_id}: the repository has no model_index.json; it is not a pipeline")
     return folder
+
+
+def check_kind(name: str, folder: Path) -> None:
+    """Raise ``InputError`` unless the model in a folder, called ``name``, is one of ``KINDS``."""
+    kind = str(read_json(folder / "model_index.json").get("_class_name"))
+    if kind not in KINDS:
+        raise InputError(f"model {name}: Belvedere loads no {kind[:80]!r}; give one of {', '.join(KINDS)}")
 
 
 def card(folder: Path) -> dict[str, Any]:

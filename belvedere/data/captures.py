@@ -95,12 +95,14 @@ def open_capture(path: Path | str, images: str = "images") -> Capture:
 
     ``path`` is the folder, or a file in it of the form of ``transforms.json`` under another name. A picture is found by
     the name that the cameras' file gives it, or, of another kind, by the name without its suffix; COLMAP's names are
-    looked for in the subfolder ``images``. Pictures without a camera are left out. Raises ``InputError`` for cameras
-    without a picture, names that lead out of the folder, and whatever the readers of the formats refuse.
+    looked for in the subfolder ``images``, "." for the folder itself. Pictures without a camera are left out. Raises
+    ``InputError`` for cameras without a picture, names that lead out of the folder, and whatever the readers of the
+    formats refuse.
     """
-    path = Path(path)
-    with naming("images"):
-        check_name(images)
+    path, images = Path(path), "" if images == "." else images
+    if images:
+        with naming("images"):
+            check_name(images)
     folder = path.parent if path.is_file() else path
     transforms = path if path.is_file() else folder / TRANSFORMS
     if transforms.is_file():
@@ -153,10 +155,10 @@ def fit_view(
 
 
 def check_name(name: str) -> None:
-    """Raise ``InputError`` unless a picture's name is a relative path that stays in its folder."""
+    """Raise ``InputError`` unless a name, of a picture or a folder of them, is a relative path that stays below."""
     path = PureWindowsPath(name)  # splits at either slash
     if path.anchor or ".." in path.parts or not path.parts or min(name) < " ":
-        raise InputError(f"picture {name[:200]!r}: names must be relative paths of printed letters, without '..'")
+        raise InputError(f"name {name[:200]!r}: must be a relative path of printed letters, without '..'")
 
 
 def check_inside(folder: Path, path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from belvedere.data.folders import SUFFIXES
-from belvedere.data.images import centre_crop, open_image, to_tensor
+from belvedere.data.images import centre_crop, open_photograph, to_srgb, to_tensor
 from belvedere.errors import InputError
 
 FEWEST, MOST = 2, 1000
@@ -45,10 +45,10 @@ Box = tuple[int, int, int, int]
 class ConceptPhotos:
     """The photographs in a folder as squares of ``size`` pixels; a ``belvedere.data.Dataset``.
 
-    PNG, JPEG and WebP files of ``path`` itself, in the order of their names; each is turned as its EXIF says, laid over
-    white where transparent, cut to its middle square, or to one around its part in ``regions`` (by file name), and
-    scaled: aspects are kept. With ``flip``, item 2 i + 1 is the mirror image of item 2 i. Raises ``InputError`` at
-    once for a folder with fewer than two, an unreadable file, or a region that is not in its photograph.
+    PNG, JPEG and WebP files of ``path`` itself, in the order of their names; each is opened by ``open_photo``, cut to
+    its middle square, or to one around its part in ``regions`` (by file name), and scaled: aspects are kept. With
+    ``flip``, item 2 i + 1 is the mirror image of item 2 i. Raises ``InputError`` at once for a folder with fewer than
+    two, an unreadable file, or a region that is not in its photograph.
     """
 
     classes: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class ConceptPhotos:
         self.pixels = torch.stack([self._cut(file) for file in self.files])  # (n, 3, size, size)
 
     def _cut(self, file: Path) -> Tensor:
-        image = square(open_image(file), self.regions.get(file.name), str(file))
+        image = square(open_photo(file), self.regions.get(file.name), str(file))
         return to_tensor(centre_crop(image, self.size))
 
     @property
@@ -113,6 +113,14 @@ def photo_files(path: Path | str, fewest: int = FEWEST) -> list[Path]:
     if len(files) > MOST:
         raise InputError(f"{len(files)} photographs in {folder}: a concept is learned from a few, at most {MOST}")
     return files
+
+
+def open_photo(path: Path) -> Image.Image:
+    """Return a photograph as RGB: turned as its EXIF says, over white where transparent, its colours brought to sRGB.
+
+    Raises ``InputError`` for an unreadable file, and for an animation.
+    """
+    return to_srgb(open_photograph(path, background="white"))
 
 
 def left_out(path: Path | str) -> str:

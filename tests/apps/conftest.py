@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from belvedere.apps import cli
+from belvedere.apps import cli, output
 from belvedere.checkpoints import store
 
 
@@ -51,6 +51,15 @@ def fill_cards(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(store, "amend_card", amend_card)
+
+
+def fill_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full when results are written, not yet when it is looked at."""
+
+    def atomic_write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(output, "atomic_write", atomic_write)
 
 
 def assert_refused(done: Done, *words: str) -> None:

@@ -54,6 +54,11 @@ def test_what_a_job_lacks_is_as_the_options_say(tmp_path: Path) -> None:
     assert line.request == GenerateRequest("m", ("mug",), seed=9, device="cpu", dtype="bfloat16", sizes=((8, 8),))
 
 
+def test_steps_of_the_options_are_for_solvers_that_take_some(tmp_path: Path) -> None:
+    text = '{"solver": "dopri5"}\n{"solver": "euler"}\n{"solver": "dopri5", "steps": 7}\n{"seed": 1}'
+    assert [line.request.steps for line in read(tmp_path, text, steps=5).lines] == [None, 5, 7, 5]
+
+
 def test_pictures_are_called_by_job_and_index(tmp_path: Path) -> None:
     found = read(tmp_path, '{"name": "one"}\n{"name": "many", "count": 2}').lines
     assert [found[0].picture(0), found[1].picture(0), found[1].picture(1)] == ["one", "many-00000", "many-00001"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from belvedere.apps import cli, record
+from belvedere.apps import cli, evaluate, record
 from tests.apps.conftest import Done, assert_refused
-from tests.conftest import Run
+from tests.apps.test_output import full_disk
 from tests.waiting import wait_until
 
 WEIGHTS = "network/diffusion_pytorch_model.safetensors"
@@ -36,14 +35,12 @@ def copy_without_card(model: Path, folder: Path) -> Path:
     return folder
 
 
-def test_pictures_a_sheet_and_again(
-    belvedere: Run, command: Callable[..., Done], tiny_model: Path, tmp_path: Path
-) -> None:
+def test_pictures_a_sheet_and_again(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
     out, sheet = tmp_path / "new/pictures", tmp_path / "sheet.webp"
     asked = ("generate", "--model", tiny_model, "-n", 5, "--seed", 3, "--out", out, "--grid", sheet)
-    done = belvedere(*asked)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"5 pictures in {out}, all on {sheet} ({tiny_model}, seed 3")
+    done = command(*asked)
+    assert (done.code, done.error) == (0, "")
+    assert done.out.startswith(f"5 pictures in {out}, all on {sheet} ({tiny_model}, seed 3")
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"tiny-3-{i:05d}.png" for i in range(5)]
     with Image.open(sheet) as page:
@@ -185,6 +182,26 @@ def test_a_solver_of_the_command_is_in_the_record(
     assert command("regenerate", path).out.startswith("bit-identical: ")
 
 
+def test_steps_among_one_s_own_defaults_are_not_for_a_solver_that_takes_none(
+    command: Callable[..., Done], tiny_fitv2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BELVEDERE_GENERATE_STEPS", "3")
+    asked = ("generate", "--model", tiny_fitv2, "-n", 1, "--out", tmp_path)
+    assert command(*asked, "--seed", 1, "--solver", "dopri5").code == 0
+    assert command(*asked, "--seed", 2, "--solver", "euler").code == 0
+    assert [record.read(path).request.steps for path in sorted(tmp_path.iterdir())] == [None, 3]
+
+
+@pytest.mark.parametrize(("options", "steps"), [((), None), (("--steps", 9), 9)])
+def test_the_same_holds_of_what_is_measured(
+    command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], steps: int | None
+) -> None:
+    monkeypatch.setenv("BELVEDERE_EVALUATE_GENERATION_STEPS", "3")
+    monkeypatch.setattr(evaluate, "evaluate_generation", lambda model, **asked: {"steps": asked["steps"]})
+    done = command("evaluate", "generation", "--solver", "dopri5", "--json", *options)
+    assert json.loads(done.out) == {"steps": steps}
+
+
 def test_another_picture_is_not_overwritten(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:
     asked = ("generate", "--model", tiny_model, "--out", tmp_path, "-n", 2)
     assert command(*asked).code == 0
@@ -207,14 +224,18 @@ def test_broken_and_foreign_weights_are_refused(command: Callable[..., Done], ti
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_told_and_nothing_is_half_written(belvedere: Run, tiny_model: Path, tmp_path: Path) -> None:
-    asked = ("generate", "--model", tiny_model, "--out", tmp_path / "out", "-n", 3)
-    done = belvedere(*asked, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)))
-    assert_refused(Done(done.returncode, done.stdout, done.stderr), "cannot write", "File too large; make room")
+def test_a_full_disk_is_told_and_nothing_is_half_written(
+    command: Callable[..., Done], tiny_model: Path, tmp_path: Path
+) -> None:
+    with full_disk():
+        done = command("generate", "--model", tiny_model, "--out", tmp_path / "out", "-n", 3)
+    assert_refused(done, "cannot write", "File too large; choose another")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_interrupt_leaves_whole_pictures(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_whole_pictures_that_another_process_makes_again(
+    command: Callable[..., Done], tiny_model: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     arguments = ["generate", "--model", str(tiny_model), "--out", str(out), "-n", "5000", "--steps", "20"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
@@ -238,6 +259,7 @@ def test_an_interrupt_leaves_whole_pictures(tiny_model: Path, tmp_path: Path) ->
         assert path.name == f"tiny-0-{i:05d}.png"
         with Image.open(path) as image:
             assert record.pixel_digest(image) == record.read(path).pixels
+    assert command("regenerate", files[0]).out.startswith("bit-identical: ")
 
 
 def test_regenerate_says_identical_or_what_differs(
@@ -285,6 +307,18 @@ def test_a_card_that_is_not_there_is_told_before_anything_is_measured(
     options = ("--data", tmp_path / "data", "--peers", "") if verb == "compression" else ()
     done = command("evaluate", verb, "--model", model, *options, "--card")
     assert_refused(done, f"model {model} has no card.json to write into")
+
+
+@pytest.mark.parametrize("verb", ["captions", "views", "compression"])
+def test_results_that_cannot_be_written_are_told_before_anything_is_measured(
+    command: Callable[..., Done], tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (192, 176)).save(tmp_path / "data" / "a.png")
+    options = ("--data", tmp_path / "data", "--peers", "") if verb == "compression" else ()
+    out = tmp_path / "data" / "a.png" / "results"
+    done = command("evaluate", verb, "--model", "nowhere", *options, "--out", out)
+    assert_refused(done, "cannot write", "a.png", "choose another")
 
 
 def test_a_card_is_for_figures(command: Callable[..., Done], tiny_model: Path, tmp_path: Path) -> None:

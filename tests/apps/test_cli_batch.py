@@ -135,6 +135,19 @@ def test_a_dry_run_counts_what_solvers_ask(command: Command, tiny_fitv2: Path, t
     assert_refused(command("generate", "--jobs", path, *options[:-1]), "line 1: solver dopri5 chooses its own steps")
 
 
+def test_steps_of_others_are_not_for_a_solver_that_takes_none(
+    command: Command, tiny_fitv2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jobs(tmp_path / "jobs.jsonl", {"solver": "dopri5"}, {"solver": "euler"})
+    asked = ("generate", "--jobs", path, "--model", tiny_fitv2, "--device", "cpu", "--dry-run", "--json")
+    found = json.loads(command(*asked, "--steps", 3).out)
+    assert found["faults"] == [] and found["pictures"] == 2
+    write_jobs(path, {})
+    monkeypatch.setenv("BELVEDERE_GENERATE_STEPS", "3")
+    found = json.loads(command(*asked, "--solver", "dopri5").out)
+    assert found["faults"] == [] and found["pictures"] == 1
+
+
 def test_a_dry_run_of_a_begun_batch_tells_what_is_left(command: Command, tiny_model: Path, tmp_path: Path) -> None:
     kept, gone, new = (
         {"model": str(tiny_model), "steps": 2, "name": name, "count": count}

@@ -9,6 +9,11 @@ def test_the_page_is_that_of_the_commands() -> None:
     assert PAGE.read_text() == reference(), "python -m belvedere.apps.cli_reference > docs/commands.md"
 
 
+def test_every_place_of_the_file_of_defaults_is_named() -> None:
+    for place in ("`BELVEDERE_CONFIG`", "`belvedere/config.yaml` in `XDG_CONFIG_HOME` (`~/.config`"):
+        assert place in reference()
+
+
 def test_defaults_are_shown_but_for_what_is_off() -> None:
     page = reference()
     for row in ("`--flip`, `--no-flip` | on", "`--seed` | `0`", "`--square` | ", "`--editability` | `0.0`"):

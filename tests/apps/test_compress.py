@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,21 @@ from PIL import Image, ImageCms
 
 from belvedere.apps.compress import targets
 from belvedere.apps.requests import CompressRequest, parse_region
+from belvedere.checkpoints import codecs
 from belvedere.checkpoints.codecs import load_codec, save_codec
 from belvedere.compression import bitstream
-from belvedere.compression.codec import decode, encode
+from belvedere.compression.codec import Codec, decode, encode
 from belvedere.compression.tiling import Layout
+from belvedere.data.images import Photograph, to_srgb
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
-from tests.apps.conftest import Done, assert_refused, fill_cards
+from tests.apps.conftest import Done, assert_refused, fill_cards, fill_results
 from tests.compression.test_codec import photograph
 from tests.compression.test_segpic import small
+from tests.data.test_images import ADOBE, profile
 
 Command = Callable[..., Done]
+opened = cache(load_codec)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +35,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "codec"
     save_codec(small(rates=4), "float16", folder, {"steps": 0})
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _opened_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command find this codec open; it opens others, and copies of this one, itself."""
+
+    def load(name: str, *options: str) -> Codec:
+        return (opened if name == str(model) else load_codec)(name, *options)
+
+    monkeypatch.setattr(codecs, "load_codec", load)
 
 
 @pytest.fixture
@@ -126,8 +141,35 @@ def test_a_full_disk_ends_the_run_and_what_is_done_is_told(
     photograph().save(pair[0].parent / "c.png")
     done = command("compress", *pair, pair[0].parent / "c.png", "--model", model, "--json")
     assert done.code == 2 and done.error.count("\n") == 1 and "b.bvd: No space left" in done.error
-    assert [Path(facts["file"]).name for facts in json.loads(done.out)["done"]] == ["a.bvd"]
+    told = json.loads(done.out)
+    assert [Path(facts["file"]).name for facts in told["done"]] == ["a.bvd"] and told["failed"] == [str(pair[1])]
     assert not (pair[0].parent / "c.bvd").exists()
+
+
+def test_a_target_that_cannot_be_written_stops_no_other(command: Command, model: Path, pair: list[Path]) -> None:
+    pair[0].with_suffix(".bvd").mkdir()
+    long = pair[0].with_name("x" * 240 + ".png")
+    photograph().save(long)
+    done = command("compress", *pair, long, "--model", model, "--force", "--json")
+    assert done.code == 1 and "a.bvd: Is a directory" in done.error and "File name too long" in done.error
+    told = json.loads(done.out)
+    assert [Path(facts["file"]).name for facts in told["done"]] == ["b.bvd"]
+    assert told["failed"] == [str(pair[0]), str(long)]
+
+
+def test_going_on_ends_as_the_whole_would(command: Command, model: Path, pair: list[Path]) -> None:
+    """Of several files some are done: whether by this run or an earlier one."""
+    bad = [pair[0].with_name(name) for name in ("bad.png", "worse.png")]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    for files in ([*pair, bad[0]], [*pair, *bad]):
+        for skipped in ([], pair):
+            asked = ["--skip-existing"] if skipped else ["--force"]
+            done = command("compress", *files, "--model", model, *asked, "--json")
+            told = json.loads(done.out)
+            assert done.code == 1 and f"{len(files) - 2} of {len(files)} files could not be done" in done.error
+            assert told["failed"] == [str(path) for path in files[2:]]
+            assert told["skipped"] == [str(path) for path in skipped] and len(told["done"]) == 2 - len(skipped)
 
 
 def test_an_interrupted_batch_goes_on(command: Command, model: Path, pair: list[Path]) -> None:
@@ -172,6 +214,21 @@ def test_metadata_is_kept_as_asked(command: Command, model: Path, tmp_path: Path
             assert image.info.get("icc_profile") == (None if keep == "none" else profile)
             found = image.getexif()
             assert found.get(0x010E) == ("a view" if keep == "all" else None) and 0x0112 not in found
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_without_its_profile_a_picture_keeps_its_colours(
+    command: Command, model: Path, tmp_path: Path, mode: str
+) -> None:
+    image = photograph(mode=mode)
+    wide = profile(ADOBE, [563])
+    told = Photograph(image, wide if mode == "RGB" else wide[:16] + b"GRAY" + wide[20:], b"")
+    to_srgb(told).convert(mode).save(tmp_path / "srgb.png")
+    image.save(tmp_path / "told.png", icc_profile=told.profile)
+    for name in ("srgb", "told"):
+        command("compress", tmp_path / f"{name}.png", "--metadata", "none", "--model", model)
+    same = (tmp_path / "srgb.bvd").read_bytes() == (tmp_path / "told.bvd").read_bytes()
+    assert same and (mode == "L" or not np.array_equal(to_srgb(told), image))
 
 
 def test_grey_stays_grey_and_transparency_is_named(command: Command, model: Path, tmp_path: Path) -> None:
@@ -300,6 +357,10 @@ def test_a_codec_is_measured_beside_the_usual_formats(
     fill_cards(monkeypatch)
     done = command("evaluate", "compression", *options, "--card", "--json")
     assert done.code == 2 and "No space left on device" in done.error
+    assert [point["quality"] for point in json.loads(done.out)["curves"][str(model)]] == [1, 4]
+    fill_results(monkeypatch)
+    done = command("evaluate", "compression", *options, "--json")
+    assert done.code == 2 and "cannot write" in done.error and "No space left on device" in done.error
     assert [point["quality"] for point in json.loads(done.out)["curves"][str(model)]] == [1, 4]
 
 

@@ -16,7 +16,7 @@ from belvedere.data.toybox.classifier import ToyClassifier
 from belvedere.data.toybox.damage import damage
 from belvedere.errors import InputError
 from belvedere.seeds import BatchRng
-from tests.apps.conftest import Done, assert_refused, fill_cards
+from tests.apps.conftest import Done, assert_refused, fill_cards, fill_results
 from tests.apps.diffusion_helpers import AUTOENCODER, DIFFUSION, train_config
 
 Shown = tuple[torch.Tensor, list[Asked]]
@@ -110,6 +110,16 @@ def test_figures_are_told_though_the_card_cannot_be_written(
     fill_cards(monkeypatch)
     done = command("evaluate", "captions", "--model", diffusion, "-n", 12, "--card", "--json")
     assert done.code == 2 and json.loads(done.out)["count"] == 12 and "No space left on device" in done.error
+
+
+def test_figures_are_told_though_the_file_cannot_be_written(
+    diffusion: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fill_results(monkeypatch)
+    out = tmp_path / "captions.json"
+    done = command("evaluate", "captions", "--model", diffusion, "-n", 12, "-o", out, "--json")
+    assert done.code == 2 and json.loads(done.out)["count"] == 12
+    assert f"cannot write {out}: No space left on device" in done.error and not out.exists()
 
 
 def test_a_folder_is_no_file_for_results(command: Callable[..., Done], tmp_path: Path) -> None:

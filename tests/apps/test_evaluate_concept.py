@@ -15,7 +15,7 @@ from belvedere.checkpoints.text_to_image import load_text_to_image
 from belvedere.data.toybox import Toybox
 from belvedere.errors import InputError
 from belvedere.generation.neti_training import FrozenBase
-from tests.apps.conftest import Done, assert_refused
+from tests.apps.conftest import Done, assert_refused, fill_results
 from tests.generation.neti_models import save_clip, save_dino, save_photographs, save_tiny_base
 
 Command = Callable[..., Done]
@@ -43,7 +43,9 @@ def measure(command: Command, world: Path, *options: object) -> Done:
     return command("evaluate", "concept", world / "toy.safetensors", *given, *options)
 
 
-def test_the_curve_over_editability(world: Path, command: Command, tmp_path: Path) -> None:
+def test_the_curve_over_editability(
+    world: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "results"
     options = ("--editability", "1,0", "--held-out", world / "others", "--out", out, "--json")
     found = json.loads(measure(command, world, *options).out)
@@ -55,6 +57,10 @@ def test_the_curve_over_editability(world: Path, command: Command, tmp_path: Pat
     assert found["judge"] == "toybox-classifier" and found["count"] == 2 and len(found["concepts"]) == 64
     assert json.loads((out / "result.json").read_text()) == found and (out / "sheet.png").is_file()
     assert measure(command, world, *options).code == 0  # results are replaced
+    fill_results(monkeypatch)
+    done = measure(command, world, *options)
+    assert done.code == 2 and json.loads(done.out)["curve"] == found["curve"]
+    assert "cannot write" in done.error and "No space left on device" in done.error
 
 
 def test_clip_reads_prompts(world: Path, command: Command) -> None:

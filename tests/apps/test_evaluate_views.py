@@ -30,7 +30,7 @@ from belvedere.errors import InputError
 from belvedere.synthesis.cameras import Camera, conditions
 from belvedere.synthesis.perceptual import _shapes as lpips_shapes
 from belvedere.synthesis.render import Rendered, render_view
-from tests.apps.conftest import Done, assert_refused, fill_cards
+from tests.apps.conftest import Done, assert_refused, fill_cards, fill_results
 from tests.apps.test_view_cases import write_capture
 from tests.apps.view_helpers import SIZE, ball, network, save_model
 
@@ -219,6 +219,10 @@ def test_the_verb_on_a_capture(command: Command, tmp_path: Path, monkeypatch: py
     done = command(*options, "--card", "--json")
     assert done.code == 2 and "No space left on device" in done.error
     assert json.loads(done.out)["sets"] == found["sets"]  # nothing is random
+    fill_results(monkeypatch)
+    done = command(*options, "--out", tmp_path / "full", "--json")
+    assert done.code == 2 and "cannot write" in done.error and "No space left on device" in done.error
+    assert json.loads(done.out)["sets"] == found["sets"]
 
 
 def test_the_verb_refuses(command: Command, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pictures into files: whole, never over another picture, refused before any work where nothing can be written."""
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from PIL import Image, ImageColor
 from belvedere.apps import output, record
 from belvedere.apps.record import Record
 from belvedere.apps.requests import GenerateRequest
-from belvedere.errors import InputError
+from belvedere.errors import CommonError, InputError
 from tests.apps.test_record import EXAMPLE, MACHINE, REQUEST
 
 
@@ -70,18 +71,29 @@ def test_a_dangling_link_is_not_written_through(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, image: Image.Image) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
-    with pytest.raises(InputError, match=r"cannot write .*x\.png: File too large; make room"), full_disk():
+    with pytest.raises(InputError, match=r"cannot write .*x\.png: File too large; choose another"), full_disk():
         output.save(image, path, EXAMPLE.to_json())
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_the_system_s_reason_is_passed_on(tmp_path: Path) -> None:
-    with (
-        pytest.raises(InputError, match=r"cannot write .*: No space left on device; make room"),
-        output.writing(tmp_path),
-    ):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize(
+    ("number", "common", "mend"),
+    [
+        (errno.ENOSPC, True, "No space left on device; make room or choose another place"),
+        (errno.EDQUOT, True, "Disk quota exceeded; make room or choose another place"),
+        (errno.EACCES, True, "Permission denied; choose another place"),
+        (errno.EROFS, True, "Read-only file system; choose another place"),
+        (errno.EISDIR, False, "Is a directory; choose another name or place"),
+        (errno.ENAMETOOLONG, False, "File name too long; choose another name or place"),
+    ],
+)
+def test_the_system_s_reason_is_passed_on(tmp_path: Path, number: int, common: bool, mend: str) -> None:
+    """Other files meet it too, or it is of this one alone."""
+    with pytest.raises(InputError) as error, output.writing(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert str(error.value) == f"cannot write {tmp_path}: {mend}"
+    assert isinstance(error.value, CommonError) == common
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -91,6 +103,15 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             output.check_folder(folder)
     output.check_folder(tmp_path / "new/deep")
     assert not (tmp_path / "new").exists()
+
+
+def test_figures_are_written_whole_into_a_new_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "result.json"
+    output.save_figures({"psnr": 31.5}, path)
+    assert json.loads(path.read_text()) == {"psnr": 31.5} and list(path.parent.iterdir()) == [path]
+    with pytest.raises(TypeError):
+        output.save_figures({"psnr": object()}, path)
+    assert json.loads(path.read_text()) == {"psnr": 31.5} and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

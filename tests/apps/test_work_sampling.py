@@ -8,8 +8,9 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from belvedere.apps import work
-from belvedere.apps.requests import GenerateRequest
+from belvedere.apps.requests import OWN_STEPS, GenerateRequest
 from belvedere.errors import InputError
+from belvedere.generation.flow_sampling import SOLVERS
 from tests.apps.test_work import digests, written
 from tests.conftest import save_tiny_model
 
@@ -91,6 +92,11 @@ def test_evaluations_are_known_but_for_an_adaptive_solver(
 ) -> None:
     """The last step of rk4 is one of midpoint where a network predicts clean pictures."""
     assert work.prepare(replace(mixed, solver=solver, steps=steps)).evaluations == evaluations
+
+
+def test_the_solvers_that_choose_their_own_steps_are_known_by_name(mixed: GenerateRequest) -> None:
+    pipeline = work.load(mixed).pipeline
+    assert [name for name in SOLVERS if pipeline.evaluations(name, 5) is None] == list(OWN_STEPS)
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ def _captures(folder: Path) -> Iterator[Attack]:
     contents: dict[str, tuple[Any, str]] = {
         "no frames": ({**lens, "frames": []}, "lists no views"),
         "way out": ({**lens, "frames": [{**frame, "file_path": "../../etc/passwd"}]}, "without '..'"),
-        "absolute": ({**lens, "frames": [{**frame, "file_path": "/etc/passwd"}]}, "relative paths"),
-        "drive": ({**lens, "frames": [{**frame, "file_path": "C:\\\\x.png"}]}, "relative paths"),
+        "absolute": ({**lens, "frames": [{**frame, "file_path": "/etc/passwd"}]}, "relative path"),
+        "drive": ({**lens, "frames": [{**frame, "file_path": "C:\\\\x.png"}]}, "relative path"),
         "missing": ({**lens, "frames": [{**frame, "file_path": "b.png"}]}, "are missing"),
         "link out": ({**lens, "frames": [{**frame, "file_path": "out.png"}]}, "is a link out of"),
         "terapixel": ({**lens, "w": 10**7, "frames": [frame]}, "pixels"),

@@ -121,6 +121,22 @@ def test_of_a_hub_all_of_a_model_of_ours_is_fetched(tmp_path: Path, monkeypatch:
     assert set(filter_repo_objects(listed, allow_patterns=asked)) == {*listed}
 
 
+def test_of_a_hub_no_weights_are_fetched_of_a_model_that_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    asked: list[list[str]] = []
+
+    def snapshot(repository: str, *, allow_patterns: list[str], **options: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(InputError, match=r"model someone/flux: Belvedere loads no 'FluxPipeline'; give one of DiMR"):
+        store.resolve("someone/flux")
+    assert len(asked) == 1 and not any("safetensors" in pattern for pattern in asked[0])
+
+
 def _index(**values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "model_index.json"

@@ -233,9 +233,16 @@ def test_images_of_another_folder(model: Path) -> None:
     assert open_capture(model, "images_12").names[0] == "images_12/a.png"
     with pytest.raises(InputError, match=r"3 pictures that .*sparse/0 names are missing in .*images, such as 'a\.png'"):
         open_capture(model)
-    for name in ("/elsewhere", "../images"):
-        with pytest.raises(InputError, match=r"images: .*relative paths"):
+    for name in ("/elsewhere", "../images", ".."):
+        with pytest.raises(InputError, match=r"images: .*relative path"):
             open_capture(model, name)
+
+
+def test_images_beside_the_cameras(model: Path) -> None:
+    for path in (model / "images").iterdir():
+        path.rename(model / path.name)
+    capture = open_capture(model, ".")
+    assert capture.names == ("a.png", "b.png", "c.png") and capture.view(0)["image"].isfinite().all()
 
 
 def test_a_file_without_sizes_takes_them_from_the_first_picture(folder: Path) -> None:

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from belvedere.data.concept_photos import TEMPLATES, ConceptPhotos, left_out, photo_files, read_templates, square
+from belvedere.data.images import open_photograph, to_srgb
 from belvedere.errors import InputError
+from tests.data.test_images import ADOBE, profile
 from tests.generation.neti_models import save_photographs
 
 
@@ -46,6 +48,27 @@ def test_exif_turns_a_photograph(tmp_path: Path) -> None:
         image.save(tmp_path / name, exif=exif, quality=95)
     pixels = ConceptPhotos(tmp_path, size=32)[0]["image"][0]
     assert pixels[:6].mean() > 0.9 and pixels[10:].mean() < -0.9
+
+
+def test_colours_are_those_of_the_profile(tmp_path: Path) -> None:
+    """A photograph of Adobe RGB is learned as the same brought to sRGB, not as its bare levels."""
+    told, plain, bare = (tmp_path / name for name in ("told", "plain", "bare"))
+    for folder in (told, plain):
+        folder.mkdir()
+    for file in photo_files(save_photographs(bare, 2)):
+        with Image.open(file) as image:
+            image.save(told / file.name, icc_profile=profile(ADOBE, [563]))
+        to_srgb(open_photograph(told / file.name)).save(plain / file.name)
+    pixels = {folder: ConceptPhotos(folder, size=24).pixels for folder in (told, plain, bare)}
+    assert torch.equal(pixels[told], pixels[plain]) and not torch.equal(pixels[told], pixels[bare])
+
+
+def test_an_animation_is_no_photograph(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=[second])
+    second.save(tmp_path / "b.webp")
+    with pytest.raises(InputError, match=r"a\.webp is an animation"):
+        ConceptPhotos(tmp_path, size=16)
 
 
 def test_a_region_is_what_is_cut(tmp_path: Path) -> None:
