@@ -3,12 +3,16 @@
 Gradio bounds each file of an upload, not all of them together, and reads any other body whole.
 """
 
+import contextlib
+import os
 from pathlib import Path
 
 from belvedere.apps.web.door import App, Receive, Scope, Send, refuse
 from belvedere.apps.web.limits import Limits
 
 UPLOAD = "/gradio_api/upload"
+SHOWN = "shown"
+"""Where in the folder of uploads the files lie that the studio itself shows."""
 
 
 class Bodies:
@@ -62,11 +66,12 @@ async def _too_large(send: Send, most: int) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files in a folder; of those that go meanwhile, 0."""
+    """Return the bytes of all uploads in a folder; of those that go meanwhile, 0."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:
-            continue
+    for place, folders, names in os.walk(folder):
+        if Path(place) == folder and SHOWN in folders:
+            folders.remove(SHOWN)
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(place, name).stat().st_size
     return total

@@ -21,10 +21,10 @@ def empty(title: str, text: str) -> str:
     return f'<div class="bv-empty"><b>{escape(title)}</b>{escape(text)}</div>'
 
 
-def progress(share: float, text: str) -> str:
-    """Return a bar that is full at ``share`` 1, with a line of text."""
+def progress(share: float, text: str, *, busy: bool = True) -> str:
+    """Return a bar that is full at ``share`` 1, with a line of text. ``busy``: the work is under way."""
     percent = round(100 * min(1.0, max(0.0, share)))
-    told = f'role="progressbar" aria-label="{escape(text)}" aria-valuenow="{percent}"'
+    told = f'role="progressbar" aria-label="{escape(text)}" aria-valuenow="{percent}" aria-busy="{str(busy).lower()}"'
     return f'<div>{escape(text)}<div class="bv-bar" {told}><i style="width:{percent}%"></i></div></div>'
 
 

@@ -82,14 +82,16 @@ def compress(
     *,
     bpp: float = 0,
     model: str = DEFAULT_CODEC,
+    regions: uploads.Upload = None,
 ) -> Outcome:
     """Compress an uploaded picture, put the file on the shelf, and decode it; ``tell`` gets shares of the work.
 
     ``strokes``: what is to stay sharp (``strokes.importance``); the rest then has the lowest quality. ``bpp``: instead
     of ``quality``, the best one is searched for that needs no more bits a pixel. ``model``: an offered codec.
+    ``regions``: an uploaded grey picture of the same size, whose white is to stay sharp beside what is painted.
 
-    Raises ``InputError`` for a picture, quality, bpp or strokes out of range, and for fewer bits than the lowest
-    quality needs.
+    Raises ``InputError`` for a picture, quality, bpp, strokes or regions out of range, and for fewer bits than the
+    lowest quality needs.
     """
     from belvedere.apps.compress import compress as run
     from belvedere.compression.codec import decode
@@ -99,7 +101,7 @@ def compress(
     request = CompressRequest(studio.model(model), None if bpp else quality, bpp or None, device=studio.device)
     share = SEARCHED if bpp else 0.5
     codec, before = load(studio, model), photograph.image
-    painted = importance(strokes, before.size)
+    painted = _importance(studio, strokes, regions, before.size)
     done = run(photograph, codec, request, painted, lambda part, of: tell(share * part / of))
     began = time.monotonic()
     after = decode(done.data, codec, progress=lambda part, of: tell(share + (1 - share) * part / of))
@@ -121,6 +123,19 @@ def compress(
     facts["same_psnr"] = peers(before.convert("RGB"), facts["psnr"], tell) if painted is None else {}
     id = studio.shelf.put(ROOM, {FILE: done.data, SMALL: _small(after)}, {**facts, "picture": _digest(before)})
     return Outcome(id, reduced(before, SHOWN_SIDE), reduced(after, SHOWN_SIDE), facts)
+
+
+def _importance(studio: Studio, strokes: Any, regions: uploads.Upload, size: tuple[int, int]) -> "np.ndarray | None":
+    """Return what matters of a picture by strokes, by an uploaded picture of regions, or both; None by neither."""
+    import numpy as np
+
+    from belvedere.apps.compress import importance_of
+
+    painted = importance(strokes, size)
+    if not regions:
+        return painted
+    white = importance_of(uploads.photograph(regions, studio.limits).image, size, "the picture of regions")
+    return white if painted is None else np.maximum(white, painted)
 
 
 def open_file(studio: Studio, data: bytes, tell: Tell) -> Outcome:

@@ -23,7 +23,7 @@ _HEADER = """<header class="bv-head"><h1>Bel<span>vedere</span></h1>
 _SCRIPT = """element.querySelector('button').addEventListener('click',
   () => document.body.classList.toggle('dark'));
 const said = element.querySelector('[role=status]');
-const busy = () => document.querySelectorAll('.bv-bar:not([aria-valuenow="100"]), .stage .note:not(:empty)').length;
+const busy = () => document.querySelectorAll('.bv-bar[aria-busy=true], .stage .note:not(:empty)').length;
 let before = busy();
 new MutationObserver(() => {
   const now = busy();

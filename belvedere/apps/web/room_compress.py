@@ -8,7 +8,7 @@ import gradio as gr
 
 from belvedere.apps.requests import DEFAULT_CODEC
 from belvedere.apps.web import cards, compressing, turns, uploads
-from belvedere.apps.web.component import component
+from belvedere.apps.web.component import component, showing
 from belvedere.apps.web.compressing import FILE, PICTURE, SMALL, Outcome
 from belvedere.apps.web.pictures import data_uri
 from belvedere.apps.web.running import Tell, in_words
@@ -25,7 +25,7 @@ NO_MODEL = cards.empty("No codec here", "Start the studio with --model NAME=FOLD
 PAINTED = "(file, quality, brush, ...rest) => [file, quality, (brush && brush.strokes) || [], ...rest]"
 MOVED = PAINTED.replace("=> [file", "=> [document.querySelector('#bvd-quality :active') ? null : file")
 """No file while the slider is dragged: that ends with a release. Keys move it without one."""
-FRESH = "(file, quality, brush, ...rest) => [file, quality, [], ...rest]"
+FRESH = "(file, quality, brush, most, model) => [file, quality, [], most, model, null]"
 Last = tuple[Any, str]
 """What the newest outcome on a page was asked with, None for a file of the shelf, and what is told of it."""
 
@@ -51,22 +51,32 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 info="Enter searches for the best quality that fits; 0 for none.",
             )  # fmt: skip
             brush = component("brush", {})
+            regions = _regions()
             stop = gr.Button("Stop", size="sm")
             gr.Markdown("### Earlier files")
             old = gr.HTML(js_on_load=cards.USE, apply_default_css=False)
         with gr.Column(scale=3, min_width=320):
-            both = gr.ImageSlider(
+            both = showing(gr.ImageSlider(
                 label="Before and after", format="png", max_height=520, visible=False, buttons=["fullscreen"],
                 elem_id="before-after",
-            )  # fmt: skip
-            alone = gr.Image(label="Opened", format="png", visible=False, buttons=["fullscreen"])
+            ))  # fmt: skip
+            alone = showing(gr.Image(label="Opened", format="png", visible=False, buttons=["fullscreen"]))
             told = gr.HTML(EMPTY, elem_id="bvd-told", apply_default_css=False)
     chosen, shown = gr.State(names[0]), [both, alone, told, gr.State((None, EMPTY))]
     model.input(
         lambda model, chosen: _choose(studio, model, chosen), [model, chosen], [quality, most, chosen],
         api_visibility="private", **ASIDE,
     )  # fmt: skip
-    _events(studio, page, [file, quality, brush, most, model], stop, shown, old)
+    _events(studio, page, [file, quality, brush, most, model, regions], stop, shown, old)
+
+
+def _regions() -> gr.File:
+    """Return where a picture is dropped, or chosen by keys, that says what is to stay sharp, as painting does."""
+    with gr.Accordion("Regions from a file", open=False, elem_id="bvd-regions"):
+        return gr.File(
+            label="Grey picture of the same size: white stays sharp", type="filepath", height=110,
+            file_types=[".png", ".jpg", ".jpeg", ".webp"],
+        )  # fmt: skip
 
 
 def _qualities(rates: int) -> dict[str, Any]:
@@ -85,12 +95,17 @@ def _choose(studio: Studio, model: str, chosen: str) -> list[Any]:
 
 
 def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown: list[Any], old: Any) -> None:
-    file, quality, brush, most = asked[:4]
+    file, quality, brush, most, _, white = asked
     told, last = shown[2:]
     chosen = gr.Textbox(visible=False, label="id")
 
     def drop(
-        file: str, quality: float, strokes: Any, target_bpp: float | None = 0, model: str = DEFAULT_CODEC
+        file: str,
+        quality: float,
+        strokes: Any,
+        target_bpp: float | None = 0,
+        model: str = DEFAULT_CODEC,
+        regions: str | None = None,
     ) -> Iterator[list[Any]]:
         """Compress a picture, or open a .bvd file."""
 
@@ -98,14 +113,16 @@ def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown:
             data = uploads.read(file, studio.limits, (*uploads.PICTURES, uploads.BVD))
             if uploads.kind_of(data) == uploads.BVD:
                 return compressing.open_file(studio, data, tell)
-            return compressing.compress(studio, file, quality, strokes, tell, bpp=target_bpp or 0, model=model)
+            options: dict[str, Any] = {"bpp": target_bpp or 0, "model": model, "regions": regions}
+            return compressing.compress(studio, file, quality, strokes, tell, **options)
 
-        yield from _shown(studio, work, (file, quality, strokes, target_bpp, model))
+        yield from _shown(studio, work, (file, quality, strokes, target_bpp, model, regions))
 
-    def redo(file: str, quality: float, strokes: Any, target_bpp: float, model: str, last: Last) -> Iterator[list[Any]]:
-        """Do it again, unless that is what is shown, or there is no file."""
-        if file and last[0] != (file, quality, strokes, target_bpp, model):
-            yield from drop(file, quality, strokes, target_bpp, model)
+    def redo(*asked: Any) -> Iterator[list[Any]]:
+        """Do it again, unless that is what is shown, or there is no file; the last of ``asked`` is a ``Last``."""
+        *wanted, last = asked
+        if wanted[0] and last[0] != tuple(wanted):
+            yield from drop(*wanted)
         else:
             yield [gr.skip(), gr.skip(), last[1], gr.skip()]
 
@@ -134,7 +151,9 @@ def _events(studio: Studio, page: gr.Blocks, asked: list[Any], stop: Any, shown:
         return results(studio, found, SMALL) if found else NONE_YET
 
     repeated: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private", **BUSY}
-    moved = turns.in_turn(partial(gr.on, [quality.release, brush.input, most.submit]), studio, page, told)
+    changes = [quality.release, brush.input, most.submit, white.upload, white.clear]
+    moved = turns.in_turn(partial(gr.on, changes), studio, page, told)
+    file.upload(lambda: None, None, white, api_visibility="private", **QUICK)
     asking = turns.in_turn(file.upload, studio, page, told)
     looked = asking.then(board, file, brush, api_name="compress_look", **BUSY)
     runs = [

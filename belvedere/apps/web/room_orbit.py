@@ -8,11 +8,13 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from belvedere.apps.requests import ViewRequest
 from belvedere.apps.web import cards, scene_results, turns, uploads
+from belvedere.apps.web.component import showing
 from belvedere.apps.web.running import Tell, in_words
 from belvedere.apps.web.shelf import Entry
 from belvedere.apps.web.strip import results
 from belvedere.apps.web.studio import ASIDE, BUSY, QUICK, Studio
 from belvedere.apps.web.turntable_page import turntable
+from belvedere.errors import InputError
 
 NO_MODEL = cards.empty("No model here", "Start the studio with --model NAME=FOLDER to make scenes with your own.")
 NONE_YET = cards.empty("No scenes yet", "What is built stays here, also when the page or the server is closed.")
@@ -52,24 +54,29 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 take = gr.Button("View", min_width=90)
                 film = gr.Button("Film", min_width=90)
                 mesh = gr.Button("Mesh", min_width=90)
-            solid = gr.Model3D(label="Mesh", visible="hidden", height=340, interactive=False)
+            solid = showing(gr.Model3D(label="Mesh", visible="hidden", height=340, interactive=False))
             made = gr.HTML(elem_id="orbit-made", apply_default_css=False)
-    builds = _scene_events(studio, page, photograph, model, toy, scene, table, old, made, solid)
+    last = gr.State("")
+    builds = _scene_events(studio, page, photograph, model, toy, scene, last, table, old, made, solid)
     makes = _made_events(studio, page, scene, take, film, mesh, [frames, arc, side], made, solid)
-    turns.redrawn(stop, [*builds, *makes], lambda scene: _ended(studio, scene), scene, [table, made])
+    shown = [scene, table, made]
+    turns.redrawn(stop, [*builds, *makes], lambda scene, last: _ended(studio, scene, last), [scene, last], shown)
 
 
 def _scene_events(
-    studio: Studio, page: gr.Blocks, photograph: Any, model: Any, toy: Any, scene: Any, table: Any, old: Any, made: Any,
-    solid: Any,
+    studio: Studio, page: gr.Blocks, photograph: Any, model: Any, toy: Any, scene: Any, last: Any, table: Any, old: Any,
+    made: Any, solid: Any,
 ) -> list[Any]:  # fmt: skip
-    """Say how scenes come: of a photograph, of a toy, from the shelf. Return the events that compute."""
+    """Say how scenes come: of a photograph, of a toy, from the shelf. Return the events that compute.
+
+    ``last`` becomes the id of the scene that was open before one is built.
+    """
     number = gr.Number(0, precision=0, visible=False, label="number")
     private: dict[str, Any] = {"api_visibility": "private", **QUICK}
 
-    def begin() -> tuple[str, dict[str, Any], str, Any]:
-        """Return what the page shows of a scene that is not built yet."""
-        return "", {"note": turns.place(studio, page) or OPENING}, "", gr.update(value=None, visible="hidden")
+    def begin(scene: str, last: str) -> tuple[str, str, dict[str, Any], str]:
+        """Return what the page shows of a scene that is not built yet, after the one that is ``last`` by then."""
+        return "", scene or last, {"note": turns.place(studio, page) or OPENING}, ""
 
     def build(photograph: str, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
         def work(tell: Tell) -> tuple[str, dict[str, Any]]:
@@ -92,11 +99,11 @@ def _scene_events(
     def earlier() -> str:
         return _earlier(studio)
 
-    empty = [scene, table, made, solid]
-    begun = photograph.upload(begin, None, empty, **private).then(
+    open_now, empty = [scene, last], [scene, last, table, made]
+    begun = photograph.upload(begin, open_now, empty, **private).then(
         build, [photograph, model], [scene, table], api_name="orbit_build", **BUSY
     )
-    drawn = toy.click(begin, None, empty, **private).then(
+    drawn = toy.click(begin, open_now, empty, **private).then(
         toy_picture, number, photograph, js=DICE, api_name="orbit_toy", **BUSY
     )
     again = drawn.success(build, [photograph, model], [scene, table], api_visibility="private", **BUSY)
@@ -170,9 +177,17 @@ def _made_events(
     return events
 
 
-def _ended(studio: Studio, scene: str) -> tuple[Any, str]:
-    """Return what the page shows when work has failed or was stopped: the scene as it is, or that there is none."""
-    return gr.skip() if scene else {}, _made(studio, scene)
+def _ended(studio: Studio, scene: str, last: str) -> tuple[Any, Any, str]:
+    """Return the scene, its turntable and what was made of it, when work has failed or was stopped.
+
+    The scene that is open stays; where one was being built, it is the one before, or none where that is gone too.
+    """
+    if scene:
+        return gr.skip(), gr.skip(), _made(studio, scene)
+    try:
+        return last, scene_results.opened(studio, last), _made(studio, last)
+    except InputError:
+        return "", {}, ""
 
 
 def _made(studio: Studio, scene: str) -> str:

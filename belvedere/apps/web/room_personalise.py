@@ -269,7 +269,7 @@ def lesson_shown(found: Progress) -> str:
     fault = f'<p class="bv-fault">{escape(found.fault)}</p>' if found.fault else ""
     loss = f"<small>Loss {found.losses[-1][1]:.4f}</small>" if found.losses else ""
     sheets = cards.cards(_sheet(found, i) for i in range(len(found.sheets))[-SHEETS:])
-    bar = cards.progress(found.step / steps, head)
+    bar = cards.progress(found.step / steps, head, busy=found.status == "learning")
     return f'<div class="bv-large">{bar}{fault}{loss}{loss_curve(found.losses, steps)}{sheets}</div>'
 
 

@@ -21,8 +21,6 @@ from belvedere.apps.requests import GenerateRequest
 from belvedere.apps.web.door import is_loopback
 from belvedere.apps.web.shelf import age
 from belvedere.checkpoints import store
-from belvedere.checkpoints.components import CODEC, PIPELINES, SCENES
-from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE
 from belvedere.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,8 +37,6 @@ TYPES = {
 }
 """Media types of results; any other file is only for download."""
 SHOWN = (".png", ".jpg", ".webp", ".gif", ".mp4")
-KINDS = (*PIPELINES, *TEXT_TO_IMAGE, SCENES, CODEC)
-"""Models that some room offers, as ``model_index.json`` calls them."""
 GRACE = 2
 """Seconds that open connections, and then work under way, have when the server ends."""
 _FETCH = "async_ssrf_protected_download"
@@ -92,9 +88,7 @@ def _check_model(name: str, path: Path) -> None:
         raise InputError(f"model {name!r}: give letters, digits, . and -, and no name of an embedded model")
     if not (path / "model_index.json").is_file():
         raise InputError(f"model {name}: no model_index.json in {path}; give the folder of a saved model")
-    kind = str(store.read_json(path / "model_index.json").get("_class_name"))
-    if kind not in KINDS:
-        raise InputError(f"model {name}: no room offers a {kind[:80]!r}; give one of {', '.join(KINDS)}")
+    store.check_kind(name, path)
 
 
 def default_folder() -> Path:

@@ -67,8 +67,10 @@ def photograph(upload: Upload, limits: Limits) -> "Photograph":
 
 
 def picture(upload: Upload, limits: Limits) -> "Image.Image":
-    """Return an uploaded picture's pixels alone, upright and RGB."""
-    return photograph(upload, limits).image.convert("RGB")
+    """Return an uploaded picture's pixels alone: as of ``photograph``, its colours brought to sRGB."""
+    from belvedere.data.images import to_srgb
+
+    return to_srgb(photograph(upload, limits))
 
 
 def record(upload: Upload, limits: Limits) -> "Record":

@@ -5,10 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
+from gradio.utils import get_upload_folder
 
-from belvedere.apps.web.bodies import UPLOAD, Bodies
+from belvedere.apps.web.bodies import SHOWN, UPLOAD, Bodies
 from belvedere.apps.web.limits import Limits
+from belvedere.apps.web.page import build
+from belvedere.apps.web.studio import Studio
 
 MB = 1 << 20
 LIMITS = Limits(upload_bytes=2 * MB, photographs=3, request_bytes=2 * MB, uploads_bytes=4 * MB)
@@ -62,6 +66,25 @@ def test_uploads_are_refused_while_the_folder_is_full(tmp_path: Path) -> None:
     assert ask(page, tmp_path, UPLOAD, 1)[0] == 507
     assert ask(page, tmp_path, "/gradio_api/call/make", 1)[0] == 200
     assert ask(page, tmp_path / "none", UPLOAD, 1)[0] == 200
+
+
+def test_what_the_studio_shows_is_no_upload(tmp_path: Path) -> None:
+    shown, upload = (tmp_path / name / "a" / "b.png" for name in (SHOWN, "c"))
+    for path in (shown, upload):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(3 * MB))
+    assert ask(page, tmp_path, UPLOAD, 1)[0] == 200
+    (tmp_path / "c" / SHOWN).mkdir()
+    (tmp_path / "c" / SHOWN / "d.png").write_bytes(bytes(2 * MB))
+    assert ask(page, tmp_path, UPLOAD, 1)[0] == 507
+
+
+def test_what_only_shows_lies_apart_from_uploads(tmp_path: Path) -> None:
+    blocks = build(Studio(tmp_path, "cpu"))
+    taken = {block._id for event in blocks.fns.values() for block in event.inputs}
+    files = (gr.Image, gr.ImageSlider, gr.Model3D, gr.File, gr.Gallery, gr.Video)
+    shows = [block for block in blocks.blocks.values() if isinstance(block, files) and block._id not in taken]
+    assert shows and {block.GRADIO_CACHE for block in shows} == {str(Path(get_upload_folder()) / SHOWN)}
 
 
 def test_errors_of_the_page_are_its_own(tmp_path: Path) -> None:

@@ -81,6 +81,26 @@ def test_a_photograph_there_and_back(
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
 
 
+def test_regions_are_given_by_keys_alone(open_page: Callable[..., Any], cat: Path, tmp_path: Path) -> None:
+    mask = Image.new("L", (451, 300))
+    mask.paste(255, (100, 50, 250, 200))
+    mask.save(tmp_path / "mask.png")
+    page = open_page("Compress")
+    page.locator(DROP).first.set_input_files(cat)
+    told = page.locator("#bvd-told")
+    told.get_by_text("For the same PSNR").wait_for()
+    page.locator("#bvd-regions > button").press("Enter")
+    upload = page.locator("#bvd-regions button[aria-dropeffect]")
+    assert upload.evaluate("button => button.tabIndex") == 0
+    with page.expect_file_chooser() as chosen:
+        upload.press("Enter")
+    chosen.value.set_files(tmp_path / "mask.png")
+    told.get_by_text("PSNR where painted").wait_for()
+    page.locator("#bvd-regions").get_by_label("Clear").press("Enter")
+    told.get_by_text("For the same PSNR").wait_for()
+    assert told.get_by_text("PSNR where painted").count() == 0
+
+
 def test_a_search_is_stopped_and_leaves_what_was_there(
     open_page: Callable[..., Any], server: Server, cat: Path
 ) -> None:

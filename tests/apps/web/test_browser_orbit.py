@@ -98,6 +98,24 @@ def test_a_scene_that_is_stopped_leaves_none_and_who_waits_is_told(open_page: Ca
     page.get_by_text("No scene yet: drop a photograph, or wait until it is built.").wait_for()
 
 
+def test_a_photograph_that_is_refused_leaves_the_scene_that_is_open(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = open_page("Orbit")
+    page.get_by_role("button", name="Take a toy").click()
+    page.wait_for_function(BUILT)
+    page.reload()  # so that there is a place to drop another one
+    page.get_by_role("tab", name="Orbit").click()
+    page.locator(".bv-strip button").first.click()
+    page.wait_for_function(BUILT)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.locator("#orbit-photograph input[type=file]").set_input_files(tmp_path / "broken.png")
+    page.get_by_text("this is no PNG, JPEG or WebP file").wait_for()
+    page.wait_for_function(BUILT)
+    page.get_by_role("button", name="View", exact=True).click()
+    page.wait_for_selector("#orbit-made figcaption:has-text('colour')")
+
+
 def test_the_same_through_the_client(server: Server) -> None:
     client = pytest.importorskip("gradio_client")
     studio = client.Client(server.url, verbose=False)

@@ -1,5 +1,6 @@
 """A toy in the browser: learned in a few steps, found after a reload, kept, and shown in a prompt."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from belvedere.data.toybox.palette import COLORS
 from belvedere.data.toybox.render import image
 from belvedere.data.toybox.scene import Look, build, cameras
 from belvedere.data.toybox.shapes import COLOR, REPEATS, SECOND, STRIPES, TEXTURE
-from tests.apps.web.conftest import DESKTOP, PHONE, SCREENSHOTS
+from tests.apps.web.conftest import DESKTOP, PHONE, SCREENSHOTS, start, stop
+from tests.apps.web.test_learning import ID, LESSON
 
 pytestmark = pytest.mark.slow
 STEPS = 160 if SCREENSHOTS else 4
@@ -77,3 +79,16 @@ def test_a_toy_is_learned_kept_and_shown(
     shoot(page, "studio-personalise")
     page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+
+
+def test_a_lesson_that_is_not_learned_now_is_no_work(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    lesson = tmp_path / "kept" / "lessons" / ID
+    lesson.mkdir(parents=True)
+    (lesson / "lesson.json").write_text(json.dumps(vars(LESSON)))
+    server = start(tmp_path / "kept")
+    try:
+        page = open_page("Personalise", url=server.url)
+        page.locator("#lesson").get_by_text("Stopped; Go on").wait_for()
+        assert page.locator(".bv-head [role=status]").inner_text() == ""
+    finally:
+        stop(server)

@@ -13,6 +13,7 @@ from belvedere.apps.web import compressing, room_compress, room_machine
 from belvedere.apps.web.compressing import FILE, PICTURE
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.running import Stopped
+from belvedere.apps.web.strokes import importance
 from belvedere.apps.web.studio import Studio
 from belvedere.checkpoints.codecs import save_codec
 from belvedere.compression.bitstream import read
@@ -96,6 +97,21 @@ def test_what_is_painted_stays_sharper(studio: Studio, cat: Path) -> None:
     assert part.facts["bytes"] < whole.facts["bytes"]
     assert part.facts["psnr"] < part.facts["painted_psnr"]
     assert "where painted" in room_compress.figures(studio, part)
+
+
+def test_regions_of_a_file_are_those_that_are_painted(studio: Studio, cat: Path, tmp_path: Path) -> None:
+    """By their white, alone or beside strokes, with no pointer needed; one of another size is refused."""
+    both = [*SHARP, {"radius": 0.1, "points": [[0.8, 0.2]]}]
+    masks = [Image.fromarray(np.uint8(255 * importance(strokes, (192, 128)))) for strokes in (SHARP, both)]
+    for name, mask in zip(("one.png", "both.png", "small.png"), [*masks, masks[0].resize((96, 64))], strict=True):
+        mask.save(tmp_path / name)
+    painted = [compressing.compress(studio, str(cat), 6.0, strokes, nothing) for strokes in (SHARP, both)]
+    for strokes, name, same in (([], "one", 0), ([], "both", 1), (both[1:], "one", 1)):
+        done = compressing.compress(studio, str(cat), 6.0, strokes, nothing, regions=tmp_path / f"{name}.png")
+        assert done.facts["painted_psnr"] == painted[same].facts["painted_psnr"]
+        assert done.after.tobytes() == painted[same].after.tobytes()
+    with pytest.raises(InputError, match="the picture of regions has 96 x 64 pixels, the picture 192 x 128: must fit"):
+        compressing.compress(studio, str(cat), 6.0, [], nothing, regions=tmp_path / "small.png")
 
 
 def test_what_is_painted_is_as_sharp_as_bits_allow(studio: Studio, cat: Path) -> None:

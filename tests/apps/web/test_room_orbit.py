@@ -10,7 +10,7 @@ from PIL import Image
 
 from belvedere.apps.requests import SHOWN, ViewRequest
 from belvedere.apps.scenes import build_scene, exif_fov
-from belvedere.apps.web import room_orbit, scene_results, turntable
+from belvedere.apps.web import page, room_orbit, scene_results, turntable
 from belvedere.apps.web.limits import Limits
 from belvedere.apps.web.running import Stopped
 from belvedere.apps.web.studio import Studio
@@ -142,10 +142,22 @@ def test_what_does_not_fit_is_refused(built: Built, picture: Path, tmp_path: Pat
 
 
 def test_what_was_stopped_leaves_no_scene_half_built(built: Built) -> None:
-    studio, scene = built[:2]
-    assert room_orbit._ended(studio, "") == ({}, "")
-    table, made = room_orbit._ended(studio, scene)
-    assert table == gr.skip() and studio.url(scene, scene_results.SCENE) in made
+    studio, scene, table = built[:3]
+    made = room_orbit._made(studio, scene)
+    assert room_orbit._ended(studio, "", "") == room_orbit._ended(studio, "", "0" * 32) == ("", {}, "")
+    assert room_orbit._ended(studio, scene, "") == (gr.skip(), gr.skip(), made)
+    assert room_orbit._ended(studio, "", scene) == (scene, table, made)
+
+
+def test_the_scene_before_is_known_while_another_one_is_built(tmp_path: Path) -> None:
+    begins = [
+        fn for fn in page.build(Studio(tmp_path, "cpu")).fns.values() if fn.name == "begin" and len(fn.outputs) == 4
+    ]
+    assert len(begins) == 2
+    for begin in begins:
+        shown = ("", "before", {"note": room_orbit.OPENING}, "")
+        assert begin.fn("before", "older") == begin.fn("", "before") == shown
+        assert not [out for out in begin.outputs if isinstance(out, gr.Model3D)]
 
 
 def test_toys_differ_and_unknown_ones_are_refused() -> None:

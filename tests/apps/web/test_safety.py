@@ -16,6 +16,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from belvedere.apps.web.bodies import SHOWN
 from tests.apps.web.conftest import Server
 from tests.apps.web.test_uploads import bomb
 
@@ -140,6 +141,16 @@ def test_the_name_of_an_upload_leads_nowhere(name: str, server: Server) -> None:
     stored = Path(upload(server, name, b"x").json()[0])
     assert stored.resolve().is_relative_to((server.folder / "uploads").resolve())
     assert not Path("/tmp/escaped-b.png").exists()
+
+
+def test_what_is_shown_is_served_and_is_no_upload(server: Server, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "x.png")
+    page = Client(server.url, verbose=False, download_files=False)
+    shown, *_ = page.predict(handle_file(tmp_path / "x.png"), 2, [], api_name="/compress")
+    assert len(shown["value"]) == 2
+    for picture in shown["value"]:
+        assert Path(picture["path"]).resolve().is_relative_to((server.folder / "uploads" / SHOWN).resolve())
+        assert get(f"{server.url}gradio_api/file={picture['path']}")[0] == 200
 
 
 def test_too_large_an_upload_is_refused_and_leaves_nothing(server: Server) -> None:

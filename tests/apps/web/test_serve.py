@@ -66,7 +66,7 @@ def test_models_of_ones_own_are_checked(tmp_path: Path, tiny_model: Path) -> Non
 def test_a_model_that_no_room_offers_is_refused(tmp_path: Path, command: Callable) -> None:
     for kind in ("FluxPipeline", None, ["x"]):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
-        with pytest.raises(InputError, match="no room offers"):
+        with pytest.raises(InputError, match="Belvedere loads no"):
             Settings(tmp_path, models={"mine": tmp_path})
     assert_refused(command("serve", "--model", f"mine={tmp_path}", "--folder", tmp_path), "model mine", "SegPICCodec")
 

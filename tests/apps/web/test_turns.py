@@ -95,7 +95,7 @@ def test_a_picture_is_not_compressed_again_as_it_is_shown(
     monkeypatch.setattr(compressing, "compress", compress)
     monkeypatch.setattr(compressing.uploads, "read", lambda *_: b"")
     redo: Callable[..., Any] = event(blocks, "redo").fn
-    asked = ("a.png", 4, [], 0, "segpic-photo")
+    asked = ("a.png", 4, [], 0, "segpic-photo", None)
     *_, told, last = list(redo(*asked, (None, "nothing yet")))[-1]
     assert done == [4] and studio.url(id, FILE) in told
     assert list(redo(*asked, last)) == [[gr.skip(), gr.skip(), told, gr.skip()]]

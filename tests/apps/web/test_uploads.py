@@ -13,7 +13,9 @@ from belvedere.apps import output, work
 from belvedere.apps.requests import GenerateRequest
 from belvedere.apps.web import uploads
 from belvedere.apps.web.limits import Limits
+from belvedere.data.images import to_srgb
 from belvedere.errors import InputError
+from tests.data.test_images import ADOBE, profile
 
 LIMITS = Limits()
 
@@ -44,6 +46,14 @@ def file(tmp_path: Path) -> Path:
 def test_pictures_are_known_by_their_bytes(kind: str, file: Path) -> None:
     file.write_bytes(encoded(kind) + b"<script>alert(1)</script>")
     assert uploads.picture(str(file), LIMITS).size == (20, 12)
+
+
+def test_colours_are_those_of_the_profile(file: Path) -> None:
+    """Pixels alone tell no profile: what is learned from, or painted on, is sRGB."""
+    Image.new("RGB", (20, 12), "orange").save(file, "PNG", icc_profile=profile(ADOBE, [563]))
+    shown = uploads.picture(file, LIMITS)
+    assert "icc_profile" not in shown.info
+    assert shown.tobytes() == to_srgb(uploads.photograph(file, LIMITS)).tobytes() != Image.open(file).tobytes()
 
 
 @pytest.mark.parametrize(
