@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands exist, and the first one makes pictures from nothing."""
+"""The README keeps its word: its commands exist, the first one makes pictures from nothing, the next ones use them."""
 
 import re
 import shlex
@@ -13,12 +13,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def command_under(heading: str) -> str:
-    """Return the first fenced command below a heading."""
-    section = README.split(f"\n## {heading}\n", 1)[1]
-    match = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
-    assert match
-    return match[1].strip()
+def commands_under(heading: str) -> list[str]:
+    """Return the fenced blocks of commands below a heading."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return [block.strip() for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL)]
 
 
 def documented_commands() -> list[str]:
@@ -68,22 +66,37 @@ def test_linked_files_and_headings_exist(page: Path) -> None:
         assert not anchor or anchor in anchors(linked), f"{page.name} links to {target}#{anchor}"
 
 
-@pytest.mark.slow
-def test_first_command_makes_pictures_from_nothing(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the files that a clone would have."""
+    folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout, so there is no list of the files a clone would have")
     for name in filter(None, listed.stdout.split("\0")):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    result = subprocess.run(
-        ["bash", "-c", command_under("Make pictures")], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert (tmp_path / "toys.png").stat().st_size > 20_000
-    pictures = sorted((tmp_path / "toys").glob("*.png"))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(commands: str, folder: Path) -> str:
+    """Run lines of commands, up to the first that fails, and return what they print."""
+    done = subprocess.run(["bash", "-e", "-c", commands], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_make_pictures_from_nothing_and_use_them(clone: Path) -> None:
+    first, session = commands_under("Make pictures")
+    run(first, clone)
+    assert (clone / "toys.png").stat().st_size > 20_000
+    pictures = sorted((clone / "toys").glob("*.png"))
     assert len(pictures) == 24
-    again = subprocess.run(
-        [".venv/bin/belvedere", "regenerate", str(pictures[5])], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert again.stdout.startswith("bit-identical"), again.stdout + again.stderr
+    again = run(f".venv/bin/belvedere regenerate {pictures[5]}", clone)
+    assert again.startswith("bit-identical")
+    *commands, last = session.splitlines()
+    assert last.startswith("belvedere serve")  # which ends when it is told to
+    told = run("\n".join(commands), clone)
+    assert "bit-identical" in told and "no faults found" in told
+    assert (clone / "orbit.mp4").is_file() and len(list((clone / "many").glob("*.png"))) == 4
