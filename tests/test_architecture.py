@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ UNSAFE = {
 CONVERTER = "checkpoints/converter.py"
 
 
+@cache
 def sources() -> list[tuple[str, ast.Module]]:
     files = sorted(ROOT.rglob("*.py"))
     return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in files]

@@ -183,7 +183,7 @@ def fields(network: Any) -> Values:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @given(data=st.data())
-@quick
+@settings(quick, max_examples=6)
 def test_networks(name: str, data: st.DataObject) -> None:
     kind, strategy = NETWORKS[name]
     values = data.draw(strategy)

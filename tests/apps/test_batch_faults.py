@@ -50,16 +50,19 @@ def work(jobs: Path, out: Path, pack: str) -> None:
     sys.exit(0 if done.counts.done == done.counts.total else 1)
 
 
-def two_hundred(path: Path, tiny_model: Path, tiny_fitv2: Path, steps: int) -> Path:
-    """Write a job file of 200 pictures of two models and many sizes, in some 60 calls of about one length."""
+def many(path: Path, tiny_model: Path, tiny_fitv2: Path, steps: int, tens: int = 20) -> Path:
+    """Write a job file of 200 pictures, or of ``tens`` times ten, of two models and many sizes.
+
+    The 200 are some 60 calls of about one length.
+    """
     model, mixed = str(tiny_model), str(tiny_fitv2)
     return write_jobs(
         path,
-        {"model": model, "count": 90, "seed": 7, "steps": (steps + 7) // 8, "name": "toys"},
+        {"model": model, "count": 9 * tens // 2, "seed": 7, "steps": (steps + 7) // 8, "name": "toys"},
         "a bad line",
-        {"model": mixed, "count": 60, "seed": 7, "size": "16x16,32x16,48x48,8x8", "steps": steps},
-        {"model": mixed, "count": 30, "seed": 8, "size": "48x48", "steps": steps, "name": "large"},
-        {"model": model, "count": 20, "seed": 9, "steps": (steps + 7) // 8},
+        {"model": mixed, "count": 3 * tens, "seed": 7, "size": "16x16,32x16,48x48,8x8", "steps": steps},
+        {"model": mixed, "count": 3 * tens // 2, "seed": 8, "size": "48x48", "steps": steps, "name": "large"},
+        {"model": model, "count": tens, "seed": 9, "steps": (steps + 7) // 8},
     )
 
 
@@ -137,7 +140,7 @@ def leave_nothing_else(out: Path) -> None:
 def test_three_kills_change_nothing(
     forks: ForkServerContext, tiny_model: Path, tiny_fitv2: Path, tmp_path: Path, pack: str
 ) -> None:
-    jobs = two_hundred(tmp_path / "jobs.jsonl", tiny_model, tiny_fitv2, steps=2)
+    jobs = many(tmp_path / "jobs.jsonl", tiny_model, tiny_fitv2, steps=2, tens=8)
     run_batch(Batch(jobs, tmp_path / "whole", OPTIONS, pack=pack, pack_size=PACK))
     killed, _ = kill_at_random(forks, 3, jobs, tmp_path / "killed", pack)
     assert killed >= 1
@@ -150,7 +153,7 @@ def test_three_kills_change_nothing(
 def test_fifty_kills_change_nothing(
     forks: ForkServerContext, tiny_model: Path, tiny_fitv2: Path, tmp_path: Path, pack: str
 ) -> None:
-    jobs = two_hundred(tmp_path / "jobs.jsonl", tiny_model, tiny_fitv2, steps=8)
+    jobs = many(tmp_path / "jobs.jsonl", tiny_model, tiny_fitv2, steps=8)
     run_batch(Batch(jobs, tmp_path / "whole", OPTIONS, pack=pack, pack_size=PACK))
     kills = stands = 0
     while kills < 50:  # a batch may be done before it was killed so often: then another one
@@ -166,7 +169,7 @@ def test_the_living_take_over_from_the_dead(
     forks: ForkServerContext, tiny_model: Path, tiny_fitv2: Path, tmp_path: Path
 ) -> None:
     """A process stopped with a piece in hand and then killed: the other waits, and makes it."""
-    jobs = two_hundred(tmp_path / "jobs.jsonl", tiny_model, tiny_fitv2, steps=5)
+    jobs = many(tmp_path / "jobs.jsonl", tiny_model, tiny_fitv2, steps=5)
     out = tmp_path / "out"
     with processes(forks, jobs, out, "none") as running:
         wait_until(lambda: 0 <= left(out) < 200, running[0], 120)

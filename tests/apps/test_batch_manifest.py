@@ -166,7 +166,7 @@ def test_many_begin_one_at_once(tmp_path: Path) -> None:
         Manifest(path).close()
 
     with ThreadPoolExecutor(4) as pool:
-        for i in range(100):
+        for i in range(40):
             path = tmp_path / f"{i}.sqlite"
             list(pool.map(begin, [path] * 4))  # raises what any of them raises
     assert Manifest(path).settings() == {}

@@ -25,8 +25,8 @@ NVIST = Path(__file__).parents[1] / "golden" / "nvist_full_vm.safetensors"
 @pytest.fixture(scope="module")
 def segpic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An official file of SegPIC at an eighth of its width."""
-    path = tmp_path_factory.mktemp("official") / "segpic_0018_best.pth.tar"
-    torch.save({"epoch": 1, "state_dict": golden_weights(8, "segpic-a")}, path)
+    path = tmp_path_factory.mktemp("official") / "segpic_0018_best.safetensors"
+    save_file(golden_weights(8, "segpic-a"), path)
     return path
 
 
@@ -126,12 +126,12 @@ def test_numbers_beyond_a_format_are_not_made_infinite() -> None:
     assert rounding(layer, "float32") == 0
 
 
-def test_an_import_is_not_made_infinite(tmp_path: Path) -> None:
-    weights = golden_weights(8, "segpic-a")
+def test_an_import_is_not_made_infinite(segpic: Path, tmp_path: Path) -> None:
+    weights = load_file(segpic)
     name = next(name for name in weights if name.endswith("conv_out.weight"))
-    torch.save({"state_dict": {**weights, name: weights[name] + 1e6}}, tmp_path / "segpic.pth.tar")
+    save_file({**weights, name: weights[name] + 1e6}, tmp_path / "segpic.safetensors")
     with pytest.raises(InputError, match=r"--dtype float16: tensor \S+ has numbers beyond its range"):
-        import_official(tmp_path / "segpic.pth.tar", "segpic", tmp_path / "out", dtype="float16")
+        import_official(tmp_path / "segpic.safetensors", "segpic", tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
 
 

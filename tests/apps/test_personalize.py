@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from belvedere.apps import record, tasks
+from belvedere.apps import record, tasks, tasks_concept
 from belvedere.apps.concept_judges import ClipJudge
 from belvedere.apps.config import TrainConfig
 from belvedere.apps.personalize import parse_regions
@@ -167,7 +167,10 @@ def test_what_is_no_part_of_a_concept_is_not_replaced(world: Path, command: Comm
     assert notes.exists() and not (tmp_path / "toy.run/log.jsonl").exists()
 
 
-def test_it_ends_when_photographs_kept_apart_show_nothing_better(world: Path, command: Command, tmp_path: Path) -> None:
+def test_it_ends_when_photographs_kept_apart_show_nothing_better(
+    world: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks_concept, "LOOKED", 8)
     save_photographs(tmp_path / "apart", count=2)
     out = tmp_path / "toy.concept.safetensors"
     early = ("evaluate_every=1", "patience=2", f"held_out.path={tmp_path / 'apart'}", "optimizer.lr=0.0", "--json")

@@ -258,7 +258,7 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(
         interrupt(patched, 0, KeyboardInterrupt)
         make(pictures, tmp_path / "out", vae)
     with (
-        pytest.raises(InputError, match=r"cannot write .*00000-of-00005\.safetensors: File too large; make room"),
+        pytest.raises(InputError, match=r"cannot write .*00000-of-00005\.safetensors: File too large; choose another"),
         full_disk(),
     ):
         make(pictures, tmp_path / "out", vae)

@@ -35,7 +35,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "text encoder": tiny_text_model,
     "text encoder of SDXL": lambda: tiny_text_model(projection=True),
 }
-SLOW = ("segpic", "unet of SDXL")
+SLOW = ("segpic", "autoencoder", "unet", "unet of SDXL")
 NAMES = ["dimr", "fitv2", *(pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS)]
 
 

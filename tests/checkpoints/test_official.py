@@ -182,7 +182,7 @@ SHAPES = st.lists(st.integers(0, 40), max_size=5).map(tuple)
 KINDS = st.sampled_from([torch.float32, torch.int8, torch.int64, torch.bool, torch.complex64])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_a_tensor_of_any_other_shape_or_kind_is_one_line(data: st.DataObject) -> None:
     config, state, _ = golden()

@@ -106,7 +106,7 @@ def test_importing_copies_every_number(name: str) -> None:
     assert torch.equal(state["x_embedder.proj.bias"], before)
 
 
-@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+@pytest.mark.parametrize("suffix", [pytest.param("bin", marks=pytest.mark.slow), "safetensors"])
 def test_files_of_both_kinds_give_the_golden_output(tmp_path: Path, suffix: str) -> None:
     config, state, tensors = golden("fitv2_lora")
     path = tmp_path / f"model_ema.{suffix}"

@@ -1,7 +1,5 @@
 """SegPIC's published weights: every name, doubled blocks, empty buffers, files, and what is refused. Golden: parity."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from belvedere.checkpoints.official import load_official
 from belvedere.checkpoints.official_segpic import infer_segpic, segpic_config, segpic_names
+from belvedere.checkpoints.tensors import unwrap
 from belvedere.compression.segpic_config import VARIANTS
 from belvedere.errors import InputError
 from tests.official_segpic import buffers, doubled, golden_weights, parameters
@@ -47,12 +46,12 @@ def test_importing_copies_every_number(eighth: dict[str, Tensor]) -> None:
     assert not torch.equal(eighth["dyn_encoder.k_sp_gen.0.weight"][:, :24], model.encoder_rat.from_features.weight)
 
 
-def test_a_training_checkpoint_gives_the_same_network(eighth: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_training_checkpoint_gives_the_same_network(eighth: dict[str, Tensor]) -> None:
     empty = {name: torch.zeros(shape) for name, shape in buffers().items()}
     file = {f"module.{name}": tensor for name, tensor in (doubled(eighth) | empty).items()}
-    path = tmp_path / "segpic_0018_best.pth"
-    torch.save({"epoch": 399, "loss": torch.ones(()), "state_dict": file, "optimizer": {"state": {}}}, path)
-    model, want = load_official("segpic", path), load_official("segpic", eighth)
+    saved = {"epoch": 399, "loss": torch.ones(()), "state_dict": file, "optimizer": {"state": {}}}
+    model = load_official("segpic", unwrap(saved, "segpic_0018_best.pth"))
+    want = load_official("segpic", eighth)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), want.state_dict().values(), strict=True))
 
 
