@@ -359,6 +359,10 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(1 if checks.faults(found) else 0)
 
 
+_UNIX = ("fcntl", "resource")
+"""Modules that Python has on Unix alone."""
+
+
 def _fail(message: str, code: int) -> NoReturn:
     print(f"belvedere: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
@@ -386,6 +390,8 @@ def main() -> None:
             _fail(f"{error.strerror or error}{where}{room}", 2)
         if out_of_memory(error):
             _fail("out of memory: use a smaller model, --dtype bfloat16 or --device cpu", 2)
+        if isinstance(error, ModuleNotFoundError) and error.name in _UNIX:
+            _fail(f"no {error.name} in this Python: batches, the studio and training need Linux (or WSL on Windows)", 2)
         from belvedere.kernels.backends import BackendError
 
         if isinstance(error, BackendError):

@@ -1,10 +1,14 @@
 """``belvedere models``: what is at hand, with the facts of each model's card. Nothing heavy is imported."""
 
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from belvedere.checkpoints import store
 
+_SAID = ("name", "about", "digest", "classes")
+"""Of a card, what its table says in another place."""
 _STATES = {True: "verified", False: "does not match the card: damaged or changed", None: "no card to compare with"}
 
 
@@ -67,32 +71,29 @@ def quality(card: dict[str, Any]) -> str:
 
 
 def print_listing(rows: list[dict[str, Any]]) -> None:
-    """Print a table of models on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print models on stdout: what each is, what it is for and how good it is."""
     if not rows:
         print("no models are embedded in this build; train one, or give --model a folder or a hub id")
-        return
-    table = Table("name", "system", "classes", "size", "quality", "digest", box=None)
+    width = shutil.get_terminal_size().columns
     for row in rows:
-        megabytes = f"{row['bytes'] / 1e6:.1f} MB"
-        classes = str(len(row["classes"]))
         digest = "damaged" if row["intact"] is False else row["digest"][:12]
-        table.add_row(row["name"], row["system"], classes, megabytes, quality(row["card"]), digest)
-    Console(markup=False).print(table)
+        classes = f", {len(row['classes'])} classes" if row["classes"] else ""
+        print(f"{row['name']}: {row['system']}{classes}, {row['bytes'] / 1e6:.1f} MB, {digest}")
+        for text in (row["card"].get("about", ""), quality(row["card"])):
+            print(textwrap.indent(textwrap.fill(text, width - 2), "  "))
 
 
 def print_facts(row: dict[str, Any]) -> None:
     """Print one model's facts and card on stdout."""
     lines = {
         "name": row["name"],
+        **{key: row["card"][key] for key in ("about",) if key in row["card"]},
         "system": row["system"],
         "classes": ", ".join(row["classes"][:40]) + (", ..." if len(row["classes"]) > 40 else ""),
         **({} if row["steps"] is None else {"defaults": f"{row['steps']} steps, guidance {row['guidance']}"}),
         "size": f"{row['bytes'] / 1e6:.1f} MB",
         "digest": f"{row['digest']} ({_STATES[row['intact']]})",
-        **{key: _flat(value) for key, value in row["card"].items() if key not in ("digest", "classes")},
+        **{key: _flat(value) for key, value in row["card"].items() if key not in _SAID},
     }
     width = max(map(len, lines))
     for key, value in lines.items():

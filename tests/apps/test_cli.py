@@ -356,3 +356,13 @@ def test_an_unexpected_failure_is_one_line(command: Callable[..., Done], monkeyp
     monkeypatch.setattr(sys, "argv", ["belvedere", "models", "show", "x"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_where_python_has_no_unix_modules_it_is_said_what_is_needed(
+    command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_name: str) -> None:
+        raise ModuleNotFoundError("No module named 'fcntl'", name="fcntl")
+
+    monkeypatch.setattr("belvedere.apps.models.facts", fail)
+    assert_refused(command("models", "show", "x"), "no fcntl in this Python", "need Linux")
