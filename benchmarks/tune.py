@@ -62,7 +62,7 @@ class Knob(NamedTuple):
 
 def attention(kind: str, *candidates: Tile) -> Knob:
     """Return the tile of one kernel of attention, of all heads in bfloat16."""
-    places = tuple((attention_tiles, name) for name in ("TILES", "TILES_HOPPER", "TILES_AMPERE"))
+    places = tuple((attention_tiles, name) for name in ("TILES", "TILES_HOPPER", "TILES_AMPERE", "TILES_RTX"))
     tables = {str(tuple(tile)): attention_tiles.TILES_HOPPER | {kind: {128: tile}} for tile in candidates}
     cases = ("attention packed softmax", "attention dense softmax DiMR-XL")
     return Knob(places, {"set": None} | tables, cases, (kind != "forward",))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 
@@ -18,19 +19,20 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
     """Within the block the same inputs give the same bits, on the same devices and software; unless it is not wanted.
 
     PyTorch takes the deterministic form of every operation, cuDNN chooses none by trying, cuBLAS has a fixed workspace.
-    The kernels of this package have no other form. Raises ``InputError`` that names an operation which has none, and
-    one where CUDA was started without the workspace. At the end the switches are as they were; the variable of the
-    environment stays, for cuBLAS has read it.
+    The kernels of this package have no other form. Empty tensors are not filled first, which would be one more launch
+    for each result: kernels write the whole of what they return, and no operation reads what was not written. Raises
+    ``InputError`` that names an operation which has none, and one where CUDA was started without the workspace. At the
+    end the switches are as they were; the variable of the environment stays, for cuBLAS has read it.
     """
     if not wanted:
         yield
         return
     _fix_workspace()
-    cudnn = torch.backends.cudnn
+    cudnn, memory = torch.backends.cudnn, cast(Any, torch.utils.deterministic)  # its types leave the switch out
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    chosen = cudnn.benchmark, cudnn.deterministic
+    chosen = cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    cudnn.benchmark, cudnn.deterministic = False, True
+    cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory = False, True, False
     try:
         yield
     except RuntimeError as error:
@@ -40,7 +42,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
         raise InputError(f"deterministic: PyTorch's {operation} has no such form here; leave it out") from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        cudnn.benchmark, cudnn.deterministic = chosen
+        cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory = chosen
 
 
 def _fix_workspace() -> None:

@@ -3,10 +3,13 @@ every other op its Triton kernel where that can run, else plain PyTorch."""
 
 import functools
 import importlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from belvedere.kernels import flex, fmha, matmul, reference, sdpa
 
+log = logging.getLogger("belvedere.kernels")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -259,9 +263,32 @@ def why_not_fused(device: str, dtype: torch.dtype = torch.float32) -> str | None
         return "switched off by BELVEDERE_KERNELS=plain"
     if not torch.cuda.is_available():
         return "there is no NVIDIA GPU here"
+    if torch.version.hip is not None:
+        return "they need an NVIDIA GPU, this PyTorch is for GPUs of AMD (ROCm)"
     if find_spec("triton") is None:
         return "triton is not installed: pip install 'belvedere[gpu]'"
     if (capability := torch.cuda.get_device_capability()) < (8, 0):
         return f"they need compute capability 8.0, this GPU has {'.'.join(map(str, capability))}"
+    if reason := _why_not_started():
+        return reason
     importlib.import_module("belvedere.kernels.triton")
     return None
+
+
+@_once
+def _why_not_started() -> str | None:
+    """Start Triton's driver, which it compiles where it has not before; return why it does not start, or None.
+
+    It is told once: everything then runs in PyTorch, slowly.
+    """
+    try:
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except CalledProcessError as error:
+        said = f"{Path(error.cmd[0]).name} failed"
+    except Exception as error:  # of whatever kind: PyTorch then serves the calls
+        said = str(error).partition("\n")[0] or type(error).__name__
+    else:
+        return None
+    reason = f"Triton does not start, it needs a C compiler and Python's headers (Python.h): {said}"
+    log.warning("the kernels for a GPU do not run: %s", reason)
+    return reason

@@ -21,6 +21,8 @@ MOST = 8
 """Recordings kept: each holds its inputs and its output, and all share the memory between."""
 WARM_UP = 3
 """Calls before a recording, in which kernels are compiled and libraries begin."""
+CAPTURING = threading.Lock()
+"""Held while a call is recorded: PyTorch captures one graph of a process at a time."""
 
 
 def why_not(device: str, dtype: torch.dtype = torch.float32) -> str | None:
@@ -59,7 +61,7 @@ class Graphs:
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Recording | None] = OrderedDict()  # None: it could not be recorded
         self._weights: tuple[int, ...] = ()
-        self._pool: Any = None
+        self._place: tuple[Any, Any] | None = None  # a stream and the memory that recordings made on it share
         self._told = False
         self._lock = threading.Lock()
 
@@ -76,7 +78,7 @@ class Graphs:
         with self._lock:
             if weights != self._weights:
                 self._kept.clear()
-                self._pool = None  # a new one: the old one ends with the last recording in it
+                self._place = None  # a new one: the memory ends with the last recording in it
             self._weights = weights
 
     def __call__(self, function: Callable[..., Tensor], *inputs: Tensor, fixed: Hashable = ()) -> Tensor:
@@ -102,19 +104,21 @@ class Graphs:
         with torch.inference_mode(False):  # later calls write into them in whatever mode they are made
             still = [x.detach().to(inputs[0].device, copy=True) for x in inputs]
         with torch.cuda.device(inputs[0].device):
-            here, aside, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            here, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+            self._place = self._place or (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
+            aside, pool = self._place
             try:
                 aside.wait_stream(here)
                 with torch.cuda.stream(aside):
                     for _ in range(WARM_UP):
                         function(*still)
                 here.wait_stream(aside)
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                # Without a stream PyTorch takes one of its own, which may be another device's.
+                with CAPTURING, torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                     output = function(*still)
             except RuntimeError as error:
                 torch.cuda.set_stream(here)  # which a capture that was spoiled leaves as it was
-                self._pool = None  # one that holds no recording has ended
+                self._place = None  # memory that holds no recording has ended
                 self._tell(error)
                 return None
         return Recording(graph, still, output)

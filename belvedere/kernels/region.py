@@ -39,8 +39,8 @@ class _RegionFilter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, features, weight, bias = ctx.saved_tensors
-        grads = tuple(torch.empty_like(saved) for saved in ctx.saved_tensors)
+        x, features, weight, bias = saved = ctx.saved_tensors
+        grads = tuple(torch.empty_like(tensor) for tensor in saved)
         for part in _parts(x):
             here, near, source = (tensor[:, part].contiguous() for tensor in (grad, x, features))
             results = _backward_part(here, near, source, weight[part], bias[part])

@@ -2,12 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from belvedere.apps import doctor
 from belvedere.checkpoints import store
+from belvedere.kernels import backends, graphs
 from belvedere.kernels.backends import BACKENDS, Request, choose
 
 
@@ -47,6 +49,21 @@ def test_kernels_that_do_not_run_say_why(monkeypatch: pytest.MonkeyPatch) -> Non
     assert kernels["graphs"] == kernels["fused"]
     monkeypatch.setenv("BELVEDERE_GRAPHS", "0")
     assert doctor.report()["kernels"]["graphs"] == "no: switched off by BELVEDERE_GRAPHS=0"
+
+
+def test_a_gpu_without_a_c_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BELVEDERE_GRAPHS", raising=False)
+    monkeypatch.delenv("BELVEDERE_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    monkeypatch.setattr(backends, "_why_not_started", lambda: "Triton does not start: no C compiler")
+    look: Any = backends.why_not_fused
+    for module in (backends, graphs):
+        monkeypatch.setattr(module, "why_not_fused", look.__wrapped__)  # nothing is remembered
+    found = doctor.report()
+    told = [*found["kernels"].values(), found["packed attention"]["triton"]]
+    assert told == ["no: Triton does not start: no C compiler"] * 3
 
 
 def test_a_missing_optional_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

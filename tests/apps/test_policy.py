@@ -17,26 +17,30 @@ def no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def switches() -> tuple[bool, ...]:
-    cudnn = torch.backends.cudnn
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
     asked = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    return *asked, cudnn.benchmark, cudnn.deterministic
+    return *asked, cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory
 
 
-@pytest.mark.parametrize("before", [(False, False, False, False), (True, True, True, False)])
+def switch(to: tuple[bool, ...]) -> None:
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    torch.use_deterministic_algorithms(to[0], warn_only=to[1])
+    cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory = to[2:]
+
+
+@pytest.mark.parametrize("before", [(False, False, False, False, True), (True, True, True, False, False)])
 def test_it_is_on_within_and_as_before_afterwards(before: tuple[bool, ...]) -> None:
     found = switches()
     try:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[2:]
+        switch(before)
         with pytest.raises(KeyError), deterministic():
-            assert switches() == (True, False, False, True)
+            assert switches() == (True, False, False, True, False)
             raise KeyError
         assert switches() == before
         with deterministic(False):
             assert switches() == before
     finally:
-        torch.use_deterministic_algorithms(found[0], warn_only=found[1])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = found[2:]
+        switch(found)
 
 
 def test_the_workspace_is_fixed_before_cuda_starts(monkeypatch: pytest.MonkeyPatch) -> None:

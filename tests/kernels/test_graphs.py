@@ -110,17 +110,45 @@ class Broken:
         return x.tanh()
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("spoiled", [False, True])
-def test_what_cannot_be_recorded_is_called_and_told_once(
-    spoiled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> mock.MagicMock:
+    """What stands in for ``torch.cuda``."""
     cuda = mock.MagicMock()
     for name in ("device", "stream", "graph"):
         getattr(cuda, name).return_value.__exit__.return_value = False
+    for name in ("Stream", "graph_pool_handle"):
+        getattr(cuda, name).side_effect = lambda: mock.MagicMock()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    return cuda
+
+
+@torch.no_grad()
+def test_recordings_share_a_stream_of_their_own_device_and_memory_and_are_made_one_at_a_time(
+    cuda: mock.MagicMock,
+) -> None:
+    play, others = Graphs(), Graphs()
+    play._weights = others._weights = (1,)
+    locked: list[bool] = []
+
+    def call(x: Tensor) -> Tensor:
+        locked.append(graphs.CAPTURING.locked())
+        return x.tanh()
+
+    for graph, shape in ((play, (3, 4)), (play, (2, 4)), (others, (3, 4))):
+        graph(call, on_gpu(*shape))
+    first, second, third = (one.kwargs for one in cuda.graph.call_args_list)
+    assert first == second and first["stream"] is not third["stream"] and first["pool"] is not third["pool"]
+    assert first["stream"] == cuda.stream.call_args_list[0].args[0]  # what it was warmed up on
+    assert locked == ([False] * graphs.WARM_UP + [True]) * 3 and not graphs.CAPTURING.locked()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_what_cannot_be_recorded_is_called_and_told_once(
+    spoiled: bool, cuda: mock.MagicMock, caplog: pytest.LogCaptureFixture
+) -> None:
     if spoiled:  # then to end the capture fails as well
         cuda.graph.return_value.__exit__.side_effect = RuntimeError("operation not permitted")
-    monkeypatch.setattr(torch, "cuda", cuda)
     play = Graphs()
     play._weights = (1,)
     for shape in ((3, 4), (2, 4)):
@@ -129,7 +157,7 @@ def test_what_cannot_be_recorded_is_called_and_told_once(
             assert torch.equal(play(broken, x), x.tanh())
             assert broken.calls == graphs.WARM_UP + 2 + later
         cuda.set_stream.assert_called_with(cuda.current_stream.return_value)
-        assert play._pool is None
+        assert play._place is None and not graphs.CAPTURING.locked()
     assert list(play._kept.values()) == [None, None]
     told = "calls are made without a CUDA graph, recording failed: operation not permitted"
     assert [record.getMessage() for record in caplog.records] == [told]
@@ -206,3 +234,15 @@ def test_what_reads_on_the_host_is_called_and_others_are_still_recorded() -> Non
         torch.testing.assert_close(play(network, x), network(x))
         assert torch.cuda.current_stream() == here
     assert [recording is None for recording in play._kept.values()] == [True, False]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="it needs two NVIDIA GPUs")
+@torch.no_grad()
+def test_what_is_recorded_on_a_second_device_is_played_there() -> None:
+    for device in ("cuda:0", "cuda:1"):
+        network, play = nn.Linear(4, 4).to(device), Graphs()
+        play.follow(network)
+        for seed in range(2):
+            x = torch.full((3, 4), float(seed), device=device)
+            torch.testing.assert_close(play(network, x), network(x))
+        assert list(play._kept.values()) != [None]

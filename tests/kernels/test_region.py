@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from belvedere.kernels import reference, region, region_filter
 from tests.kernels.test_ops import DTYPES, agree, random
@@ -85,6 +86,14 @@ def test_only_its_inputs_are_kept_for_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         region_filter(*inputs(1, 4, 16, 16))
     assert sum(kept) == 2 * 4 * 16 * 16 + 4 * 81 + 4 * 9
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    arguments = inputs(2, 3, 5, 4)
+    kept = torch.autograd.grad(region_filter(*arguments).square().sum(), arguments)
+    again = checkpoint(region_filter, *arguments, use_reentrant=False)
+    pairs = zip(torch.autograd.grad(again.square().sum(), arguments), kept, strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("features", [torch.float32, torch.bfloat16])

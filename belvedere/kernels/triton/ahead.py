@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that are not here: ``python -m belvedere.kernels.triton.ahead [--json FILE]``.
+"""Compile the kernels for GPUs that are not here: ``python -m belvedere.kernels.triton.ahead [--json FILE]``.
 
 The launches are those that each file's ``production`` makes at the sizes of the published networks, so what is compiled
 is what runs. Registers, stack (where registers spill to) and shared memory are the compiler's own report; instructions
@@ -27,9 +27,11 @@ from triton.compiler import ASTSource
 from belvedere.kernels import triton as ours
 from belvedere.kernels.triton.launch import Launch, noting
 
-TARGETS = {"sm_80": 80, "sm_90a": 90, "sm_100a": 100}
-SHARED = {"sm_80": 166_912, "sm_90a": 232_448, "sm_100a": 232_448}
+TARGETS = {"sm_80": 80, "sm_90a": 90, "sm_100a": 100, "sm_120a": 120}
+SHARED = {"sm_80": 166_912, "sm_90a": 232_448, "sm_100a": 232_448, "sm_120a": 101_376}
 """Bytes of shared memory a block may have (CUDA programming guide, table of compute capabilities)."""
+ONLY_ATTENTION = ("sm_120a",)
+"""Targets for which no other kernels are compiled: theirs are far from the limits, and take twice as long."""
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 ALIGNED = [["tt.divisibility", 16]]
@@ -55,7 +57,7 @@ class Compiled:
 def launches(target: str) -> Iterator[tuple[str, Launch]]:
     """Yield every kernel launch of every file's ``production`` on a target, each kernel and set of constants once."""
     seen = set()
-    for module in ours.MODULES:
+    for module in (ours.attention, ours.attention_split) if target in ONLY_ATTENTION else ours.MODULES:
         for name, call in module.production():
             with noting(TARGETS[target]) as noted:
                 call()
@@ -161,15 +163,19 @@ def wrong_with(one: Compiled) -> str | None:
 
 def table(rows: list[Compiled]) -> str:
     """Return the table of docs/kernels.md: of each file's kernels the most that any launch takes on each target."""
-    lines = [f"| kernel | {' | '.join(TARGETS)} |", "|---|" + "---|" * len(TARGETS)]
+    targets = dict.fromkeys(one.target for one in rows)
+    lines = [f"| kernel | {' | '.join(targets)} |", "|---|" + "---|" * len(targets)]
     for kernel in dict.fromkeys(one.kernel for one in rows):
-        cells = []
-        for target in TARGETS:
-            most = [one for one in rows if one.kernel == kernel and one.target == target]
-            registers, shared = max(one.registers for one in most), max(one.shared for one in most)
-            cells.append(f"{registers}, {shared / 1024:.1f} KB")
+        cells = (_most([one for one in rows if one.kernel == kernel and one.target == target]) for target in targets)
         lines.append(f"| {kernel} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _most(rows: list[Compiled]) -> str:
+    """Return the most registers and shared memory of compiled launches, nothing where there are none."""
+    if not rows:
+        return ""
+    return f"{max(one.registers for one in rows)}, {max(one.shared for one in rows) / 1024:.1f} KB"
 
 
 def moved_table(rows: list[Compiled], target: str = "sm_90a") -> str:

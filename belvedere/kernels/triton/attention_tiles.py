@@ -48,6 +48,13 @@ TILES_AMPERE: dict[str, dict[int, Tile]] = TILES | {
     "queries": {128: Tile(64, 32, 4, 2)},
     "keys": {64: Tile(64, 32, 4, 2), 128: Tile(64, 16, 4, 2)},
 }
+# So they are on Blackwell's GPUs of capability 12 (RTX), which have no memory of tensor cores; 72 channels leave no
+# registers to load ahead.
+TILES_RTX: dict[str, dict[int, Tile]] = {
+    "forward": TILES_HOPPER["forward"],
+    "queries": {64: Tile(64, 32, 4, 2), 80: Tile(64, 32, 4, 1), 128: Tile(64, 32, 4, 2)},
+    "keys": {128: Tile(64, 16, 4, 2)},
+}
 # float32 is multiplied without tensor cores, both operands in registers: few rows, and few channels at a time.
 CHUNK_FLOAT32 = 16
 TILES_FLOAT32: dict[str, dict[int, Tile]] = {
@@ -74,14 +81,20 @@ def chunk_of(x: Tensor) -> int:
     return CHUNK_FLOAT32 if x.dtype == torch.float32 else 0
 
 
+def _generation_of(x: Tensor) -> dict[str, dict[int, Tile]]:
+    """Return the tables for 16-bit numbers on the device of ``x``."""
+    capability = capability_of(x)
+    if capability < 100:
+        return TILES_AMPERE if capability < 90 else TILES_HOPPER
+    return TILES if capability < 120 else TILES_RTX
+
+
 def tile_of(kind: str, x: Tensor) -> Tile:
     """Return the block sizes of the kernel ``kind`` for ``x`` (..., d)."""
     if x.dtype == torch.float32:
         table = TILES_FLOAT32[kind]
     else:
-        capability = capability_of(x)
-        generation = TILES_AMPERE if capability < 90 else TILES_HOPPER if capability < 100 else TILES
-        table = generation[kind]
+        table = _generation_of(x)[kind]
     width = sum(widths(x.shape[-1]))
     return next(table[widest] for widest in sorted(table) if width <= widest)
 

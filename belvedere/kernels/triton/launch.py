@@ -16,8 +16,8 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 wrongly: a kernel with ``tl.dot`` takes this as a constant and widens its operands first."""
 
 
-PROCESSORS = {80: 108, 90: 132, 100: 148}
-"""Multiprocessors of A100, H100 SXM and B200, by compute capability (NVIDIA's white papers)."""
+PROCESSORS = {80: 108, 90: 132, 100: 148, 120: 170}
+"""Multiprocessors of A100, H100 SXM, B200 and RTX 5090, by compute capability (NVIDIA's white papers)."""
 
 
 def helper(function: Callable[..., Any]) -> Any:

@@ -175,10 +175,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _pull(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    planes, lines, *rays = ctx.saved_tensors[:6]
-    decoder = ctx.saved_tensors[6:]
     if all(grad is None for grad in grads):
         return (None,) * 11
+    planes, lines, origins, directions, encoded, edges, *decoder = ctx.saved_tensors
+    rays = origins, directions, encoded, edges
     pulled = rays_backward.backward(*grads, planes, lines, *rays, decoder, *ctx.options)
     volume = (None if grid is None else pulled.pop(0) for grid in (planes, lines))
     return *volume, None, None, None, None, pulled, None, None, None, None

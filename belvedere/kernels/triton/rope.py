@@ -130,9 +130,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _pull(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
-    weights = ctx.saved_tensors[4:]
-    dq, dk, sums = qk_norm_rope_backward(dq, dk, *ctx.saved_tensors, *ctx.options)
-    slopes = [None if w is None else sums[i].sum_to_size(w.shape).to(w.dtype) for i, w in enumerate(weights)]
+    saved = ctx.saved_tensors  # may be asked for once only: under checkpointing
+    dq, dk, sums = qk_norm_rope_backward(dq, dk, *saved, *ctx.options)
+    slopes = [None if w is None else sums[i].sum_to_size(w.shape).to(w.dtype) for i, w in enumerate(saved[4:])]
     return dq, dk, None, None, *slopes, None, None, None
 
 

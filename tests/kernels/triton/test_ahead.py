@@ -1,4 +1,4 @@
-"""Every kernel compiles for sm_80, sm_90a and sm_100a: no register spills, shared memory within bounds."""
+"""Kernels compile for sm_80, sm_90a, sm_100a and, attention, sm_120a: no register spills, shared memory in bounds."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed: pip install 'belvedere[test]'")
 
 
-from belvedere.kernels.triton.ahead import Compiled, moved_table, table
+from belvedere.kernels.triton.ahead import TARGETS, Compiled, moved_table, table, wrong_with
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,6 +34,17 @@ def stored() -> list[Compiled]:
 @pytest.mark.parametrize("of", [table, moved_table])
 def test_the_tables_of_the_docs_are_those_of_the_stored_figures(of: Callable[[list[Compiled]], str]) -> None:
     assert of(stored()) in (ROOT / "docs" / "kernels.md").read_text()
+
+
+def test_a_kernel_that_is_not_compiled_for_a_target_has_an_empty_cell() -> None:
+    made = (("a", "x"), ("b", "x"), ("a", "y"))
+    rows = [Compiled("n", kernel, target, 9, 0, 1024, 4, None) for kernel, target in made]
+    assert table(rows).splitlines()[2:] == ["| a | 9, 1.0 KB | 9, 1.0 KB |", "| b | 9, 1.0 KB |  |"]
+
+
+def test_a_block_of_an_rtx_has_less_shared_memory_than_others() -> None:
+    wide = [Compiled("n", "a", target, 9, 0, 101_377, 4, None) for target in TARGETS]
+    assert [one.target for one in wide if wrong_with(one)] == ["sm_120a"]
 
 
 def kept_from_memory(rows: list[Compiled]) -> list[str]:
@@ -65,6 +76,7 @@ def test_everything_compiles_without_spills(tmp_path: Path) -> None:
     rows = json.loads(file.read_text())
     compiled = [Compiled(**row) for row in rows]
     assert not kept_from_memory(compiled) and not too_few_on_a_multiprocessor(compiled)
-    by_target = {target: {row["kernel"] for row in rows if row["target"] == target} for target in ("sm_80", "sm_90a")}
-    assert by_target["sm_80"] == by_target["sm_90a"] != set()
+    by_target = {target: {row["kernel"] for row in rows if row["target"] == target} for target in TARGETS}
+    assert by_target["sm_80"] == by_target["sm_90a"] == by_target["sm_100a"] != set()
+    assert by_target["sm_120a"] == {kernel for kernel in by_target["sm_80"] if kernel.startswith("attention")}
     assert all(row["registers"] <= 255 and row["stack"] == 0 for row in rows)

@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'belv
 from belvedere.kernels import attend, backends, reference
 from belvedere.kernels.triton import attention
 from belvedere.kernels.triton.attention_tiles import tile_of, widths
+from belvedere.kernels.triton.launch import meta, noting
 from tests.kernels.test_ops import EPS, random
 from tests.kernels.triton.fused import agree
 
@@ -186,3 +187,17 @@ def test_offsets_elsewhere_than_the_tokens_are_refused() -> None:
     x, offsets = torch.randn(4, 1, 16), starts([1, 3])
     with pytest.raises(ValueError, match="offsets on meta, tokens on cpu"):
         attention.check(x, x, x, offsets.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "tiles"),
+    [
+        (80, [(128, 64), (64, 32), (64, 16)]),
+        (90, [(64, 32), (64, 64), (64, 32)]),
+        (103, [(128, 64), (64, 64), (64, 32)]),
+        (121, [(64, 32), (64, 32), (64, 16)]),
+    ],
+)
+def test_tiles_are_those_of_the_generation(capability: int, tiles: list[tuple[int, int]]) -> None:
+    with noting(capability):
+        assert [tile_of(kind, meta(1, 96))[:2] for kind in ("forward", "queries", "keys")] == tiles
