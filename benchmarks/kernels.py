@@ -107,9 +107,10 @@ def bound_by_memory(device: str, b: int, n: int) -> Iterator[Case]:
         yield case(f"TD-RMSN {name}", kernels.time_norm, reference.time_norm, x, random(b, d))
     x = random(b, n + 1, 960), random(b, n + 1, 960), random(b, 960)
     yield case("sum, TD-RMSN DiMR-XL", kernels.residual_time_norm, reference.residual_time_norm, *x, added=(1,))
-    c, outputs = (960, 1920) if device == "cuda" else (8, 16)  # two of the upsampler's 40 activations
-    x = random(b, n + 1, c), random(b, n + 1, c), random(b, 2 * c), random(b, 2 * c), random(outputs, 2 * c)
-    yield case("concat DiMR-XL", streamed, joined, *x, random(outputs))
+    c, outputs = (960, 1920) if device == "cuda" else (8, 16)  # a group of the upsampler's 40 activations
+    parameters = random(b, 8 * c), random(b, 8 * c), random(outputs, 8 * c), random(outputs)
+    activations = [random(b, n + 1, c) for _ in range(8)]
+    yield case("concat DiMR-XL", streamed, joined, *parameters, *activations)
     for name, h, d, own in (("FiTv2-XL", 16, 72, 1), ("DiMR-XL", 16, 60, 16)):  # angles of each head, or of all
         angle = torch.rand(n, own, d // 2, device=device)
         turn = angle.cos(), angle.sin()
@@ -135,17 +136,17 @@ def _normed_and_turned(
     return module.qk_norm_rope(q, k, cos, sin, **weights)
 
 
-def streamed(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor) -> Tensor:
-    """Return a linear map of the norm of two activations (b, n, c), each folded in when it appears."""
-    seen, c = kernels.concat_begin(x, len(weight)), x.shape[-1]
-    for one, part in ((x, slice(c)), (y, slice(c, 2 * c))):
-        seen = kernels.concat_add(seen, one, gain[:, part], weight[:, part])
+def streamed(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
+    """Return a linear map of the norm of activations (b, n, c), folded in as they appear."""
+    seen = kernels.concat_begin(xs[0], gain, weight)
+    for x in xs:
+        seen = kernels.concat_add(seen, x)
     return kernels.concat_end(seen, gain, bias, weight, linear_bias)
 
 
-def joined(x: Tensor, y: Tensor, *parameters: Tensor) -> Tensor:
+def joined(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
     """Return the same of their concatenation."""
-    return reference.concat_norm_linear((x, y), *parameters)
+    return reference.concat_norm_linear(xs, gain, bias, weight, linear_bias)
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -114,25 +114,20 @@ class ConvNeXtBlock(nn.Module):
 class Upsample(nn.Module):
     """All activations of the lower stage -> features of this one: norm, linear, pixel shuffle, norm.
 
-    Activations are folded in one by one, from ``begin`` to ``end``, so none has to be kept; what is made of a
+    Activations are folded in as they appear, from ``begin`` to ``end``, so none has to be kept; what is made of a
     class token, the first row, is dropped at the end, for to drop it before is to copy every activation.
     """
 
     def __init__(self, low: StageConfig, stage: StageConfig):
         super().__init__()
-        self.factor, self.low_dim = stage.height // low.height, low.dim
+        self.factor = stage.height // low.height
         channels = low.dim * (low.depth + 1)
         self.norm = TimeLayerNorm(channels)
         self.linear = nn.Linear(channels, stage.dim * self.factor**2)
         self.out_norm = TimeLayerNorm(stage.dim)
 
-    def begin(self, x: Tensor) -> kernels.Accumulated:
-        return kernels.concat_begin(x, self.linear.out_features)
-
-    def parts(self, time: Values) -> list[tuple[Tensor, Tensor]]:
-        """Return gain and weight for each activation in turn; a slice for each would have gradients as of the whole."""
-        both = self.norm.weight.read(time), self.linear.weight
-        return list(zip(*(x.split(self.low_dim, 1) for x in both), strict=True))
+    def begin(self, x: Tensor, time: Values) -> kernels.Accumulated:
+        return kernels.concat_begin(x, self.norm.weight.read(time), self.linear.weight)
 
     def end(self, seen: kernels.Accumulated, grid: tuple[int, int], time: Values) -> Tensor:
         gain, bias = self.norm.weight.read(time), self.norm.bias.read(time)
@@ -205,13 +200,13 @@ class Stage(nn.Module):
     def _run(
         self, x: Tensor, grid: tuple[int, int], time: Values, up: Upsample | None, detach: bool
     ) -> tuple[Tensor, kernels.Accumulated | None]:
-        seen, parts = (up.begin(x.flatten(1, -2)), up.parts(time)) if up else (None, [])
+        seen = up.begin(x.flatten(1, -2), time) if up else None
         stack: list[Tensor] = []
         half = len(self.blocks) // 2
         for i in range(len(self.blocks) + 1):
             if seen is not None:
                 rows = x.flatten(1, -2)  # (b, n, c)
-                seen = kernels.concat_add(seen, rows.detach() if detach else rows, *parts[i])
+                seen = kernels.concat_add(seen, rows.detach() if detach else rows)
             if i == len(self.blocks):
                 break
             if 1 <= i <= half:

@@ -287,9 +287,9 @@ def test_loss_weight_of_clean_prediction_is_bounded() -> None:
 def test_loss_falls_for_every_target(prediction: str, schedule: str) -> None:
     model = tiny(prediction=prediction, schedule=schedule).train()
     batch = {"image": inputs(4)[0].tanh(), "label": torch.arange(4)}
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-2)
     values = []
-    for _ in range(40):
+    for _ in range(15):
         value, logs = loss(model, batch, BatchRng(0, 0, range(4)))
         optimizer.zero_grad()
         value.backward()

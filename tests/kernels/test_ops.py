@@ -213,10 +213,9 @@ def test_concat_norm_linear(b: int, n: int, parts: int, c: int, dtype: torch.dty
     weight, linear_bias = random(6, total, dtype=dtype, seed=9), random(6, dtype=dtype, seed=10)
 
     def streamed(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
-        seen = kernels.concat_begin(xs[0], len(weight))
-        for i, x in enumerate(xs):
-            part = slice(i * c, (i + 1) * c)
-            seen = kernels.concat_add(seen, x, gain[:, part], weight[:, part])
+        seen = kernels.concat_begin(xs[0], gain, weight)
+        for x in xs:
+            seen = kernels.concat_add(seen, x)
         return kernels.concat_end(seen, gain, bias, weight, linear_bias)
 
     def plain(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
@@ -231,10 +230,9 @@ def test_concat_keeps_precision_far_from_zero() -> None:
     parts = [random(2, 3, 16, seed=i).detach() + 1e4 for i in range(4)]
     gain, bias = torch.ones(1, 64), torch.zeros(1, 64)
     weight, linear_bias = random(5, 64).detach(), torch.zeros(5)
-    seen = kernels.concat_begin(parts[0], 5)
-    for i, x in enumerate(parts):
-        part = slice(16 * i, 16 * (i + 1))
-        seen = kernels.concat_add(seen, x, gain[:, part], weight[:, part])
+    seen = kernels.concat_begin(parts[0], gain, weight)
+    for x in parts:
+        seen = kernels.concat_add(seen, x)
     wide = [x.double() for x in (gain, bias, weight, linear_bias)]
     want = reference.concat_norm_linear([x.double() for x in parts], *wide)
     deviation = (seen.square / seen.channels).sqrt().double()

@@ -1,6 +1,8 @@
-"""One activation folded into a norm over many: its moments joined to theirs, and it times the norm's gain, in one pass.
+"""Some activations folded into a norm over many: their moments joined to those seen, and they times the norm's gain,
+side by side in one buffer, so that one matrix product takes them all. Each activation is read once.
 
-Where one gain serves all rows, the linear map after the norm takes it and nothing of the activation's size is written.
+Their gradients follow from the moments at the end alone. With mean m, and q the sum of squared distances from it, over
+``count`` channels, dm/dx = 1 / count and dq/dx = 2 (x - m), for the distances from m add up to nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,16 +37,15 @@ from belvedere.kernels.triton.rows import (
 @triton.jit
 def _forward_kernel(
     x_ptr, scaled_ptr, gain_ptr, mean_ptr, square_ptr, mean_out_ptr, square_out_ptr,
-    n, length, gain_stride, before,
+    n, length, scaled_stride, gain_stride, before,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     row, there, column, place = rows_at(tl.program_id(0).to(tl.int64) * ROWS, n, C, ROWS, PART)
     x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
-    if gain_ptr is not None:
-        image = image_of(row, there, None, length)
-        gain = load_image_rows(gain_ptr, image, gain_stride, there, column, C, PART, COUNT)
-        for i in tl.static_range(COUNT):
-            tl.store(scaled_ptr + place + i * PART, x[i] * gain[i], inside_of(there, column, i, C, PART))
+    gain = load_image_rows(gain_ptr, image_of(row, there, None, length), gain_stride, there, column, C, PART, COUNT)
+    beside = row[:, None] * scaled_stride + column
+    for i in tl.static_range(COUNT):
+        tl.store(scaled_ptr + beside + i * PART, x[i] * gain[i], inside_of(there, column, i, C, PART))
     own = row_sum(x, COUNT) / C
     distance = centred(x, own, column + (COUNT - 1) * PART, C, COUNT, COUNT * PART == C)
     mean = tl.load(mean_ptr + row, there, 0.0)
@@ -57,95 +58,89 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    inner_ptr, x_ptr, dx_ptr, scaled_ptr, gain_ptr, mean_ptr, dmean_out_ptr, dsquare_ptr, dmean_ptr, partial_ptr,
-    starts_ptr, count, length, gain_stride, before,
+    inner_ptr, x_ptr, dx_ptr, scaled_ptr, gain_ptr, mean_ptr, dmean_ptr, dsquare_ptr, partial_ptr,
+    starts_ptr, images, length, scaled_stride, gain_stride, partial_stride, count,
     CHUNK: tl.constexpr,
     C: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
-    image, first, last = chunk_of(slot, starts_ptr, count, length, CHUNK)
-    if gain_ptr is not None:
-        gain = load_image_row(gain_ptr, image, gain_stride, C, PART, COUNT)
+    image, first, last = chunk_of(slot, starts_ptr, images, length, CHUNK)
+    gain = load_image_row(gain_ptr, image, gain_stride, C, PART, COUNT)
     dgain = zero_parts(ROWS, PART, COUNT)
-    share = C / (before + C)
     for begin in range(first, last, ROWS):
         row, there, column, place = rows_at(begin, last, C, ROWS, PART)
+        beside = row[:, None] * scaled_stride + column
         x = load_parts(x_ptr, place, there, column, C, PART, COUNT)
-        dscaled = load_parts(inner_ptr, place, there, column, C, PART, COUNT)
-        own = row_sum(x, COUNT) / C
-        dmean = tl.load(dmean_out_ptr + row, there, 0.0)
-        dsquare = tl.load(dsquare_ptr + row, there, 0.0)
-        delta = own - tl.load(mean_ptr + row, there, 0.0)
-        ddelta = dmean * share + 2.0 * dsquare * delta * (before * share)
-        tl.store(dmean_ptr + row, dmean - ddelta, there)
-        if gain_ptr is not None:
-            dgain = plus_products(dgain, dscaled, x, COUNT)
+        dscaled = load_parts(inner_ptr, beside, there, column, C, PART, COUNT)
+        mean = tl.load(mean_ptr + row, there, 0.0)[:, None]
+        even = tl.load(dmean_ptr + row, there, 0.0)[:, None] / count
+        twice = 2.0 * tl.load(dsquare_ptr + row, there, 0.0)[:, None]
+        dgain = plus_products(dgain, dscaled, x, COUNT)
         for i in tl.static_range(COUNT):
             inside = inside_of(there, column, i, C, PART)
-            dx = dscaled[i]
-            if gain_ptr is not None:
-                dx *= gain[i]
-                tl.store(scaled_ptr + place + i * PART, x[i] * gain[i], inside)
-            dx += (ddelta / C)[:, None] + 2.0 * dsquare[:, None] * (x[i] - own[:, None])
-            tl.store(dx_ptr + place + i * PART, dx, inside)
-    if gain_ptr is not None:
-        store_sums(partial_ptr + slot * C, dgain, C, PART, COUNT)
+            tl.store(scaled_ptr + beside + i * PART, x[i] * gain[i], inside)
+            tl.store(dx_ptr + place + i * PART, dscaled[i] * gain[i] + even + twice * (x[i] - mean), inside)
+    store_sums(partial_ptr + slot * partial_stride, dgain, C, PART, COUNT)
 
 
 def _forward(
-    x: Tensor, gain: Tensor | None, mean: Tensor, square: Tensor, before: int
+    xs: list[Tensor], gain: Tensor, mean: Tensor, square: Tensor, before: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, mean, square = x.contiguous(), mean.contiguous(), square.contiguous()
-    gain = None if gain is None else rows_with_stride(gain)
-    scaled, mean_out, square_out = _empty(x, gain, mean, square, before)
-    n, c = rows_of(x), x.shape[-1]
+    mean, square, gain = mean.contiguous(), square.contiguous(), rows_with_stride(gain)
+    scaled, *_ = _empty(xs, gain, mean, square, before)
+    n, c = rows_of(xs[0]), xs[0].shape[-1]
     tile = tile_of(c)
-    sizes = n, 1 if gain is None else n // max(len(gain), 1), 0 if gain is None else gain.stride(0), before
-    tensors = x, None if gain is None else scaled, gain, mean, square, mean_out, square_out
-    launch(_forward_kernel, (tile.programs(n),), *tensors, *sizes, **tile.constants(c))
-    return scaled, mean_out, square_out
+    sizes = n, n // max(len(gain), 1), scaled.shape[-1], gain.stride(0)
+    for i, x in enumerate(xs):
+        part, joined = slice(i * c, (i + 1) * c), (torch.empty_like(mean), torch.empty_like(square))
+        tensors = x.contiguous(), scaled[..., part], gain[:, part], mean, square, *joined
+        launch(_forward_kernel, (tile.programs(n),), *tensors, *sizes, before + i * c, **tile.constants(c))
+        mean, square = joined
+    return scaled, mean, square
 
 
 def _backward(
-    inner: Tensor, x: Tensor, gain: Tensor | None, mean: Tensor, dmean: Tensor, dsquare: Tensor, before: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inner, x, mean, dmean, dsquare = (one.contiguous() for one in (inner, x, mean, dmean, dsquare))
-    gain = None if gain is None else rows_with_stride(gain)
-    dx, scaled, sums, dmean_in = _empty_backward(inner, x, gain, mean, dmean, dsquare, before)
-    c = x.shape[-1]
-    segments = segments_of(rows_of(x), 1 if gain is None else len(gain), None)
-    chunks = None if gain is None else partial_sums(segments, x, c)
-    tensors = inner, x, dx, None if gain is None else scaled, gain, mean, dmean, dsquare, dmean_in, chunks
-    sizes = 0 if gain is None else gain.stride(0), before
+    inner: Tensor, xs: list[Tensor], gain: Tensor, mean: Tensor, dmean: Tensor, dsquare: Tensor, count: int
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    inner, mean, dmean, dsquare = (one.contiguous() for one in (inner, mean, dmean, dsquare))
+    gain, c = rows_with_stride(gain), xs[0].shape[-1]
+    dxs, scaled, _ = _empty_backward(inner, xs, gain, mean, dmean, dsquare, count)
+    segments = segments_of(rows_of(xs[0]), len(gain), None)
+    sums = partial_sums(segments, inner, inner.shape[-1])
+    sizes = inner.shape[-1], gain.stride(0), sums.shape[-1], count
     constants = {"CHUNK": segments.chunk} | tile_of(c, SUMMED).constants(c)
-    launch(_backward_kernel, (segments.slots,), *tensors, *segments.arguments, *sizes, **constants)
-    return dx, scaled, sums if chunks is None else add_chunks(chunks, segments, torch.float32), dmean_in
+    for i, (x, dx) in enumerate(zip(xs, dxs, strict=True)):
+        part = slice(i * c, (i + 1) * c)
+        tensors = inner[..., part], x.contiguous(), dx, scaled[..., part], gain[:, part], mean, dmean, dsquare
+        launch(_backward_kernel, (segments.slots,), *tensors, sums[:, part], *segments.arguments, *sizes, **constants)
+    return dxs, scaled, add_chunks(sums, segments, torch.float32)
 
 
-def _empty(x: Tensor, gain: Tensor | None, mean: Tensor, square: Tensor, before: int) -> tuple[Tensor, Tensor, Tensor]:
-    scaled = x.new_empty(0 if gain is None else x.shape)
+def _empty(xs: list[Tensor], gain: Tensor, mean: Tensor, square: Tensor, before: int) -> tuple[Tensor, Tensor, Tensor]:
+    scaled = xs[0].new_empty((*xs[0].shape[:-1], gain.shape[-1]), dtype=gain.dtype)
     return scaled, mean.new_empty(mean.shape), square.new_empty(square.shape)
 
 
 def _empty_backward(
-    inner: Tensor, x: Tensor, gain: Tensor | None, mean: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scaled, sums = (0, 0) if gain is None else (x.shape, gain.shape)
-    return x.new_empty(x.shape), x.new_empty(scaled), mean.new_empty(sums), mean.new_empty(mean.shape)
+    inner: Tensor, xs: list[Tensor], gain: Tensor, mean: Tensor, *others: Any
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    return [x.new_empty(x.shape) for x in xs], inner.new_empty(inner.shape), mean.new_empty(gain.shape)
 
 
 concat_scale = register("concat_scale", _forward, _empty, None, None)
-"""(x, gain, mean, square, before) -> x * gain, and mean and square joined with those of x.
+"""(xs, gain, mean, square, before) -> the xs side by side, times gain, and mean and square joined with those of the xs.
 
-``x`` (b, n, c), ``gain`` (b, c) or None (then the first result is empty), ``mean`` and ``square`` float32 (b, n, 1) of
-the ``before`` channels already seen. ``belvedere.kernels.concat`` has the gradient, by ``concat_scale_backward``."""
+``xs``: g of (b, n, c). ``gain`` (b', g c), one row for all or one an image; its dtype is that of the first result
+(b, n, g c). ``mean`` and ``square`` float32 (b, n, 1) of the ``before`` channels already seen.
+``belvedere.kernels.concat`` has the gradient, by ``concat_scale_backward``."""
 concat_scale_backward = register("concat_scale_backward", _backward, _empty_backward, None, None)
-"""(gradient of x * gain, x, gain, mean, gradients of the joined two, before) -> of x; x * gain; of gain; of mean."""
+"""(gradient of the scaled xs, xs, gain, the joined mean, gradients of the joined two, channels seen by then) -> of each
+x; the scaled xs, in the dtype of their gradient; of gain, float32."""
 
 
 def production() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield launches at the sizes of published networks, by name; they are made under ``launch.noting``."""
-    x, moment = meta(64, 256, 960), meta(64, 256, 1, dtype=torch.float32)
-    for kind, gain in (("a gain a row", meta(64, 80 * 960)[:, :960]), ("one gain", None)):
-        yield f"concat DiMR-XL/2R, {kind} forward", partial(_forward, x, gain, moment, moment, 19200)
-        yield f"concat DiMR-XL/2R, {kind} backward", partial(_backward, x, x, gain, moment, moment, moment, 19200)
+    xs, moment, grouped = [meta(64, 257, 960)] * 8, meta(64, 257, 1, dtype=torch.float32), meta(64, 257, 8 * 960)
+    gain = meta(64, 80 * 960)[:, : 8 * 960]
+    yield "concat DiMR-XL/2R forward", partial(_forward, xs, gain, moment, moment, 15360)
+    yield "concat DiMR-XL/2R backward", partial(_backward, grouped, xs, gain, moment, moment, moment, 23040)

@@ -1,6 +1,7 @@
-"""The norm over many activations, folded in one by one in Triton's interpreter, against the plain twin."""
+"""The norm over many activations, folded in a few at a time in Triton's interpreter, against the plain twin."""
 
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'belv
 from belvedere import kernels
 from belvedere.kernels import concat as public
 from belvedere.kernels import reference
+from tests.generation import test_dimr
 from tests.kernels.test_ops import DTYPES, random
 from tests.kernels.triton.fused import agree, gradients, routed, same
 
@@ -24,11 +26,10 @@ def _routed() -> Iterator[None]:
 
 
 def streamed(gain: Tensor, bias: Tensor, weight: Tensor, linear_bias: Tensor, *xs: Tensor) -> Tensor:
-    """The activations folded in one by one."""
-    seen, c = kernels.concat_begin(xs[0], len(weight)), xs[0].shape[-1]
-    for i, x in enumerate(xs):
-        part = slice(i * c, (i + 1) * c)
-        seen = kernels.concat_add(seen, x, gain[:, part], weight[:, part])
+    """The activations folded in as they come."""
+    seen = kernels.concat_begin(xs[0], gain, weight)
+    for x in xs:
+        seen = kernels.concat_add(seen, x)
     return kernels.concat_end(seen, gain, bias, weight, linear_bias)
 
 
@@ -48,11 +49,43 @@ def inputs(
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.sampled_from([4, 36]), DTYPES, st.booleans())
-def test_values_and_gradients(b: int, n: int, parts: int, c: int, dtype: torch.dtype, shared: bool) -> None:
+@given(*(st.integers(1, most) for most in (3, 5, 4, 3)), st.sampled_from([4, 36]), DTYPES, st.booleans())
+def test_values_and_gradients(b: int, n: int, parts: int, group: int, c: int, dtype: torch.dtype, shared: bool) -> None:
     parameters, xs = inputs(b, n, parts, c, 1 if shared else b, dtype)
     loosest = 7e-2 if dtype == torch.bfloat16 else None  # a variance of four numbers can be small
-    agree(streamed, plain, *parameters, *xs, loosest=loosest)
+    with mock.patch.object(public, "GROUP", group):
+        agree(streamed, plain, *parameters, *xs, loosest=loosest)
+
+
+@pytest.mark.parametrize(("parts", "products"), [(7, 1), (8, 1), (17, 3)])
+def test_a_product_takes_eight_activations(parts: int, products: int) -> None:
+    parameters, xs = inputs(1, 2, parts, 4, 1)
+    with mock.patch.object(public._Fold, "apply", wraps=public._Fold.apply) as folded:
+        value = streamed(*parameters, *xs)
+    assert folded.call_count == products
+    assert torch.allclose(value, plain(*parameters, *xs), atol=1e-5)
+
+
+def test_activations_of_two_dtypes() -> None:
+    # As autocast makes them: a linear map narrows what a sum had widened.
+    parameters, xs = inputs(2, 3, 3, 36, 2)
+    xs[1] = xs[1].detach().bfloat16().requires_grad_()
+    value, want = streamed(*parameters, *xs), plain(*parameters, *(x.float() for x in xs))
+    assert torch.allclose(value, want, atol=1e-5)
+    pulled = torch.autograd.grad(value, [*parameters, *xs], torch.ones_like(value))
+    wanted = torch.autograd.grad(want, [*parameters, *xs], torch.ones_like(value))
+    assert [x.dtype for x in pulled] == [x.dtype for x in (*parameters, *xs)]
+    for got, expected in zip(pulled, wanted, strict=True):
+        loosest = 2**-7 if got.dtype == torch.bfloat16 else 1e-4  # the interpreter cuts bits off where a GPU rounds
+        assert torch.allclose(got.float(), expected.float(), rtol=loosest, atol=1e-4)
+
+
+def test_missing_activations_are_an_error() -> None:
+    parameters, xs = inputs(1, 2, 3, 4, 1)
+    gain, bias, weight, linear_bias = parameters
+    seen = kernels.concat_add(kernels.concat_begin(xs[0], gain, weight), xs[0])
+    with pytest.raises(ValueError, match="12 channels, and 0 were folded in"):
+        kernels.concat_end(seen, gain, bias, weight, linear_bias)
 
 
 def test_images_of_many_chunks() -> None:
@@ -63,9 +96,9 @@ def test_images_of_many_chunks() -> None:
 def test_precision_far_from_zero() -> None:
     # Statistics by sums of squares would lose everything at a mean of 1e4 with a deviation of 1.
     gain, xs = torch.ones(1, 64), [random(2, 3, 16, seed=i).detach() + 1e4 for i in range(4)]
-    seen = kernels.concat_begin(xs[0], 5)
+    seen = kernels.concat_begin(xs[0], gain, torch.ones(5, 64))
     for x in xs:
-        seen = kernels.concat_add(seen, x, gain[:, :16], torch.ones(5, 16))
+        seen = kernels.concat_add(seen, x)
     deviation = (seen.square / seen.channels).sqrt().double()
     assert torch.allclose(deviation, torch.cat(xs, -1).double().std(-1, correction=0, keepdim=True), rtol=1e-3)
 
@@ -77,16 +110,15 @@ def test_no_tokens() -> None:
 
 
 def test_an_image_has_the_same_moments_alone_and_among_others() -> None:
-    x, gain = random(3, 35, 60).detach(), random(3, 60).detach()
-    zeros, direction = torch.zeros(3, 35, 1), random(3, 35, 60, seed=2).detach()
+    xs, gain = [random(3, 35, 60, seed=i).detach() for i in (0, 1)], random(3, 120).detach()
+    zeros, direction = torch.zeros(3, 35, 1), random(3, 35, 120, seed=2).detach()
     ones = torch.ones(3, 35, 1)
 
     def both(part: slice) -> tuple[Tensor, ...]:
-        forward = torch.ops.belvedere.concat_scale(x[part], gain[part], zeros[part], zeros[part], 0)
-        backward = torch.ops.belvedere.concat_scale_backward(
-            direction[part], x[part], gain[part], zeros[part], ones[part], ones[part], 0
-        )
-        return *forward, *backward
+        some, rows = [x[part] for x in xs], (gain[part], zeros[part], ones[part], ones[part])
+        forward = torch.ops.belvedere.concat_scale(some, *rows[:3], 0)
+        dxs, *others = torch.ops.belvedere.concat_scale_backward(direction[part], some, *rows, 120)
+        return *forward, *dxs, *others
 
     one = slice(1, 2)
     assert same(both(slice(None)), both(slice(None)))
@@ -94,30 +126,50 @@ def test_an_image_has_the_same_moments_alone_and_among_others() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_nothing_of_the_activation_is_kept_but_itself(rows: int) -> None:
+def test_nothing_of_the_activations_is_kept_but_themselves(rows: int) -> None:
     saved: list[Tensor] = []
-    x, gain, weight = random(2, 3, 8), random(rows, 8), random(4, 8)
-    seen = kernels.concat_begin(x, 4)
+    xs, gain, weight = [random(2, 3, 8, seed=i) for i in (0, 1)], random(rows, 16), random(4, 16)
+    seen = kernels.concat_begin(xs[0], gain, weight)
 
     def pack(tensor: Tensor) -> Tensor:
         saved.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kernels.concat_add(seen, x, gain, weight)
-    assert {tensor.data_ptr() for tensor in saved} == {one.data_ptr() for one in (x, gain, weight, seen.mean)}
+        after = kernels.concat_add(kernels.concat_add(seen, xs[0]), xs[1])
+    kept = (*xs, gain, weight, seen.mean, after.mean)
+    assert {tensor.data_ptr() for tensor in saved} == {one.data_ptr() for one in kept}
 
 
-@pytest.mark.parametrize("gain", [torch.ones(2, 8), None])
-def test_registration(gain: Tensor | None) -> None:
-    x, moment = torch.randn(2, 3, 8), torch.ones(2, 3, 1)
-    torch.library.opcheck(torch.ops.belvedere.concat_scale, (x, gain, moment, moment, 8))
-    torch.library.opcheck(torch.ops.belvedere.concat_scale_backward, (x, x, gain, moment, moment, moment, 8))
+@pytest.mark.parametrize("rows", [1, 2])
+def test_registration(rows: int) -> None:
+    xs, moment = [torch.randn(2, 3, 8) for _ in range(2)], torch.ones(2, 3, 1)
+    inner, gain = torch.randn(2, 3, 16), torch.ones(rows, 16)
+    torch.library.opcheck(torch.ops.belvedere.concat_scale, (xs, gain, moment, moment, 8))
+    given = inner, xs, gain, moment, moment, moment, 24
+    torch.library.opcheck(torch.ops.belvedere.concat_scale_backward, given)
 
 
 def test_compiles_whole() -> None:
-    parameters, xs = inputs(2, 3, 2, 8, 2)
+    parameters, xs = inputs(2, 3, 9, 8, 2)
     values = [x.detach() for x in (*parameters, *xs)]
     compiled = torch.compile(streamed, fullgraph=True, backend="aot_eager")
     for got, want in zip(gradients(compiled, *values), gradients(streamed, *values), strict=True):
         assert torch.allclose(got, want, atol=1e-6)  # gradients of three uses may be added in another order
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_network_of_more_activations_than_a_product_takes(times: int) -> None:
+    lower = test_dimr.TRANSFORMER | {"patch": 2, "blocks": 11}  # 12 activations: 8 and 4
+    network = test_dimr.tiny(stage_configs=[lower, test_dimr.CONVNEXT])
+    x, _, y = test_dimr.inputs()
+    time = network.evaluate_time(torch.linspace(-1, 1, times)).detach()
+    weight = network.stages[1].upsample.linear.weight.detach()
+
+    def call(time: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(network, {"stages.1.upsample.linear.weight": weight}, (x, None, y, time))[-1]
+
+    with mock.patch.object(public, "fused", lambda x: False):
+        want = gradients(call, time, weight)
+    for got, wanted in zip(gradients(call, time, weight), want, strict=True):
+        assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
