@@ -381,3 +381,10 @@ def test_the_pictures_of_many_sizes() -> None:
     ]
     assert f"The first run's weights: {', '.join(before[:-1])} and {before[-1]}." in said
     assert set(found["real_recognised"].values()) == {1.0} and "The judge names 100 % of real renders" in said
+
+
+def test_what_a_studio_holds() -> None:
+    found = results("soak.json")
+    told = f"({len(found['rounds'])} rounds) memory, threads and open files did not grow"
+    assert told in page("studio.md") and f"{found['grown']['memory_mb'] * 100:+.1f} % memory" in page("studio.md")
+    assert max(found["grown"].values()) <= 0

@@ -11,11 +11,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from belvedere.apps.locks import open_lock
+from belvedere.apps.locks import is_locked, open_lock
 from belvedere.errors import InputError
 
 LOCK = "lock"
@@ -57,7 +57,7 @@ class Worker:
             token = folder.name.removeprefix(f".worker{self.part}-")
             if folder == self.folder or len(token) != len(self.token):
                 continue
-            if _locked(folder / LOCK):
+            if is_locked(folder / LOCK):
                 living.add(token)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -69,15 +69,6 @@ class Worker:
         if self._held:
             self._held.close()
         self._gate.close()
-
-
-def _locked(path: Path) -> bool:
-    with suppress(FileNotFoundError), open_lock(path, "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def launched() -> tuple[int, int, int, int]:

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 done but not as hoped (a picture that differs, a failed check), 2 bad input, 130 interrupted.
 """
 
-import errno
 import gc
 import json
 import os
@@ -11,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -27,8 +26,9 @@ from belvedere.apps import (
 )
 from belvedere.apps.cli_common import Json, Model, NameOrCommand, one_line, progress_bar
 from belvedere.apps.cli_defaults import read_defaults
+from belvedere.apps.cli_faults import told
 from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
-from belvedere.errors import InputError, out_of_memory
+from belvedere.errors import InputError
 
 app = typer.Typer(
     help="Makes pictures, 3D views and small files.",
@@ -359,15 +359,6 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(1 if checks.faults(found) else 0)
 
 
-_UNIX = ("fcntl", "resource")
-"""Modules that Python has on Unix alone."""
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"belvedere: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
-
-
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code (BELVEDERE_DEBUG=1: a traceback)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -380,22 +371,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("BELVEDERE_DEBUG") == "1":
             raise
-        if isinstance(error, InputError):
-            _fail(str(error), 2)
-        if hasattr(error, "format_message"):  # of the command line's parser
-            _fail(f"{error.format_message()} (belvedere VERB --help lists what there is)", 2)
-        if isinstance(error, OSError):
-            where = f" ({error.filename})" if error.filename else ""
-            room = "; make room or choose another place" if error.errno == errno.ENOSPC else ""
-            _fail(f"{error.strerror or error}{where}{room}", 2)
-        if out_of_memory(error):
-            _fail("out of memory: use a smaller model, --dtype bfloat16 or --device cpu", 2)
-        if isinstance(error, ModuleNotFoundError) and error.name in _UNIX:
-            _fail(f"no {error.name} in this Python: batches, the studio and training need Linux (or WSL on Windows)", 2)
-        from belvedere.kernels.backends import BackendError
-
-        if isinstance(error, BackendError):
-            _fail(f"{error} (BELVEDERE_ATTENTION asks for it)", 2)
-        _fail(f"unexpected {type(error).__name__}: {error} (BELVEDERE_DEBUG=1 shows where; please report it)", 1)
+        line, code = told(error)
+        print(f"belvedere: error: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(code)
     finally:
         gc.freeze()  # nothing is left to collect: without this, leaving takes a second

@@ -22,6 +22,18 @@ def open_lock(path: Path, mode: Literal["w", "r+"] = "w") -> TextIO:
         raise InputError(f"cannot lock {path}: {error.strerror}; {mend}") from error
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock that is not its own; ``InputError`` as of ``open_lock``."""
+    try:
+        with open_lock(path, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
     """Hold a run's folder; raise ``InputError`` when another process has it, or its lock is another user's.

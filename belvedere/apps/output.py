@@ -27,6 +27,7 @@ FORMATS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}, "webp": {"quality": 95, "method": 4}}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _COMMON = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What other files in the same place would meet too."""
 _TILE = 128
 _MARGIN = 4
 _CAPTION = 16

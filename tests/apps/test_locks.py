@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from belvedere.apps.batch_workers import Worker, _locked
-from belvedere.apps.locks import only_run
+from belvedere.apps.batch_workers import Worker
+from belvedere.apps.locks import is_locked, only_run
 from belvedere.errors import InputError
 
 
@@ -42,7 +42,7 @@ def test_the_lock_of_a_folder_that_another_user_worked_in(begin: Callable[[Path]
 
 def test_the_lock_of_another_users_process_on_a_batch(tmp_path: Path) -> None:
     with refused(tmp_path / "lock"):
-        _locked(tmp_path / "lock")
+        is_locked(tmp_path / "lock")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -100,34 +100,22 @@ def test_the_solvers_that_choose_their_own_steps_are_known_by_name(mixed: Genera
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("request_of", "values", "message"),
     [
-        ({"solver": "magic"}, "unknown solver 'magic': choose from multistep, euler, "),
-        ({"solver": "dopri5"}, "solver dopri5 chooses its own steps; leave out steps"),
-        ({"guidance": 0.5, "guidance_power": 2.0}, "cosine guidance needs scale >= 1 and power > 0"),
-        ({"guidance_channels": 4}, "guidance channels 4: model .* has only 3"),
+        ("mixed", {"solver": "magic"}, "unknown solver 'magic': choose from multistep, euler, "),
+        ("mixed", {"solver": "dopri5"}, "solver dopri5 chooses its own steps; leave out steps"),
+        ("mixed", {"guidance": 0.5, "guidance_power": 2.0}, "cosine guidance needs scale >= 1 and power > 0"),
+        ("mixed", {"guidance_channels": 4}, "guidance channels 4: model .* has only 3"),
+        ("asked", {"solver": "magic"}, "unknown solver 'magic': choose multistep or published"),
+        ("asked", {"solver": "published"}, "'published' needs a network of the scaled_linear schedule"),
+        ("asked", {"guidance_channels": 3}, "knows no guidance channels; leave it out"),
     ],
 )
 def test_a_solver_and_a_guidance_that_do_not_fit_are_refused_before_any_work(
-    mixed: GenerateRequest, values: dict[str, Any], message: str
+    request: pytest.FixtureRequest, request_of: str, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        work.prepare(replace(mixed, **values))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"solver": "magic"}, "unknown solver 'magic': choose multistep or published"),
-        ({"solver": "published"}, "'published' needs a network of the scaled_linear schedule"),
-        ({"guidance_channels": 3}, "knows no guidance channels; leave it out"),
-    ],
-)
-def test_what_dimr_does_not_know_is_refused_before_any_work(
-    asked: GenerateRequest, values: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        work.prepare(replace(asked, **values))
+        work.prepare(replace(request.getfixturevalue(request_of), **values))
 
 
 def test_a_scheduler_of_the_model_s_own_leaves_no_solver_to_choose(asked: GenerateRequest) -> None:

@@ -9,7 +9,6 @@ The page may be left and the server may end: the process keeps a checkpoint when
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from belvedere.apps.locks import LOCK
+from belvedere.apps.locks import LOCK, is_locked
 from belvedere.apps.run_folder import RunFolder
 from belvedere.apps.web import uploads
 from belvedere.apps.web.lesson import OUT, Lesson, Progress, check_word, command, environment, read_log
@@ -205,16 +204,10 @@ class Classroom:
         """Return whether some process holds the run's folder (``locks.only_run``)."""
         path = self.folder / id / "thing.run" / LOCK
         try:
-            with path.open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except PermissionError:
+            return is_locked(path)
+        except InputError:  # its words would tell the server's paths
             told = path.relative_to(self.studio.folder)
             raise InputError(f"{told} in the server's folder is another user's: remove that lesson there") from None
-        except BlockingIOError:
-            return True
-        return False
 
     def _check_free(self) -> None:
         if any(map(self._busy, self.ids())):

@@ -139,7 +139,7 @@ class Runner:
 
 def give_back_memory() -> None:
     """Give what was freed back to the system, where the C library is glibc: it keeps gaps between what is still held,
-    and those of scenes of many sizes add up to twice what a studio needs."""
+    and those of scenes of many sizes add up (``benchmarks/soak.py``)."""
     with contextlib.suppress(AttributeError, TypeError):  # no malloc_trim, no library of the process itself
         ctypes.CDLL(None).malloc_trim(0)
 
