@@ -27,7 +27,7 @@ def _keep_to(cores: int) -> int:
     """Let PyTorch compute on ``cores`` in this thread alone; return on how many it did.
 
     ``set_num_threads`` is of the thread that calls it, but also of all that use PyTorch for the first time later: what
-    it was for these is set again, by a thread that ends with that.
+    it was for these is set again at once, by a thread that ends with that; one that begins between has ``cores`` too.
     """
     import torch
 

@@ -50,9 +50,13 @@ def test_codecs_that_work_at_once_leave_all_cores_to_those_that_come_after() -> 
 
 
 def test_threads_that_begin_while_toys_are_drawn_have_all_cores() -> None:
-    seen = dataset._side_by_side(
-        lambda chunk: torch.tensor([torch.get_num_threads(), of_a_new_thread()]), [[0], [1]], 2
-    )
+    both = Barrier(2)
+
+    def cores(_: object) -> torch.Tensor:
+        both.wait(10)  # while a thread of the pool begins, another one's first use may get its cores
+        return torch.tensor([torch.get_num_threads(), of_a_new_thread()])
+
+    seen = dataset._side_by_side(cores, [[0], [1]], 2)
     assert [pair.tolist() for pair in seen] == [[1, 4], [1, 4]]
 
 
