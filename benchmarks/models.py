@@ -3,6 +3,8 @@
 - DiMR-XL/2R and FiTv2-XL/2, bfloat16: a call of 64 pictures, eager, compiled, and compiled and recorded
   (``kernels/graphs.py``), and training steps of as many, eager and compiled, with their share of this GPU's own matrix
   product; and a sampler's step of one, eager and recorded;
+- pipelines of both, 25 guided steps to latents, recorded: one picture in calls of several rooms
+  (``generation/rooms.py``), with which the smallest is what one takes of itself, and as many as fill a call;
 - NViST: the field of a picture, and views of 160x90 with 48 samples a ray;
 - SegPIC: files of 768x512, written and read;
 - the U-Net of Stable Diffusion 1.5, on which concepts are learned: one guided step at 512x512.
@@ -36,7 +38,10 @@ from belvedere.compression import exact_tables
 from belvedere.compression.codec import Codec
 from belvedere.compression.exact_tables import ExactTables
 from belvedere.data.cameras import Camera
+from belvedere.generation import rooms
 from belvedere.generation.fitv2 import Layout
+from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
+from belvedere.generation.pipelines import DiMRPipeline
 from belvedere.kernels.graphs import Graphs
 from belvedere.synthesis.cameras import conditions, input_camera
 from belvedere.synthesis.nvist import NViST
@@ -183,6 +188,28 @@ def sampler_steps(device: str) -> Iterator[Run]:
             yield Run(f"{name}, sampler's step of 1, {way}", call, 1, "steps", eager)
 
 
+def pipelines(device: str) -> Iterator[Run]:
+    """Yield pictures by the pipelines: one in calls of other rooms, and as many as fill a call."""
+    large = device == "cuda"
+    dimr = partial(belvedere.DiMR.from_variant, "XL/2R-256" if large else "toybox")
+    fitv2 = partial(belvedere.FiTv2.from_variant, "XL/2" if large else "toybox")
+    for name, make, kind in (("DiMR-XL/2R", dimr, DiMRPipeline), ("FiTv2-XL/2", fitv2, FiTv2Pipeline)):
+        pipe = kind(randomised(make, device))
+        pipe.set_progress_bar_config(disable=True)
+        sizes = [pipe.default_size] * 1000
+        for room in (1, 4, rooms.FULL) if large else (1, 2):
+            for count in {1, len(pipe.split(sizes, room)[0])}:
+                call = partial(drawn, pipe, count, 25 if large else 2, room)
+                yield Run(f"{name}, pipeline, {count} in calls of room {room}", call, count, "pictures")
+
+
+def drawn(pipe: Any, count: int, steps: int, room: int) -> Tensor:
+    """Return the latents of so many pictures of a pipeline."""
+    generators = [torch.Generator().manual_seed(i) for i in range(count)]
+    options = {"num_inference_steps": steps, "generator": generators, "output_type": "latent"}
+    return torch.cat(list(pipe([0] * count, room=room, **options).images))
+
+
 def scenes(device: str) -> Iterator[Run]:
     """Yield the field of a picture and the views of one."""
     network = randomised(NViST if device == "cuda" else partial(NViST.from_variant, "toybox"), device)
@@ -252,7 +279,7 @@ def measured(run: Run, repeats: int, ceiling: float, count: int) -> dict[str, An
 
 PARTS = {
     part.__name__: part
-    for part in (sampler_steps, scenes, files, guided_step, dimr, fitv2, dimr_training, fitv2_training)
+    for part in (sampler_steps, pipelines, scenes, files, guided_step, dimr, fitv2, dimr_training, fitv2_training)
 }
 
 

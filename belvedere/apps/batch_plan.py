@@ -184,7 +184,7 @@ def arrange(pipeline: Any, pictures: Sequence[tuple[tuple[int, int], Place]]) ->
     """
     if hasattr(pipeline, "capacity"):
         tokens = [high * wide for high, wide in (pipeline.grid(size) for size, _ in pictures)]
-        order = list(first_fit(tokens, pipeline.capacity))
+        order = list(first_fit(tokens, pipeline.capacity()))
     else:
         order = sorted(range(len(pictures)), key=lambda i: (-pictures[i][0][0] * pictures[i][0][1], pictures[i][0]))
     for part in pipeline.split([pictures[i][0] for i in order]):

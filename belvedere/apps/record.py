@@ -51,6 +51,8 @@ class Record:
     ``index``: number of the picture in the request. ``label``, ``kind``: id and name of its class, or number and text
     of its prompt. ``weights``: SHA-256 of the model (``checkpoints.store.digest``). ``pixels``: SHA-256 of the
     generated pixels, before any lossy compression. ``concepts``: SHA-256 of each concept's file, one after the other.
+    ``room``: of the network call that made it (``generation.rooms``), on which its last bits depend on a GPU; 0, which
+    is not written: that of a full one.
     """
 
     request: GenerateRequest
@@ -61,6 +63,7 @@ class Record:
     pixels: str
     machine: Machine
     concepts: str = ""
+    room: int = 0
 
     @property
     def origin(self) -> tuple[object, ...]:
@@ -74,7 +77,8 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as one line of ASCII JSON; ``from_json`` is its inverse."""
-        return json.dumps({"format": FORMAT, **asdict(self), "request": self.request.to_dict()})
+        values = {"format": FORMAT, **asdict(self), "request": self.request.to_dict()}
+        return json.dumps({name: value for name, value in values.items() if name != "room" or value})
 
     @classmethod
     def from_json(cls, text: str) -> "Record":

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Progress = Callable[[float, int], None]
 """Called with (pictures done, pictures in all); the first is a fraction while a batch is under way."""
 
+MANY = 1000
+"""Pictures of a request that are sure to fill a network call."""
+
 Preview = Callable[[list[int], "Callable[[], list[Image.Image]]"], None]
 """Called after every step with the numbers of the pictures under way and what shows how they look by then; a call of
 that costs a decoding when the model makes latents."""
@@ -54,6 +57,8 @@ class Job:
     concepts: str = ""
     first: int = 0
     """Where the prompts begin among those of a pipeline that is shared with other jobs."""
+    room: int | None = None
+    """Of its network calls (``generation.rooms``); None: what suits the request."""
 
     def label(self, index: int) -> int:
         """Return the class id of picture ``index``."""
@@ -76,8 +81,16 @@ class Job:
     def record(self, index: int, pixels: str = "") -> Record:
         """Return the record of picture ``index``; ``pixels`` is its digest once it is made."""
         label = self.label(index)
-        kind = self.names[label]
-        return Record(self.request, index, label, kind, self.weights, pixels, self.machine, self.concepts)
+        room = self.room if self.room and self.room < self.full_room else 0
+        made = self.weights, pixels, self.machine, self.concepts, room
+        return Record(self.request, index, label, self.names[label], *made)
+
+    @cached_property
+    def full_room(self) -> int:
+        """The room of a call that fills the device."""
+        from belvedere.generation import rooms
+
+        return rooms.full(self.pipeline.network.device)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ class Model:
     weights: str
     folder: Path
     device: "torch.device"
+    dtype: "torch.dtype"
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -102,7 +116,8 @@ def load(request: GenerateRequest, *, download: bool = True) -> Model:
     folder = store.resolve(request.model, download=download)
     with uncollected():  # nearly all of it is imports
         device = store.choose_device(request.device)
-        return Model(*store.load_verified(folder, store.choose_dtype(request.dtype, device), device), folder, device)
+        dtype = store.choose_dtype(request.dtype, device)
+        return Model(*store.load_verified(folder, dtype, device), folder, device, dtype)
 
 
 def prepare(request: GenerateRequest, *, download: bool = True, model: Model | None = None) -> Job:
@@ -127,10 +142,18 @@ def prepare(request: GenerateRequest, *, download: bool = True, model: Model | N
     labels = tuple(find_class(item, names) for item in request.classes) or tuple(names)
     used = replace(
         used,
-        dtype=str(pipeline.network.dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         device=str(device),
     )
     return Job(used, pipeline, digest, labels, names, record.this_machine(device), concepts)
+
+
+def _room(job: Job) -> int:
+    """Return the room of the calls that make a request's pictures."""
+    if job.request.count > MANY:
+        return job.full_room
+    room: int = job.pipeline.room_for([job.size(index) for index in range(job.request.count)])
+    return room
 
 
 def generate(request: GenerateRequest, *, progress: Progress | None = None) -> Iterator[Picture]:
@@ -142,7 +165,8 @@ def run(
     job: Job, indices: range, *, progress: Progress | None = None, preview: Preview | None = None
 ) -> Iterator[Picture]:
     """Yield pictures ``indices`` of a job. Picture i is the same whichever others are asked for with it."""
-    for part in job.pipeline.split([job.size(index) for index in indices]):
+    job = replace(job, room=job.room or _room(job))
+    for part in job.pipeline.split([job.size(index) for index in indices], job.room):
         chosen = [(job, index) for index in indices[part.start : part.stop]]
         images = _batch(chosen, part.start, len(indices), progress, preview)
         for (_, index), image in zip(chosen, images, strict=True):
@@ -150,10 +174,11 @@ def run(
 
 
 def run_call(chosen: Sequence[tuple[Job, int]], *, progress: Progress | None = None) -> list[Picture]:
-    """Return picture ``index`` of each (job, index), made in one network call as ``pipeline.split`` would cut it.
+    """Return picture ``index`` of each (job, index), made in one full network call as ``pipeline.split`` would cut it.
 
     The jobs have one pipeline and ask for the same but for classes, count, seed and sizes.
     """
+    chosen = [(replace(job, room=job.full_room), index) for job, index in chosen]
     made = zip(chosen, _batch(chosen, 0, len(chosen), progress), strict=True)
     return [Picture(image, job.record(index, record.pixel_digest(image))) for (job, index), image in made]
 
@@ -204,6 +229,7 @@ def _batch(
         guidance_scale=asked.guidance,
         generator=[seeds.generator(job.request.seed, "image", index) for job, index in chosen],
         callback_on_step_end=report,
+        room=first.room,
         **options,
     ).images
 
@@ -327,6 +353,7 @@ def regenerate(
     asked = replace(_for_this_machine(old.request), model=model or old.request.model, **shown)
     with kept_to(max(1, min(old.machine.threads, os.cpu_count() or 1))):
         job = prepare(asked, download=model is not None)
+        job = replace(job, room=min(old.room or job.full_room, job.full_room))
         image, new = next(run(job, range(old.index, old.index + 1), progress=progress))
     told = replace(new.request, classes=old.request.classes, prompts=old.request.prompts)
     new = replace(new, label=old.label, request=told)

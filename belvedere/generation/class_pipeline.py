@@ -12,6 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation import rooms
 from belvedere.kernels.graphs import Graphs
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -60,6 +61,17 @@ class ClassPipeline(DiffusionPipeline):
     def vae_factor(self) -> int:
         """Pixels a side of one position of the network's latents; 1 without ``vae``."""
         return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def split(self, sizes: Sequence[tuple[int, int]], room: int | None = None) -> list[range]:
+        """Return which neighbouring pictures of ``sizes``, (height, width), share a call of a ``room``.
+
+        ``room``: see ``rooms``; by default that of a call that fills the device.
+        """
+        raise NotImplementedError
+
+    def room_for(self, sizes: Sequence[tuple[int, int]], room: int | None = None) -> int:
+        """Return the room of the calls for pictures of ``sizes``: the one asked for, or the one that suits them."""
+        return rooms.choose(self.split, sizes, self.network.device) if room is None else rooms.check(room)
 
     def class_ids(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
         """Return the ids of classes given by id or name; an unknown one raises ``InputError``."""

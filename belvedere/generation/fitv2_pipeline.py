@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation import rooms
 from belvedere.generation.class_pipeline import (
     ClassPipeline,
     Generators,
@@ -80,10 +81,9 @@ class FiTv2Pipeline(ClassPipeline):
         """(height, width) in pixels of the square that a call makes when it does not say."""
         return ((self.config.default_side or self.network.config.trained_side) * self.unit,) * 2
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that small images share in one call, for each half of the guidance."""
-        return TOKENS_PER_CALL * (1 if self.network.device.type == "cpu" else 32)
+    def capacity(self, room: int | None = None) -> int:
+        """Return the tokens that small images share in one call of a ``room``, for each half of the guidance."""
+        return TOKENS_PER_CALL * (room or rooms.full(self.network.device))
 
     def grid(self, size: Size) -> Size:
         """Return the (height, width) in patches of a picture of (height, width) pixels; ``InputError`` if none fits."""
@@ -92,9 +92,9 @@ class FiTv2Pipeline(ClassPipeline):
             raise InputError(f"size {width}x{height}: this model makes multiples of {self.unit} pixels a side")
         return height // self.unit, width // self.unit
 
-    def split(self, sizes: Sequence[Size]) -> list[range]:
+    def split(self, sizes: Sequence[Size], room: int | None = None) -> list[range]:
         """Return which neighbouring images share a network call."""
-        return split([height * width for height, width in map(self.grid, sizes)], self.capacity)
+        return split([height * width for height, width in map(self.grid, sizes)], self.capacity(room))
 
     def evaluations(self, solver: str, steps: int) -> int | None:
         """Return how often a solver asks the network for a picture, guidance aside; None: it chooses its own steps.
@@ -122,6 +122,7 @@ class FiTv2Pipeline(ClassPipeline):
         generator: Generators = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
+        room: int | None = None,
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Make one picture for each of ``class_labels`` (ids or names).
@@ -142,13 +143,15 @@ class FiTv2Pipeline(ClassPipeline):
         depends on nothing else, bit for bit on a CPU. ``output_type``: pil, np (b, h, w, 3), pt (b, 3, h, w) or
         latent; a list where sizes differ. ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` is given
         lists of (c, h, w) after every step of every call, and the time reached, from 0 to 1; "latents" that it returns
-        take their place, of dopri5 the one whose step it was.
+        take their place, of dopri5 the one whose step it was. ``room``: of a network call, see ``rooms``.
         """
         numbers = {"guidance_scale": guidance_scale, "guidance_power": guidance_power}
         numbers |= {"guidance_channels": guidance_channels, "height": height, "width": width}
         check_arguments(output_type, num_inference_steps=num_inference_steps, **numbers)
         ids, config = self.class_ids(class_labels), self.config
-        grids = [self.grid(size) for size in self._sizes(len(ids), height, width, sizes)]
+        pixels = self._sizes(len(ids), height, width, sizes)
+        grids = [self.grid(size) for size in pixels]
+        capacity = self.capacity(self.room_for(pixels, room))
         names = each(self.network.config.extrapolation if extrapolation is None else extrapolation, len(ids))
         weight = config.default_guidance if guidance_scale is None else float(guidance_scale)
         plan = Plan(
@@ -162,10 +165,10 @@ class FiTv2Pipeline(ClassPipeline):
         width_in = self.network.config.channels * self.network.config.patch**2
         noise = [draw((h * w, width_in), source) for (h, w), source in zip(grids, sources, strict=True)]
         samples: list[Tensor] = []
-        for part in split([len(x) for x in noise], self.capacity):
-            chosen = slice(part.start, part.stop)
+        for part in split([len(x) for x in noise], capacity):
+            i = slice(part.start, part.stop)
             samples += self._sample(
-                noise[chosen], grids[chosen], ids[chosen], names[chosen], sources[chosen], plan, callback_on_step_end
+                noise[i], grids[i], ids[i], names[i], sources[i], plan, capacity, callback_on_step_end
             )
         images = self._output(samples, output_type)
         self._offload()
@@ -200,13 +203,14 @@ class FiTv2Pipeline(ClassPipeline):
         names: list[str],
         sources: Sequence[torch.Generator | None],
         plan: Plan,
+        capacity: int,
         callback: StepCallback | None,
     ) -> list[Tensor]:
         """Return the samples (c, h, w), float32, of the images of one network call."""
         schedulers = None if self.scheduler is None else [copy.deepcopy(self.scheduler) for _ in noise]
         ends = self.network.reaches_end
         times = visited(plan, ends) if schedulers is None else scheduler_times(schedulers, plan.steps)
-        call = PackedCall(self.network, grids, ids, names, plan.guidance, self.capacity, times, self._graphs)
+        call = PackedCall(self.network, grids, ids, names, plan.guidance, capacity, times, self._graphs)
         patch = self.network.config.patch
 
         def pictures(x: Tensor) -> list[Tensor]:

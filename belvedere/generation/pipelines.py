@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation import rooms
 from belvedere.generation.callbacks import Callback, tell
 from belvedere.generation.class_pipeline import (
     ClassPipeline,
@@ -52,6 +53,8 @@ class Plan:
     solver: Solver
     shift: float
     callback: StepCallback | None
+    micro_batch: int
+    """Images in one network call, the last one padded."""
 
 
 class _TimeRows:
@@ -118,16 +121,16 @@ class DiMRPipeline(ClassPipeline):
         """(height, width) in pixels of the pictures it makes, the only ones."""
         return self.sample_shape[1] * self.vae_factor, self.sample_shape[2] * self.vae_factor
 
-    def split(self, sizes: Sequence[tuple[int, int]]) -> list[range]:
+    def split(self, sizes: Sequence[tuple[int, int]], room: int | None = None) -> list[range]:
         """Return which neighbouring images share a network call."""
-        return [range(i, min(i + self.micro_batch, len(sizes))) for i in range(0, len(sizes), self.micro_batch)]
+        count = self.micro_batch(room)
+        return [range(i, min(i + count, len(sizes))) for i in range(0, len(sizes), count)]
 
-    @property
-    def micro_batch(self) -> int:
-        """Images in one network call, the last call padded, so that no picture depends on how many are asked for."""
+    def micro_batch(self, room: int | None = None) -> int:
+        """Return the images in one network call of a ``room``, by default of the fullest; the last call is padded."""
         last = self.network.sizes[-1]
-        cells = CELLS_PER_CALL if self.network.device.type == "cpu" else 32 * CELLS_PER_CALL
-        return max(1, cells // (last.height * last.width))
+        room = room or rooms.full(self.network.device)
+        return max(1, room * CELLS_PER_CALL // (last.height * last.width))
 
     def evaluations(self, solver: str, steps: int) -> int | None:
         """Return how often a solver asks the network for a picture, guidance aside: once a step, whatever its order.
@@ -155,6 +158,7 @@ class DiMRPipeline(ClassPipeline):
         generator: Generators = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
+        room: int | None = None,
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Make one picture for each of ``class_labels`` (ids or names).
@@ -166,10 +170,12 @@ class DiMRPipeline(ClassPipeline):
         own noise alone, bit for bit on a CPU. ``output_type``: pil, np (b, h, w, 3), pt (b, 3, h, w) or latent.
         ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` runs after every step of every micro-batch,
         with the rows of its pictures and the time reached, from 1 to 0; "latents" that it returns take their place.
+        ``room``: of a network call, see ``rooms``.
         """
         numbers = {"guidance_scale": guidance_scale, "guidance_power": guidance_power}
         check_arguments(output_type, num_inference_steps=num_inference_steps, **numbers)
         ids, config = self.class_ids(class_labels), self.config
+        count = self.micro_batch(self.room_for([self.default_size] * len(ids), room))
         plan = Plan(
             steps=config.default_steps if num_inference_steps is None else int(num_inference_steps),
             guidance=config.default_guidance if guidance_scale is None else float(guidance_scale),
@@ -177,11 +183,12 @@ class DiMRPipeline(ClassPipeline):
             solver=solver,
             shift=config.default_shift,
             callback=callback_on_step_end,
+            micro_batch=count,
         )
         noise = self._noise(len(ids), generator)
         parts = [
-            self._micro_batch(noise[i : i + self.micro_batch], ids[i : i + self.micro_batch], plan, generator, i)
-            for i in range(0, len(ids), self.micro_batch)
+            self._micro_batch(noise[i : i + count], ids[i : i + count], plan, generator, i)
+            for i in range(0, len(ids), count)
         ]
         samples = torch.cat(parts) if parts else noise
         images = samples if output_type == "latent" else self._decode(samples, output_type)
@@ -193,8 +200,8 @@ class DiMRPipeline(ClassPipeline):
         return torch.stack(rows) if rows else torch.empty(0, *self.sample_shape, dtype=torch.float32, device="cpu")
 
     def _micro_batch(self, noise: Tensor, ids: list[int], plan: Plan, generator: Any, first: int) -> Tensor:
-        """Sample up to ``micro_batch`` images, padded to exactly that many: (b, c, h, w), float32."""
-        padding = self.micro_batch - len(ids)
+        """Sample up to ``plan.micro_batch`` images, padded to exactly that many: (b, c, h, w), float32."""
+        padding = plan.micro_batch - len(ids)
         x = torch.cat((noise, noise.new_zeros(padding, *noise.shape[1:]))).to(self.network.device)
         labels = torch.tensor(ids + [self.network.null_class] * padding, device=self.network.device)
         report = None if plan.callback is None else self._reporter(plan.callback, len(ids))

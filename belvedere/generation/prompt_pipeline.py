@@ -6,6 +6,7 @@ Picture i then depends on its own prompt, size and noise alone: pictures share a
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from belvedere.errors import InputError
+from belvedere.generation import rooms
 from belvedere.generation.class_pipeline import StepCallback, after_step, with_spares
 from belvedere.generation.concept import Concept, check_lengths
 from belvedere.generation.concept_pipeline import KEPT, ConceptSampler
@@ -96,21 +98,23 @@ class PromptPipeline:
             raise InputError(f"size {size[1]}x{size[0]}: this model makes multiples of {self.unit} pixels a side")
         return size[0] // self.pipe.vae_scale_factor, size[1] // self.pipe.vae_scale_factor
 
-    def together(self, size: tuple[int, int]) -> int:
-        """Return how many pictures of ``size`` share a call."""
+    def together(self, size: tuple[int, int], room: int | None = None) -> int:
+        """Return how many pictures of ``size`` share a call of a ``room``, by default of the fullest."""
         rows, columns = self.grid(size)
-        cells = CELLS_PER_CALL if self.network.device.type == "cpu" else 32 * CELLS_PER_CALL
-        return max(1, cells // (rows * columns))
+        room = room or rooms.full(self.network.device)
+        return max(1, room * CELLS_PER_CALL // (rows * columns))
 
-    def split(self, sizes: Sequence[tuple[int, int]]) -> list[range]:
+    def split(self, sizes: Sequence[tuple[int, int]], room: int | None = None) -> list[range]:
         """Return which neighbouring pictures share a call: of one size, up to ``together``."""
         parts: list[range] = []
-        for i, size in enumerate(sizes):
-            if parts and sizes[parts[-1].start] == size and len(parts[-1]) < self.together(size):
-                parts[-1] = range(parts[-1].start, i + 1)
-            else:
-                parts.append(range(i, i + 1))
+        for size, group in groupby(range(len(sizes)), key=sizes.__getitem__):
+            alike, count = list(group), self.together(size, room)
+            parts += [range(i, min(i + count, alike[-1] + 1)) for i in range(alike[0], alike[-1] + 1, count)]
         return parts
+
+    def room_for(self, sizes: Sequence[tuple[int, int]], room: int | None = None) -> int:
+        """Return the room of the calls for pictures of ``sizes``: the one asked for, or the one that suits them."""
+        return rooms.choose(self.split, sizes, self.network.device) if room is None else rooms.check(room)
 
     def __call__(
         self,
@@ -122,15 +126,16 @@ class PromptPipeline:
         generator: Sequence[torch.Generator],
         callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
+        room: int | None = None,
     ) -> ImagePipelineOutput:
         """Make one picture of each prompt of ``numbers``, all of size ``sizes[0]``, at most ``together`` of them.
 
         ``callback_on_step_end(pipe, step, t, {"latents"})`` runs after every step, with "clean", the latents that the
         scheduler foresees, where it tells them; t is the scheduler's, where the step began. "latents" that it returns
-        take their place.
+        take their place. ``room``: of the call, see ``rooms``.
         """
         (height, width), count = sizes[0], len(numbers)
-        padding = self.together((height, width)) - count
+        padding = self.together((height, width), self.room_for(sizes, room)) - count
         prompts = [self.prompts[i] for i in numbers]
         options: dict[str, Any] = {
             "height": height,

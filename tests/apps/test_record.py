@@ -69,12 +69,14 @@ def test_a_record_from_before_there_were_sizes_is_read() -> None:
 
 def test_a_record_without_them_is_written_as_before_there_were_solvers() -> None:
     plain = json.loads(EXAMPLE.to_json())
-    assert list(plain) == ["format", *(name for name in vars(EXAMPLE))]
+    assert list(plain) == ["format", *(name for name in vars(EXAMPLE) if name != "room")]
     assert list(plain["request"])[-2:] == ["concepts", "editability"]
     assert list(json.loads(record.sheet_text(REQUEST))["sheet"])[-1] == "editability"
     chosen = replace(EXAMPLE, request=replace(REQUEST, solver="dopri5", steps=None, guidance_power=2.0))
     assert Record.from_json(chosen.to_json()) == chosen
     assert list(json.loads(chosen.to_json())["request"])[-2:] == ["solver", "guidance_power"]
+    small = replace(EXAMPLE, room=4)
+    assert Record.from_json(small.to_json()) == small and small.origin == EXAMPLE.origin
     assert chosen.origin != replace(chosen, request=replace(chosen.request, guidance_power=3.0)).origin
 
 

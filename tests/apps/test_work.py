@@ -1,11 +1,13 @@
 """The one door: picture i depends on (seed, i) alone, and can be made again or its difference told."""
 
+import functools
 import json
 import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,6 +15,9 @@ from PIL import Image
 from belvedere.apps import compare, output, record, work
 from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
+from belvedere.generation import rooms
+from belvedere.generation.fitv2 import FiTv2
+from belvedere.generation.fitv2_pipeline import FiTv2Pipeline
 from tests.conftest import CLASSES
 
 SIZES = ((16, 16), (32, 16), (8, 24), (48, 48), (4, 4))
@@ -68,6 +73,42 @@ def test_a_picture_does_not_depend_on_how_many_are_made(asked: GenerateRequest, 
     job = work.prepare(asked)
     late = list(work.run(job, range(17, 19)))
     assert [picture.record.pixels for picture in late] == [picture.record.pixels for picture in pictures[17:19]]
+
+
+def test_few_pictures_tell_the_room_of_their_calls_on_a_gpu_and_are_made_again_in_it(
+    mixed: GenerateRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of the calls are looked at: on this machine other ones may have the same bits."""
+    monkeypatch.setattr(rooms, "full", lambda device: rooms.FULL)
+    real, asked = FiTv2Pipeline.__call__, list[int]()
+
+    @functools.wraps(real)
+    def call(self: FiTv2Pipeline, *labels: Any, **options: Any) -> Any:
+        asked.append(options["room"])
+        return real(self, *labels, **options)
+
+    monkeypatch.setattr(FiTv2Pipeline, "__call__", call)
+    monkeypatch.setattr(work, "MANY", 20)
+    few, many = replace(mixed, count=5), replace(mixed, count=21)
+    made, full = next(work.generate(few)), next(work.generate(many))
+    assert asked == [2, rooms.FULL] and (made.record.room, full.record.room) == (2, 0)
+    for picture, room in ((made, 2), (full, rooms.FULL)):
+        assert work.regenerate(written(picture, tmp_path)).differences == () and asked[-1] == room
+    job = work.prepare(few)
+    assert [picture.record.room for picture in work.run_call([(job, 0)])] == [0] and asked[-1] == rooms.FULL
+    monkeypatch.setattr(rooms, "full", lambda device: 1)
+    work.regenerate(written(made, tmp_path))
+    assert asked[-1] == 1
+
+
+def test_a_request_of_a_loaded_model_does_not_walk_through_its_network(
+    mixed: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch prepares a million of them before its first picture."""
+    model = work.load(mixed)
+    for name in ("dtype", "device"):
+        monkeypatch.setattr(FiTv2, name, property(lambda self: pytest.fail("walked")))
+    assert work.prepare(mixed, model=model).request.dtype == "float32"
 
 
 def test_sizes_take_turns_and_every_picture_differs(mixed_pictures: list[work.Picture]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import belvedere
 from belvedere.errors import InputError
-from belvedere.generation import class_pipeline
+from belvedere.generation import class_pipeline, rooms
 from belvedere.generation.class_pipeline import ClassPipeline
 from tests.conftest import DEFAULTS, by_default
 
@@ -34,6 +34,51 @@ def opened(folder: Path, **parts: Any) -> ClassPipeline:
 
 def pixels(made: Any, labels: Any = ("car", 2), **options: Any) -> torch.Tensor:
     return made(labels, generator=torch.Generator().manual_seed(0), output_type="pt", **options).images
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of few pictures and of many have other rooms, as on a GPU."""
+    monkeypatch.setattr(rooms, "full", lambda device: rooms.FULL)
+
+
+def rows(made: ClassPipeline, count: int, **options: Any) -> list[int]:
+    """Return the rows of every network call for so many pictures, in one step without guidance."""
+    seen = list[int]()
+    own = made._graphs
+    made._graphs = lambda function, x, *rest, **named: seen.append(len(x)) or function(x, *rest)  # type: ignore[assignment]
+    made._graphs.follow = lambda network: None  # type: ignore[method-assign]
+    made([0] * count, num_inference_steps=1, guidance_scale=1.0, output_type="latent", **options)
+    made._graphs = own
+    return seen
+
+
+def test_a_request_of_few_pictures_has_small_calls_on_a_gpu_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = opened(folder)
+    (small,) = rows(made, 1)
+    monkeypatch.setattr(rooms, "full", lambda device: rooms.FULL)
+    assert rows(made, 1) == [small]
+    assert rows(made, 1, room=4) == [4 * small]
+    (many,) = rows(made, 33)  # more than a call of a CPU holds, less than one of a GPU
+    assert small < many < 32 * small and many % small == 0
+    assert rows(made, 33, room=rooms.FULL) == [32 * small]
+    assert rows(made, 1000) == [32 * small] * len(made.split([made.default_size] * 1000))
+
+
+def test_pictures_of_a_room_are_their_own(folder: Path, as_on_a_gpu: None) -> None:
+    made = opened(folder)
+
+    def latents(seeds: list[int], room: int) -> torch.Tensor:
+        each = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return made(
+            [seed % 3 for seed in seeds], generator=each, num_inference_steps=2, room=room, output_type="latent"
+        ).images
+
+    for room in (2, 4):
+        whole = latents(list(range(20)), room)
+        assert torch.equal(latents([7], room)[0], whole[7]) and torch.equal(latents([19, 0], room), whole[[19, 0]])
 
 
 def test_diffusers_loads_what_belvedere_does(folder: Path) -> None:

@@ -121,7 +121,7 @@ def test_calls_have_the_rows_of_the_capacity_or_of_one_large_image(
     monkeypatch.setattr(made.network, "run", lambda x, *rest: rows.append(len(x)) or run(x, *rest))
     sizes = [(2, 2), (32, 16), (46, 12), (8, 8)]  # 1, 128, 138 and 16 tokens
     made([0] * 4, sizes=sizes, guidance_scale=weight, num_inference_steps=1)
-    assert made.capacity == 256
+    assert made.capacity() == 256
     assert [n // (1 if weight == 1 else 2) for n in rows] == [256, 138, 256]
 
 

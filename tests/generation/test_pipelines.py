@@ -39,16 +39,16 @@ def test_a_picture_does_not_depend_on_its_neighbours(dtype: torch.dtype, variant
     made = pipeline() if variant == "tiny" else DiMRPipeline(DiMR.from_variant("toybox").eval(), id2label=NAMES)
     made.network.to(dtype)
     made.set_progress_bar_config(disable=True)
-    count = made.micro_batch + 2 if variant == "toybox" else 19
+    count = made.micro_batch() + 2 if variant == "toybox" else 19
     whole = pixels(made, list(range(count)), num_inference_steps=2)
     for indices in ([1], [count - 1, 0], list(range(count - 1, -1, -1))):
         assert torch.equal(pixels(made, indices, num_inference_steps=2), whole[indices])
 
 
 def test_micro_batches_follow_the_size_of_the_picture() -> None:
-    assert pipeline().micro_batch == 8  # 512 positions a call, 8 x 8 in the last stage
+    assert pipeline().micro_batch() == 8  # 512 positions a call, 8 x 8 in the last stage
     stages = [TRANSFORMER | {"patch": 16}, CONVNEXT | {"height": 64, "width": 64}]
-    assert pipeline(stage_configs=stages).micro_batch == 1
+    assert pipeline(stage_configs=stages).micro_batch() == 1
 
 
 @pytest.mark.parametrize("schedule", ["flow", "scaled_linear"])
@@ -156,7 +156,7 @@ def test_guidance_one_skips_the_null_half() -> None:
     made.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     pixels(made, [0], num_inference_steps=1, guidance_scale=1.0)
     pixels(made, [0], num_inference_steps=1, guidance_scale=2.0)
-    assert sizes == [made.micro_batch, 2 * made.micro_batch]
+    assert sizes == [made.micro_batch(), 2 * made.micro_batch()]
 
 
 def test_time_dependent_parameters_are_evaluated_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from belvedere.errors import InputError
-from belvedere.generation import prompt_pipeline
+from belvedere.generation import prompt_pipeline, rooms
 from belvedere.generation.concept import Conditioning
 from belvedere.generation.concept_pipeline import KEPT
 from belvedere.generation.prompt_pipeline import PromptPipeline
@@ -58,6 +58,17 @@ def test_pictures_of_one_size_share_a_call(monkeypatch: pytest.MonkeyPatch) -> N
     assert wide.size == (24, 16)
     with pytest.raises(InputError, match="size 20x16: this model makes multiples of 8 pixels a side"):
         pipeline.grid((16, 20))
+
+
+def test_few_pictures_have_small_calls_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_pipeline, "CELLS_PER_CALL", 2 * 64)
+    pipeline, rows = PromptPipeline(tiny_pipeline(), ["a cat"]), list[int]()
+    pipeline.network.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    for device, count, expected in (("cpu", 1, 2), ("cuda", 1, 2), ("cuda", 3, 4), ("cuda", 5, 8)):
+        monkeypatch.setattr(rooms, "full", lambda _, device=device: rooms.FULL if device == "cuda" else 1)
+        rows.clear()
+        pictures(pipeline, range(count))
+        assert set(rows) == {2 * expected}  # guided
 
 
 def encodings(pipeline: PromptPipeline, indices: range, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -135,7 +135,7 @@ def test_pictures_of_other_sizes_are_of_one_kind_unless_convolutions_go_by_them(
 def test_steps_and_requests_of_dimr_are_of_one_kind() -> None:
     made = pipeline()
     noted = made._graphs = Noted()
-    for indices in ([0], list(range(made.micro_batch + 1))):
+    for indices in ([0], list(range(made.micro_batch() + 1))):
         pixels(made, indices, num_inference_steps=3)
     assert list(noted.kinds.values()) == [9]
 
