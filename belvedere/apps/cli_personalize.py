@@ -68,9 +68,9 @@ def personalize(
     from belvedere.apps.personalize import Plan, parse_regions, this_command
     from belvedere.apps.personalize import personalize as learn
 
-    asked = {"steps": steps, "seed": seed}
-    changes = [*(overrides or ()), *(f"{key}={value}" for key, value in asked.items() if value is not None)]
-    plan = Plan(photos, token, like, base, out, templates, parse_regions(region or ()), recipe, changes, run, clip)
+    changes = [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])]
+    boxes = parse_regions(region or ())
+    plan = Plan(photos, token, like, base, out, templates, boxes, recipe, changes, run, clip, steps)
     with one_line(), redirect_stdout(sys.stderr) if as_json else nullcontext():
         done = learn(plan, command=this_command(), force=force)
     if os.environ.get("RANK", "0") == "0":

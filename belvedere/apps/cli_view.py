@@ -1,12 +1,14 @@
 """The verbs of scenes: ``belvedere view`` and ``evaluate views``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from belvedere.apps.cli_common import Json, card_folder, check_readable, progress_bar
+from belvedere.apps.cli_options import written
 from belvedere.apps.requests import DEFAULT_SCENES, ViewRequest, parse_sizes
 from belvedere.errors import InputError
 
@@ -16,6 +18,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def view(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP picture, or a scene.safetensors made before.")
     ],
@@ -102,9 +105,11 @@ def view(
     )
     check_readable(source)
     with progress_bar(f"opening {source.name}", "frames") as progress:
-        from belvedere.apps.view import view as run
+        from belvedere.apps import view as scenes
 
-        done = run(source, out, request, force=force, progress=progress)
+        defaults = (name for name in scenes.unused(out, request) if not written(context, name))
+        request = replace(request, **{name: getattr(ViewRequest, name) for name in defaults})
+        done = scenes.view(source, out, request, force=force, progress=progress)
     if as_json:
         print(json.dumps(done))
     else:

@@ -16,6 +16,8 @@ SYSTEMS = ("dimr", "fitv2", "nvist", "segpic", "neti", "stable-diffusion")
 FORMATS = ("safetensors", "torch-export", "onnx")
 _OF_ITS_NUMBERS = ("digest", "quality")
 """Facts of a card that hold for the numbers it was written with, and no others."""
+_OF_AN_EXPORT = ("exported from", "dtype", "rounding")
+"""Facts of a card that the next export has too: those of the earlier ones stay in a list."""
 
 
 def import_official(
@@ -169,6 +171,9 @@ def _export_folder(folder: Path, out: Path, dtype: str) -> None:
     memory = store.memory_dtype(dtype)
     digest, kind = store.verify(folder), store.read_json(folder / "model_index.json").get("_class_name")
     facts = {key: value for key, value in store.card(folder).items() if key not in _OF_ITS_NUMBERS}
+    if "exported from" in facts:
+        last = {key: facts[key] for key in _OF_AN_EXPORT if key in facts}
+        facts["earlier exports"] = [*facts.get("earlier exports", []), last]
     facts |= {"exported from": digest, "dtype": dtype}
     if kind == CODEC:
         from belvedere.checkpoints.codecs import load_codec, save_codec

@@ -33,7 +33,8 @@ class Plan:
     ``like``: the super-category. ``templates``: objects, styles or a text file. ``regions``: by photograph's name, the
     part that shows the thing, (x, y, width, height). ``recipe``: name of a packaged config or a YAML file, of which
     ``overrides`` replace values. ``run``: folder of the run, by default beside ``out``. ``clip``: folder with a CLIP
-    model, which compares every sheet with photographs and prompts.
+    model, which compares every sheet with photographs and prompts. ``steps``: in place of the recipe's, whose decay is
+    then no longer than they are.
     """
 
     photos: Path
@@ -47,6 +48,7 @@ class Plan:
     overrides: Sequence[str] = ()
     run: Path | None = None
     clip: Path | None = None
+    steps: int | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -70,9 +72,10 @@ def personalize(plan: Plan, *, command: str = "", force: bool = False) -> dict[s
 
     check_target(plan, force)
     config = make_config(plan)
-    check_begun(plan, config)
     base = store.resolve(plan.base)
     before = store.digest(base)
+    config = replace(config, model=config.model | {"base_digest": before})
+    check_begun(plan, config)
     if (note := left_out(plan.photos)) and os.environ.get("RANK", "0") == "0":
         print(f"{len(photo_files(plan.photos))} photographs{note}", file=sys.stderr)
     code = train_config(config, plan.folder.path, command or "belvedere personalize")
@@ -101,7 +104,7 @@ def check_target(plan: Plan, force: bool) -> None:
 
 def make_config(plan: Plan) -> TrainConfig:
     """Return the recipe's config with the plan in it; ``InputError`` for photographs that cannot serve."""
-    recipe = load_config(plan.recipe, plan.overrides)
+    recipe = load_config(plan.recipe, [*plan.overrides, *_steps_asked(plan)])
     if recipe.task != "neti":
         raise InputError(f"recipe {plan.recipe} is of task {recipe.task}: choose one of task neti, such as {RECIPE}")
     data = {**recipe.data, "path": str(plan.photos)}
@@ -113,6 +116,17 @@ def make_config(plan: Plan) -> TrainConfig:
         data["judge"] = str(plan.clip)
     given = {"base": plan.base, "token": plan.token, "like": plan.like}
     return replace(recipe, model={**recipe.model, **given, "photographs": _fingerprint(data)}, data=data)
+
+
+def _steps_asked(plan: Plan) -> list[str]:
+    """Return overrides for the steps that the plan asks for: a decay of the recipe's is no longer than they are."""
+    if plan.steps is None:
+        return []
+    asked = [f"steps={plan.steps}"]
+    if any(text.startswith("optimizer.decay_steps=") for text in plan.overrides):
+        return asked
+    decay = load_config(plan.recipe, plan.overrides).optimizer.decay_steps
+    return [*asked, f"optimizer.decay_steps={min(decay, plan.steps)}"]
 
 
 def _fingerprint(data: Mapping[str, Any]) -> str:
@@ -127,7 +141,8 @@ def check_begun(plan: Plan, config: TrainConfig) -> None:
     if not checkpoints or training_state.verify(checkpoints[-1]):
         return
     then = training_state.read_state(checkpoints[-1])["config"]
-    names = {"like": "--like", "token": "--token", "base": "--base", "photographs": "photographs"}
+    names = {"like": "--like", "token": "--token", "base": "--base"}
+    names |= {"base_digest": "files of --base", "photographs": "photographs"}
     for key in sorted(then["model"].keys() | config.model.keys()):
         if then["model"].get(key) != config.model.get(key):
             what = names.get(key, f"model.{key}")
@@ -164,24 +179,28 @@ def import_official(
     """Write the concept in an official file as one of ours; return what it is, as plain JSON.
 
     ``embeds``: the ``learned_embeds`` file beside it. ``base``: the model it was learned for, whose digest then goes
-    into the file, and whose vocabulary ``embeds`` is compared with. Raises ``InputError`` for what does not fit.
+    into the file, whose vocabulary ``embeds`` is compared with, and whose tokenizers must not know the concept's token.
+    Raises ``InputError`` for what does not fit.
     """
     from belvedere.apps.tasks_concept import open_base
     from belvedere.checkpoints.concepts import save_concept
     from belvedere.checkpoints.official_neti import official_concept
+    from belvedere.generation.concept import check_new
 
     if out.suffix != ENDING or out.is_dir():
         raise InputError(f"{out}: a concept file's name ends in {ENDING}")
     output.check_folder(out.parent)
     if out.exists() and not force:
         raise InputError(f"{out} exists: choose another -o, or --force to replace it")
-    encoders = () if base is None else open_base(base, "cpu").encoders
-    concept = official_concept(mapper, embeds, encoders)
+    frozen = None if base is None else open_base(base, "cpu")
+    concept = official_concept(mapper, embeds, frozen.encoders if frozen else ())
+    for tokenizer in frozen.tokenizers if frozen else ():
+        check_new(tokenizer, concept.token)
     with output.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         save_concept(concept, out)
     facts = {"file": str(out), "token": concept.token, "like": concept.super_category, "base": concept.base.name}
-    return {**facts, "checked": bool(encoders)}
+    return {**facts, "checked": frozen is not None}
 
 
 def parse_regions(texts: Sequence[str]) -> dict[str, tuple[int, int, int, int]]:

@@ -24,7 +24,7 @@ from belvedere.seeds import generator
 CONCEPT = "concept.safetensors"
 CARD = "card.json"
 """In the folder that a run exports, these and nothing else."""
-OURS = ("base", "token", "like", "start", "photographs")
+OURS = ("base", "base_digest", "token", "like", "start", "photographs")
 """Keys of ``model`` that are no field of ``NeTIMapper``."""
 SHOWN = ("a photo of a {}", "a photo of a {} on the beach", "an oil painting of a {}", "a {} in the snow")
 """Prompts of a sheet, a row each."""
@@ -56,10 +56,11 @@ class Latents:
 
 def neti_task(config: TrainConfig) -> Task:
     """NeTI: ``model`` has ``base`` (embedded name, folder or hub id of a Stable Diffusion model), ``token``, ``like``
-    (the super-category), ``start`` (published, or word: at the super-category), ``photographs`` (their digest, which
-    is checked) and fields of ``NeTIMapper``. ``data`` is that of ``ConceptPhotos``, without ``size`` the base's own,
-    and has ``templates`` (objects, styles or a list), ``shown``, the prompts of sheets, and ``judge``, who compares
-    sheets with photographs and prompts: a folder with a CLIP model, or toybox-classifier (none: nobody does)."""
+    (the super-category), ``start`` (published, or word: at the super-category), ``base_digest`` and ``photographs``
+    (their digests, which are checked) and fields of ``NeTIMapper``. ``data`` is that of ``ConceptPhotos``, without
+    ``size`` the base's own, and has ``templates`` (objects, styles or a list), ``shown``, the prompts of sheets, and
+    ``judge``, who compares sheets with photographs and prompts: a folder with a CLIP model, or toybox-classifier (none:
+    nobody does)."""
     from belvedere.generation.neti import NeTIMapper
     from belvedere.generation.neti_training import Lesson, parameter_groups
 
@@ -69,7 +70,7 @@ def neti_task(config: TrainConfig) -> Task:
     judge = data.pop("judge", None)
     if isinstance(data.get("path"), str | Path):
         photo_files(data["path"])  # before a large model is loaded
-    base = open_base(fields.pop("base"))
+    base = open_base(fields.pop("base"), begun_with=fields.pop("base_digest", None))
     photos = cast(ConceptPhotos, make_dataset({"size": base.size, **data}))
     if (seen := fields.pop("photographs", None)) not in (None, photos.digest):
         raise InputError(f"{data.get('path')}: not the photographs that this concept was begun with (digest {seen})")
@@ -103,8 +104,11 @@ def _held_out(base: Any, data: dict[str, Any]) -> Latents:
     return Latents(_moments(base, photos).repeat(-(-LOOKED // len(photos)), 1, 1, 1))
 
 
-def open_base(name: str, device: str = "auto") -> Any:
-    """Return the ``FrozenBase`` of an embedded name, a folder or a hub id, in float32."""
+def open_base(name: str, device: str = "auto", begun_with: str | None = None) -> Any:
+    """Return the ``FrozenBase`` of an embedded name, a folder or a hub id, in float32.
+
+    Raises ``InputError`` where its digest is not the one that a concept was ``begun_with``.
+    """
     from belvedere.checkpoints import store
     from belvedere.checkpoints.text_to_image import TEXT_TO_IMAGE
     from belvedere.generation.neti_training import FrozenBase
@@ -112,7 +116,9 @@ def open_base(name: str, device: str = "auto") -> Any:
     folder = store.resolve(name)
     if store.read_json(folder / "model_index.json").get("_class_name") not in TEXT_TO_IMAGE:
         raise InputError(f"model {name} makes no pictures of text: give a Stable Diffusion model as base")
-    pipe, _ = store.load_verified(folder, torch.float32, store.choose_device(device))
+    pipe, found = store.load_verified(folder, torch.float32, store.choose_device(device))
+    if begun_with not in (None, found):
+        raise InputError(f"base {name}: not the model that this concept was begun with (digest {begun_with})")
     return FrozenBase(pipe)
 
 

@@ -4,8 +4,10 @@ What made a file is told in it or beside it: a PNG of colours and a scene carry 
 folder of frames, has it in FILE.json.
 """
 
+import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -42,6 +44,15 @@ KINDS = {
     "": "frames",
 }
 """What is written, by the ending of its name."""
+USED = {
+    "film": ("path", "frames", "fps", "what", "size"),
+    "frames": ("path", "frames", "what", "size"),
+    "picture": ("angle", "elevation", "what", "size"),
+    "mesh": ("density",),
+    "scene": (),
+}
+"""Options that a kind takes, of those that some take and others do not; orbits have ``ORBITING`` too."""
+ORBITING = ("arc", "elevation")
 
 
 def view(
@@ -50,11 +61,11 @@ def view(
     """Write what the request asks for of a picture or of a scene's file; return what was done, as plain JSON.
 
     The ending of ``out`` says what it becomes: see ``KINDS``. It is written whole or not at all. ``progress`` is called
-    with frames done and frames in all. Raises ``InputError`` for bad input, and when ``out`` is there and not
-    ``force``.
+    with frames done and frames in all. Raises ``InputError`` for bad input, an option that ``out`` has no use for, and
+    when ``out`` is there and not ``force``.
     """
-    check_target(out, request, force)
-    kind = kind_of(out, request)
+    check_target(source, out, request, force)
+    kind = kind_of(out)
     began = time.monotonic()
     scene = open_scene(source, request)
     opened = time.monotonic()
@@ -68,32 +79,47 @@ def view(
     return {"file": str(out), "kind": kind, "source": str(source), **seconds, **scene.camera_facts}
 
 
-def kind_of(out: Path, request: ViewRequest) -> str:
-    """Return what ``out`` becomes; raises ``InputError`` for another ending, or a request that it cannot show."""
+def kind_of(out: Path) -> str:
+    """Return what ``out`` becomes; raises ``InputError`` for another ending."""
     kind = KINDS.get(out.suffix.lower())
     if kind is None or not out.name:
         endings = ", ".join(filter(None, KINDS))
         raise InputError(f"{out}: cannot tell what to make; end the name with {endings}, or none for a folder")
-    if kind == "picture" and request.path != "orbit":
-        raise InputError(f"{out}: one picture has no path; say where from with --angle, or name a film or a folder")
     return kind
 
 
-def check_target(out: Path, request: ViewRequest, force: bool) -> None:
+def unused(out: Path, request: ViewRequest) -> list[str]:
+    """Return the options of the request, those that are not as they are by default, that ``out`` has no use for."""
+    used = USED[kind_of(out)]
+    if "path" in used and request.path == "orbit":
+        used = (*used, *ORBITING)
+    every = dict.fromkeys((*itertools.chain(*USED.values()), *ORBITING))
+    return [name for name in every if name not in used and getattr(request, name) != getattr(ViewRequest, name)]
+
+
+def check_target(source: Path, out: Path, request: ViewRequest, force: bool) -> None:
     """Raise ``InputError`` unless ``out`` can be written, and replaces nothing that is not to be replaced.
 
     What its kind of film does not allow is refused too, as far as the request tells it.
     """
-    kind = kind_of(out, request)
+    kind = kind_of(out)
+    if wrong := unused(out, request):
+        form = f"{kind}, --path {request.path}" if "path" in USED[kind] else kind
+        raise InputError(f"--{wrong[0]} is not used for {out} ({form}): leave it out")
     if kind == "film":
         _check_film(out, request)
+    if kind == "frames" and out.is_symlink():
+        raise InputError(f"{out} is a link: name the folder itself, or choose another --out")
     if kind == "frames" and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists and is no empty folder: choose another --out, or empty it")
     if kind != "frames" and out.is_dir():
         raise InputError(f"{out} is a folder: name a file in it")
     written = [out] if kind != "frames" else []
     written += [] if carries_record(kind, request) else [record_path(out)]
+    read = [os.path.realpath(path) for path in (source, request.path)]
     for path in written:
+        if os.path.realpath(path) in read:
+            raise InputError(f"{path} is what the views are made of: choose another --out")
         if path.exists() and not force:
             raise InputError(f"{path} exists: choose another --out, or --force to replace it")
     output.check_folder(out.parent)
@@ -221,7 +247,7 @@ def frames(scene: Scene, path: Sequence[Camera], what: str, progress: Progress |
 
 def write(scene: Scene, request: ViewRequest, out: Path, record: str, progress: Progress | None = None) -> None:
     """Write what the request asks for of a scene to ``out``, whole or not at all; see ``view``."""
-    kind, path = kind_of(out, request), cameras(view_camera(scene.camera, request.size), request, scene.pitch)
+    kind, path = kind_of(out), cameras(view_camera(scene.camera, request.size), request, scene.pitch)
     out.parent.mkdir(parents=True, exist_ok=True)
     if kind == "film":
         _check_pixels(out, len(path), path[0].size)

@@ -73,7 +73,7 @@ def load_concept(path: Path | str) -> Concept:
     name, digests, lowest = base.get("name"), base.get("text_encoders"), facts["truncation"].get("lowest")
     if not isinstance(name, str) or not isinstance(digests, list) or not all(isinstance(x, str) for x in digests):
         raise InputError(f"{path}: its 'base' must have a 'name' and a list 'text_encoders'; get the file again")
-    if not isinstance(lowest, int):
+    if type(lowest) is not int:
         raise InputError(f"{path}: its 'truncation' must have an integer 'lowest'; get the file again")
     return Concept(facts["token"], facts["super_category"], mapper, Base(one_line(name), tuple(digests)), lowest)
 
@@ -91,7 +91,7 @@ def _facts(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.keys() != _FIELDS.keys():
         raise InputError(f"{path}: {KEY} must be an object with {', '.join(_FIELDS)}; get the file again")
     for field, kind in _FIELDS.items():
-        if not isinstance(facts[field], kind):
+        if type(facts[field]) is not kind:
             raise InputError(f"{path}: {field} must be a JSON {kind.__name__}; get the file again")
     return facts
 
@@ -103,7 +103,10 @@ def _mapper(path: Path, config: dict[str, Any]) -> NeTIMapper:
     found = header(path)
     if wrong := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
         raise InputError(f"{path}: tensors missing, unknown or of another shape: {', '.join(wrong[:3])}; get it again")
-    weights = {key: x.to(torch.float32) for key, x in read_state_dict(path).items()}
+    weights = read_state_dict(path)
+    if wrong := sorted(key for key, x in weights.items() if not x.is_floating_point()):
+        raise InputError(f"{path}: tensors that are no floating-point numbers: {', '.join(wrong[:3])}; get it again")
+    weights = {key: x.to(torch.float32) for key, x in weights.items()}
     mapper.load_state_dict(weights, assign=True)
     return mapper.requires_grad_(True).eval()
 

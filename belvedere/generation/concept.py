@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
 
 from belvedere.errors import InputError
@@ -16,6 +17,8 @@ LOWEST = 16
 """Channels that a truncation leaves at the highest editability, where nobody measured what this concept needs."""
 _TOKEN = re.compile(r"[^\s{}]{1,64}")
 _WORD = re.compile(r"[^\s{}]{1,64}( [^\s{}]{1,64})*")
+_LETTERS = re.compile(r"\w(.*\w)?")
+"""Tokens that count only as whole words, as ``toy7``: not in ``toy77``. Others, as ``<toy>``, do anywhere."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ class Concept:
 
         SDXL's pooled embedding, which is one for all layers, is that of the prompt so spelled.
         """
-        return re.sub(re.escape(self.token), lambda match: self.super_category, prompt, flags=re.IGNORECASE)
+        pattern = re.escape(self.token)
+        if _LETTERS.fullmatch(self.token):
+            pattern = rf"(?<!\w){pattern}(?!\w)"
+        return re.sub(pattern, lambda match: self.super_category, prompt, flags=re.IGNORECASE)
 
     def check_base(self, encoders: Sequence[TextEncoder]) -> None:
         """Raise ``InputError`` unless a model with these text encoders is the base of this concept.
@@ -126,7 +132,7 @@ def token_id(tokenizer: Any, token: str) -> int:
     """
     if token in tokenizer.get_vocab() and not _added(tokenizer, token):
         raise _known(token)
-    tokenizer.add_tokens([token])
+    tokenizer.add_tokens([AddedToken(token, normalized=True, single_word=bool(_LETTERS.fullmatch(token)))])
     index: int = tokenizer.convert_tokens_to_ids(token)
     return index
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from belvedere.errors import InputError
-from belvedere.generation.concept import Concept, Conditioning, check_lengths, token_id
+from belvedere.generation.concept import Concept, Conditioning, check_lengths, check_new, token_id
 from belvedere.generation.neti_attention import install, with_negative
 from belvedere.generation.neti_text import TextEncoder
 
@@ -82,6 +82,7 @@ class ConceptSampler:
             raise InputError(f"{concept.token} has {layers} layers, others have not: learn them for one U-Net")
         own = self.tokenizers if self.concepts else own_tokenizers(self.pipe)
         for tokenizer in own:
+            check_new(tokenizer, concept.token)
             token_id(tokenizer, concept.token)
         self.tokenizers = own
         install(self.pipe.unet, layers)

@@ -25,6 +25,8 @@ TIMES = 1000
 """Of the noise schedule of the diffusion models that it is made for."""
 CHOICES = {"encoding": ("fourier", "basic"), "norm_form": ("full", "half")}
 LARGEST = {"layers": 1024, "anchors": TIMES, "hidden": 8192, "frequencies": 8192}
+LARGEST_NORM = 1e4
+"""Of an embedding, to which outputs are scaled."""
 LARGEST_WEIGHT = 1 << 26
 """Numbers in the first linear map, the largest."""
 
@@ -218,9 +220,12 @@ def check_config(config: Any) -> None:
             raise InputError(f"{field} {config[field]!r}: must be a number above 0")
     norms = config.target_norms
     if norms is not None and not (
-        isinstance(norms, list | tuple) and len(norms) == len(widths) and all(_number(x) and x > 0 for x in norms)
+        isinstance(norms, list | tuple)
+        and len(norms) == len(widths)
+        and all(_number(x) and 0 < x <= LARGEST_NORM for x in norms)
     ):
-        raise InputError(f"target_norms {norms!r}: must be numbers above 0, one a text encoder, or null")
+        most = f"above 0 and at most {LARGEST_NORM:g}"
+        raise InputError(f"target_norms {norms!r}: must be numbers {most}, one a text encoder, or null")
     for field in ("bypass", "nested_dropout"):
         if not isinstance(config[field], bool):
             raise InputError(f"{field} {config[field]!r}: must be true or false")

@@ -72,10 +72,10 @@ def write_frames(folder: Path | str, frames: Iterable[np.ndarray]) -> int:
     """Write ``frames``, each uint8 (h, w, 3), as 0001.png, 0002.png, ... of a new folder; return how many there are.
 
     The folder appears when all of them are written. Raises ``InputError`` where there is one already that is not
-    empty, for no frames, and for frames that are not alike or too large.
+    empty, or a link, for no frames, and for frames that are not alike or too large.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise InputError(f"{folder} exists and is no empty folder: choose another, or empty it")
     _, frames = _begin(frames, math.inf, math.inf)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")

@@ -77,6 +77,15 @@ def test_weights_in_another_format(tiny_model: Path, tmp_path: Path, dtype: str)
     assert store.load(tmp_path / "half", device="cpu").config.default_steps == 4
 
 
+def test_the_card_of_a_second_export_tells_of_the_first(tiny_model: Path, tmp_path: Path) -> None:
+    for source, name, dtype in (("", "half", "bfloat16"), ("half", "whole", "float32"), ("whole", "third", "int8")):
+        export(str(tmp_path / source if source else tiny_model), tmp_path / name, dtype=dtype)
+    cards = [store.card(tmp_path / name) for name in ("half", "whole", "third")]
+    told = [{key: card[key] for key in ("exported from", "dtype", "rounding")} for card in cards]
+    assert [card.get("earlier exports", []) for card in cards] == [[], told[:1], told[:2]]
+    assert told[0]["rounding"] > 0 and told[1]["rounding"] == 0
+
+
 def test_a_model_is_not_exported_onto_itself_or_in_forms_there_are_none(tiny_model: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"out": tiny_model}, "is the model itself"),

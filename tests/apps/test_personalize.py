@@ -16,7 +16,7 @@ from PIL import Image
 from belvedere.apps import record, tasks, tasks_concept
 from belvedere.apps.concept_judges import ClipJudge
 from belvedere.apps.config import TrainConfig
-from belvedere.apps.personalize import parse_regions
+from belvedere.apps.personalize import Plan, make_config, parse_regions
 from belvedere.apps.tasks_concept import open_base
 from belvedere.apps.training_state import checkpoints
 from belvedere.checkpoints import store
@@ -149,13 +149,26 @@ def test_the_same_command_goes_on_where_it_stopped(
 
 
 def test_a_run_does_not_go_on_as_another(world: Path, command: Command, tmp_path: Path) -> None:
-    out = tmp_path / "toy.safetensors"
-    assert learn(command, world, out).code == 0
+    out, base = tmp_path / "toy.safetensors", shutil.copytree(world / "base", tmp_path / "base")
+    assert learn(command, world, out, base=base).code == 0
     out.unlink()
     save_photographs(tmp_path / "photos", 2)
-    assert_refused(learn(command, world, out, like="dog"), "toy.run was begun with other --like", "another -o")
-    assert_refused(learn(command, world, out, photos=tmp_path / "photos"), "was begun with other photographs")
+    for changes, words in (
+        ({"like": "dog"}, "toy.run was begun with other --like: choose another -o"),
+        ({"photos": tmp_path / "photos"}, "was begun with other photographs"),
+        ({"base": world / "base"}, "was begun with other --base"),
+    ):
+        assert_refused(learn(command, world, out, **({"base": base} | changes)), words)
+    shutil.copytree(world / "other" / "unet", base / "unet", dirs_exist_ok=True)
+    assert_refused(learn(command, world, out, base=base), "was begun with other files of --base")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("decay", "expected"), [([], 2), (["optimizer.decay_steps=1"], 1)])
+def test_fewer_steps_than_the_decay_of_the_recipe(world: Path, decay: list[str], expected: int) -> None:
+    plan = Plan(world / "photos", "<toy>", "cat", "x", world / "x", recipe="neti-toybox", overrides=decay, steps=2)
+    config = make_config(plan)
+    assert (config.steps, config.optimizer.decay, config.optimizer.decay_steps) == (2, "linear", expected)
 
 
 def test_what_is_no_part_of_a_concept_is_not_replaced(world: Path, command: Command, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tests.apps.conftest import Done, assert_refused
 from tests.apps.view_helpers import DISTANCE, FOV, ball, request, save_model, toy
 
 Command = Callable[..., Done]
-SMALL = ("--size", "24x32", "--frames", "3")
+SMALL = ("--size", "24x32")
+FILM = (*SMALL, "--frames", "3")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("ending", ["gif", "webp", "mp4"])
 def test_a_film(command: Command, model: Path, photo: Path, tmp_path: Path, ending: str) -> None:
     out = tmp_path / "new" / f"orbit.{ending}"
-    done = command("view", photo, "--model", model, "--out", out, *SMALL, "--json")
+    done = command("view", photo, "--model", model, "--out", out, *FILM, "--json")
     facts = json.loads(done.out)
     assert facts["file"] == str(out) and facts["kind"] == "film"
     assert (facts["distance"], facts["fov"]) == (DISTANCE, pytest.approx(FOV))
@@ -53,7 +54,7 @@ def test_a_film(command: Command, model: Path, photo: Path, tmp_path: Path, endi
 
 
 def test_a_folder_of_frames_is_the_film(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
-    assert command("view", photo, "--model", model, "--out", tmp_path / "frames", *SMALL).code == 0
+    assert command("view", photo, "--model", model, "--out", tmp_path / "frames", *FILM).code == 0
     command("view", photo, "--model", model, "--out", tmp_path / "view.png", *SMALL, "--angle", 120)
     assert names(tmp_path / "frames") == ["0001.png", "0002.png", "0003.png"]
     second, alone = (np.array(Image.open(tmp_path / name)) for name in ("frames/0002.png", "view.png"))
@@ -91,7 +92,7 @@ def test_a_scene_stands_for_its_picture(command: Command, model: Path, photo: Pa
     assert names(tmp_path) == ["scene.safetensors", "toy.png"]
     for source in (scene, photo):
         out = tmp_path / f"{source.stem}.gif"
-        command("view", source, "--model", model if source == photo else "no/such", "--out", out, *SMALL)
+        command("view", source, "--model", model if source == photo else "no/such", "--out", out, *FILM)
     assert (tmp_path / "scene.gif").read_bytes() == (tmp_path / "toy.gif").read_bytes()
     made = [json.loads((tmp_path / f"{name}.gif.json").read_text())["view"] for name in ("scene", "toy")]
     assert len(made[0]["scene"]) == 64 and made[0]["camera"] == pytest.approx(made[1]["camera"])
@@ -102,12 +103,12 @@ def test_a_mesh(ending: str, tmp_path: Path) -> None:
     scene = ball(centre=(0.2, -0.1, 0.0), radius=0.3)
     for pitch, centre in ((90.0, [0.2, 0, -0.1]), (0.0, [0.2, 0.1, 0])):  # from above, up in the picture is ahead
         replace(scene, pitch=pitch).save(tmp_path / "ball.safetensors", "")
-        view(tmp_path / "ball.safetensors", tmp_path / f"ball.{ending}", request(), force=True)
+        view(tmp_path / "ball.safetensors", tmp_path / f"ball.{ending}", ViewRequest(device="cpu"), force=True)
         mesh = trimesh.load(tmp_path / f"ball.{ending}", force="mesh")
         assert mesh.bounds.mean(0).tolist() == pytest.approx(centre, abs=0.02)
     assert names(tmp_path) == sorted(["ball.safetensors", f"ball.{ending}", f"ball.{ending}.json"])
     with pytest.raises(InputError, match="give a density below"):
-        view(tmp_path / "ball.safetensors", tmp_path / "none.glb", request(density=1e5))
+        view(tmp_path / "ball.safetensors", tmp_path / "none.glb", ViewRequest(device="cpu", density=1e5))
 
 
 def test_depth_opacity_and_what_is_unseen(tmp_path: Path) -> None:
@@ -189,9 +190,24 @@ def test_a_path_from_a_file(tmp_path: Path) -> None:
         (("--dtype", "float16", "--device", "cpu"), ("float16 is unusably slow on a CPU",)),
         (("--device", "tpu"), ("device",)),
         (("--out", "new/orbit.avi"), ("orbit.avi", ".mp4")),
-        (("--out", "new/view.png", "--path", "spiral"), ("--angle",)),
+        (
+            ("--out", "new/view.png", "--path", "spiral"),
+            ("--path is not used for new/view.png (picture): leave it out",),
+        ),
         (("--out", "there.gif"), ("there.gif exists", "--force")),
         (("--out", "kept.gif"), ("kept.gif.json exists", "--force")),
+        (("--out", "toy.png", "--force"), ("toy.png is what the views are made of",)),
+        (("--out", "nan.mp4", "--path", "nan.mp4.json", "--force"), ("nan.mp4.json is what the views are made of",)),
+        (("--out", "nan", "--path", "nan.json", "--force"), ("nan.json is what the views are made of",)),
+        (("--out", "link"), ("link is a link",)),
+        (("--out", "dangling"), ("dangling is a link",)),
+        (("--path", "spiral", "--elevation", "10"), ("--elevation is not used for new/orbit.gif", "--path spiral")),
+        (("--path", "nan.json", "--arc", "60"), ("--arc is not used for new/orbit.gif (film, --path nan.json)",)),
+        (("--angle", "20"), ("--angle is not used for new/orbit.gif (film, --path orbit): leave it out",)),
+        (("--out", "view.png", "--frames", "3"), ("--frames is not used for view.png (picture)",)),
+        (("--out", "frames", "--fps", "10"), ("--fps is not used for frames",)),
+        (("--out", "scene.ply", "--what", "depth"), ("--what is not used for scene.ply (mesh)",)),
+        (("--out", "scene.safetensors"), ("--size is not used for scene.safetensors (scene)",)),
         (("--out", "."), ("cannot tell what to make",)),
         (("--out", "full"), ("full exists and is no empty folder",)),
         (("--out", "full/toys.gif/orbit.gif"), ("toys.gif",)),
@@ -209,7 +225,11 @@ def test_what_does_not_fit_is_one_line(
     Path("full").mkdir()
     for name in ("there.gif", "kept.gif.json", "full/toys.gif"):
         Path(name).write_bytes(b"mine")
-    Path("nan.json").write_text('[{"position": [NaN, 0, -2], "look_at": [0, 0, 0]}]')
+    for name in ("nan.json", "nan.mp4.json"):
+        Path(name).write_text('[{"position": [NaN, 0, -2], "look_at": [0, 0, 0]}]')
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    Path("dangling").symlink_to("nowhere")
     before = sorted(path for path in Path().rglob("*"))
     done = command("view", photo, "--model", model, "--out", "new/orbit.gif", "--size", "24x32", *options)
     assert_refused(done, *words)
@@ -231,9 +251,23 @@ def test_the_embedded_model_makes_a_scene_of_a_toy(command: Command, tmp_path: P
     assert error < 0.4 * plain
 
 
+def test_one_s_own_defaults_are_for_what_has_a_use_for_them(
+    command: Command, model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"FPS": "10", "PATH": "spiral", "FRAMES": "2", "ARC": "90"}.items():
+        monkeypatch.setenv(f"BELVEDERE_VIEW_{name}", value)
+    for name in ("view.png", "film.gif"):
+        assert command("view", photo, "--model", model, "--out", tmp_path / name, *SMALL).code == 0
+    asked = json.loads((tmp_path / "film.gif.json").read_text())["view"]["request"]
+    assert [asked[name] for name in ("path", "frames", "fps", "arc")] == ["spiral", 2, 10, 360.0]
+    with Image.open(tmp_path / "view.png") as picture:
+        asked = json.loads(picture.info["belvedere"])["view"]["request"]
+    assert (asked["path"], asked["frames"]) == ("orbit", None)
+
+
 def test_force_replaces_a_file(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gif").write_bytes(b"old")
-    assert command("view", photo, "--model", model, "--out", tmp_path / "x.gif", *SMALL, "--force").code == 0
+    assert command("view", photo, "--model", model, "--out", tmp_path / "x.gif", *FILM, "--force").code == 0
     with Image.open(tmp_path / "x.gif") as film:
         assert film.n_frames == 3
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from belvedere.checkpoints.concepts import KEY, load_concept, save_concept
+from belvedere.checkpoints.tensors import metadata
 from belvedere.errors import InputError
 from belvedere.generation.concept import Base, Concept
 from belvedere.generation.neti import NeTIMapper
@@ -65,11 +66,13 @@ CHANGES: dict[str, tuple[Callable[[Facts], object], str]] = {
     "base": (lambda facts: facts.update(base={"name": "x"}), "'base' must have"),
     "digests": (lambda facts: facts["base"].update(text_encoders=[1]), "'base' must have"),
     "lowest": (lambda facts: facts.update(truncation={}), "integer 'lowest'"),
+    "lowest true": (lambda facts: facts.update(truncation={"lowest": True}), "integer 'lowest'"),
     "too low": (lambda facts: facts.update(truncation={"lowest": 0}), "lowest truncation 0"),
     "field": (lambda facts: facts["mapper"].update(module="os"), "unknown key 'module'"),
     "size": (lambda facts: facts["mapper"].update(hidden=17), "tensors missing, unknown or of another shape"),
     "huge": (lambda facts: facts["mapper"].update(hidden=10**9), "hidden 1000000000: must be an integer"),
     "many": (lambda facts: facts["mapper"].update(layers=1024, anchors=1000, frequencies=8192), "choose fewer"),
+    "norms": (lambda facts: facts["mapper"].update(target_norms=[1e308, 1.0]), "above 0 and at most 10000"),
     "text": (lambda facts: facts["mapper"].update(layers="4"), "layers '4'"),
 }
 
@@ -105,6 +108,16 @@ def test_other_files_are_refused(tmp_path: Path, concept: Concept) -> None:
         load_concept(tmp_path / "mapper.pt")
     with pytest.raises(InputError, match=r"ends in \.safetensors"):
         save_concept(concept, tmp_path / "cat.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.complex64])
+def test_weights_of_another_kind_are_refused(tmp_path: Path, concept: Concept, dtype: torch.dtype) -> None:
+    path = tmp_path / "cat.safetensors"
+    save_concept(concept, path)
+    weights, texts = load_file(path), metadata(path)
+    save_file(weights | {"head.bias": weights["head.bias"].to(dtype)}, path, texts)
+    with pytest.raises(InputError, match=r"no floating-point numbers: head\.bias; get it again"):
+        load_concept(path)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, concept: Concept) -> None:

@@ -59,6 +59,7 @@ def test_editability_is_a_truncation(encoder: TextEncoder) -> None:
 
 def test_the_super_category_stands_for_the_token(encoder: TextEncoder) -> None:
     assert concept([encoder]).spelled("a photo of <my-cat>, <My-Cat>s") == "a photo of cat, cats"
+    assert concept([encoder], "sks").spelled("a SKS of masks, sks1, sks's") == "a cat of masks, sks1, cat's"
 
 
 def test_a_wrong_base_is_named(encoder: TextEncoder) -> None:
@@ -93,6 +94,9 @@ def test_prompts_without_the_concept_are_named() -> None:
     tokenizer = tiny_tokenizer()
     ids = prompt_ids(tokenizer, ["a photo of <x>", "<x> " + "red " * 9], ["<x>"], LENGTH)
     assert ids.shape == (2, LENGTH) and (ids == token_id(tokenizer, "<x>")).sum() == 2 and ids[1, -1] == 77
+    assert (prompt_ids(tokenizer, ["SKS, <X>s's"], ["sks"], LENGTH) == token_id(tokenizer, "sks")).sum() == 1
+    with pytest.raises(InputError, match="'masks of <x>': lacks the concept, write sks into it"):
+        prompt_ids(tokenizer, ["masks of <x>"], ["sks"], LENGTH)
     with pytest.raises(InputError, match="'a photo of a cat': lacks the concept, write <x> or <y> into it"):
         prompt_ids(tokenizer, ["<x>", "a photo of a cat"], ["<x>", "<y>"], LENGTH)
     for long in ("red " * 10 + "<x>", "<x>" + " red" * 10):

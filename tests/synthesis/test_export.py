@@ -217,7 +217,8 @@ def test_frames_that_fail_leave_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").touch()
-    for there in (tmp_path / "a", tmp_path / "a" / "mine"):
+    (tmp_path / "link").symlink_to("nowhere")
+    for there in (tmp_path / "a", tmp_path / "a" / "mine", tmp_path / "link"):
         with pytest.raises(InputError, match="no empty folder"):
             write_frames(there, film(2))
     assert names(tmp_path / "a") == ["mine"]
