@@ -12,7 +12,7 @@ from torch import Tensor
 from belvedere.checkpoints.components import read_json
 from belvedere.checkpoints.published import load_transformers, reading
 from belvedere.checkpoints.tokenizer import load_tokenizer
-from belvedere.data.images import centre_crop, to_tensor
+from belvedere.data.images import to_tensor
 from belvedere.errors import InputError
 from belvedere.seeds import derive
 
@@ -152,9 +152,11 @@ class DinoJudge:
 
 
 class Lens:
-    """How the network in a folder takes pictures: of each the square in the middle.
+    """How the network in a folder takes pictures: the shorter side is brought to ``edge`` pixels by a bicubic filter,
+    and the square of ``side`` in the middle is cut out.
 
-    Its size, mean and standard deviation of pixels are those of ``preprocessor_config.json``, or else as given.
+    These, and mean and standard deviation of pixels, are those of ``preprocessor_config.json``, or else as given; an
+    edge that is not told is the side.
     """
 
     def __init__(self, folder: Path, side: int, mean: Sequence[float], std: Sequence[float]):
@@ -162,15 +164,29 @@ class Lens:
         told = read_json(settings) if settings.is_file() else {}
         crop = told.get("crop_size", side)
         self.side = int(crop["height"] if isinstance(crop, dict) else crop)
-        if not 1 <= self.side <= MOST_SIDE:
-            raise InputError(f"{folder}: a model of pictures of {self.side} pixels; at most {MOST_SIDE} are read")
+        edge = told.get("size") or self.side
+        self.edge = int(edge.get("shortest_edge", self.side) if isinstance(edge, dict) else edge)
+        if not 1 <= self.side <= self.edge <= MOST_SIDE:
+            sizes = f"{self.side} pixels, of {self.edge} before they are cropped"
+            raise InputError(f"{folder}: a model of pictures of {sizes}; at most {MOST_SIDE} are read")
         self.mean = torch.tensor(told.get("image_mean") or mean).view(3, 1, 1)
         self.std = torch.tensor(told.get("image_std") or std).view(3, 1, 1)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return the pixels (n, 3, side, side) of pictures of any size."""
-        cut = (to_tensor(centre_crop(picture.convert("RGB"), self.side)).float() / 255 for picture in pictures)
+        cut = (to_tensor(self._cut(picture.convert("RGB"))).float() / 255 for picture in pictures)
         return torch.stack([(image - self.mean) / self.std for image in cut])
+
+    def _cut(self, picture: Image.Image) -> Image.Image:
+        """Return the square; what is beside it is not scaled, however long the picture is."""
+        (left, right), (upper, lower) = (self._middle(length, min(picture.size)) for length in picture.size)
+        return picture.resize((self.side, self.side), Image.Resampling.BICUBIC, (left, upper, right, lower))
+
+    def _middle(self, length: int, shorter: int) -> tuple[float, float]:
+        """Return where the square begins and ends on a side of ``length`` pixels, before it is scaled."""
+        scaled = length * self.edge // shorter
+        begin = (scaled - self.side) // 2
+        return begin * length / scaled, (begin + self.side) * length / scaled
 
 
 def _type_in(folder: Path, kind: str) -> object:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from belvedere.apps.finetune import FinetuneConfig
+from belvedere.apps.requests import MAX_GUIDANCE, MAX_STEPS
 from belvedere.apps.written import check_keys, parse_yaml, read_mapping
 from belvedere.errors import InputError
 
@@ -46,7 +47,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
-            _require(value >= 0, f"optimizer.{name}", value, "at least 0")
+            _require(0 <= value < math.inf, f"optimizer.{name}", value, "at least 0 and finite")
         _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
         betas = list(self.betas)
         _require(all(0 <= beta < 1 for beta in betas), "optimizer.betas", betas, "at least 0 and below 1")
@@ -86,6 +87,13 @@ class ExportConfig:
     default_steps: int = 25
     default_guidance: float = 2.0
     default_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        steps, guidance, shift = self.default_steps, self.default_guidance, self.default_shift
+        _require(1 <= steps <= MAX_STEPS, "export.default_steps", steps, f"at least 1 and at most {MAX_STEPS}")
+        fits = 0 <= guidance <= MAX_GUIDANCE
+        _require(fits, "export.default_guidance", guidance, f"at least 0 and at most {MAX_GUIDANCE:g}")
+        _require(0 < shift < math.inf, "export.default_shift", shift, "above 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ STATISTICS = ".safetensors"
 class Plan:
     """What is measured, and how; the options of ``belvedere evaluate generation``.
 
-    ``request``: pictures to be made, or ``samples``: where they are, a folder, parquet or ``.npz``; the first ``count``
-    of these, None: all. ``reference``: the same kinds of places, or a file of statistics; None: nothing is compared.
+    ``request``: pictures to be made, or ``samples``: where they are, and ``count`` of them, see
+    ``found_at``. ``reference``: the same kinds of places, or a file of statistics; None: nothing is compared.
     ``statistics``: file that keeps the reference's. ``features``: "classifier" or "inception"; ``inception``: the
     latter's weights. ``export``: file for the pictures as the ADM suite takes them. ``device`` of the features.
     """
@@ -108,11 +108,7 @@ def _samples(plan: Plan, processes: Processes) -> tuple[Source, dict[str, Any]]:
     """Return the pictures to be measured, and what is told of them."""
     facts: dict[str, Any] = {"samples": str(plan.samples)}
     if plan.samples is not None:
-        source = found_at(plan.samples)
-        count = source.count if plan.count is None else plan.count
-        if not 1 <= count <= source.count:
-            raise InputError(f"{plan.samples} holds {source.count} pictures, not {count}; leave out --count for all")
-        source = replace(source, count=count)
+        source = found_at(plan.samples, count=plan.count)
     elif plan.request is not None:
         request = plan.request
         if request.device == "auto" and processes.world > 1:

@@ -7,10 +7,12 @@ Moments and the Inception Score are summed in float64 while features stream by; 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from belvedere.seeds import generator
+from belvedere.apps.order import permute
+from belvedere.seeds import derive, generator
 
 LEAST = 20
 """Pictures that can be measured: two for each part of the Inception Score and of the kernel distance."""
@@ -59,11 +61,12 @@ class Moments:
 class InceptionScore:
     """exp E KL(p(y|x) || p(y)) over parts of the pictures in their order (Salimans et al. 2016, arXiv 1606.03498).
 
-    Picture i of ``count`` belongs to part i * 10 // count. Of each part only sums are kept.
+    Picture i of ``count`` belongs to part i * 10 // count; of pictures ``by_class``, whose neighbours are alike, the
+    i-th of a permutation that is always the same does. Of each part only sums are kept.
     """
 
-    def __init__(self, count: int, classes: int):
-        self.count, self._seen = count, 0
+    def __init__(self, count: int, classes: int, by_class: bool = False):
+        self.count, self.by_class, self._seen = count, by_class, 0
         self._sizes = torch.zeros(SPLITS, dtype=torch.float64)
         self._sums = torch.zeros(SPLITS, classes, dtype=torch.float64)
         self._negentropy = torch.zeros(SPLITS, dtype=torch.float64)
@@ -71,7 +74,10 @@ class InceptionScore:
     def add(self, logits: Tensor) -> None:
         """Take in the logits (n, k) of the next n pictures."""
         logs = logits.double().log_softmax(1)
-        part = torch.arange(self._seen, self._seen + len(logs)) * SPLITS // self.count  # (n,)
+        places = np.arange(self._seen, self._seen + len(logs))
+        if self.by_class:
+            places = permute(places, self.count, derive("inception score"))
+        part = torch.from_numpy(places * SPLITS // self.count)  # (n,)
         self._sizes.index_add_(0, part, torch.ones(len(logs), dtype=torch.float64))
         self._sums.index_add_(0, part, logs.exp())
         self._negentropy.index_add_(0, part, (logs.exp() * logs).sum(1))

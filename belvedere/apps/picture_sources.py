@@ -6,14 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from belvedere.apps import work
+from belvedere.apps.order import permute
 from belvedere.apps.prepare import open_pictures, pictures_at
 from belvedere.apps.requests import MAX_SIDE
 from belvedere.data.images import to_tensor
 from belvedere.data.picture_batches import PictureBatch
 from belvedere.errors import InputError
+from belvedere.seeds import derive
 
 PREPARED = "pictures of another size cropped as ADM does"
 """What is done to pictures of a reference before a network's own preprocessing."""
@@ -35,6 +38,8 @@ class Source:
     """What they are read from."""
     batch: PictureBatch | None = None
     """The array, where they are in one."""
+    by_class: bool = False
+    """Whether they may come one class after another."""
 
     def digest(self) -> str:
         """Return the SHA-256 of the files: their names below the folder, and every byte."""
@@ -59,29 +64,49 @@ def made_by(job: work.Job) -> Source:
     )
 
 
-def found_at(path: Path, size: tuple[int, int] | None = None) -> Source:
-    """Return the pictures in a folder, in parquet or in an ``.npz`` of the ADM suite.
+def found_at(path: Path, size: tuple[int, int] | None = None, count: int | None = None) -> Source:
+    """Return the pictures in a folder, in parquet, in tars or in an ``.npz`` of the ADM suite.
 
     With ``size`` (height, width), those of a square are cropped to it, as training sets are for the ADM suite; without,
-    all must be as large as the first. What does not fit raises ``InputError``, a single picture when it is read.
+    all must be as large as the first. ``count`` of them, None for all: the first of an ``.npz``, else drawn at random,
+    always the same. What does not fit raises ``InputError``, a single picture when it is read.
     """
     if not path.exists():
         raise InputError(f"no pictures at {path}; check the path")
     if path.suffix == ".npz":
         batch = PictureBatch(path)
         _check_size(batch.size, size or batch.size, str(path))
-        return Source(str(path), batch.count, batch.size, batch.pictures, (path,), batch)
+        return Source(str(path), _count(path, batch.count, count), batch.size, batch.pictures, (path,), batch)
     square = size is not None and size[0] == size[1]
     side, unit = (size[0], None) if size is not None and square else (MAX_SIDE, 1)  # with a unit of 1: as they are
     pictures = open_pictures(pictures_at(path), side, unit)
     wanted = size or (pictures.pixels(0).shape[1], pictures.pixels(0).shape[2])
+    asked = _count(path, len(pictures), count)
+    numbers = np.sort(permute(np.arange(asked), len(pictures), derive("pictures that are measured"))).tolist()
 
-    def read(number: int) -> Tensor:
-        pixels = pictures.pixels(number)
+    def read(place: int) -> Tensor:
+        number = numbers[place]
+        image = pictures.image(number)
+        if square and min(image.size) < side:
+            raise InputError(
+                f"{path}, picture {number}: has {image.width}x{image.height} pixels, fewer than {side}x{side}: "
+                "none is enlarged; give larger pictures"
+            )
+        pixels = pictures.cut(image)
         _check_size((pixels.shape[1], pixels.shape[2]), wanted, f"{path}, picture {number}")
         return pixels
 
-    return Source(str(path), len(pictures), wanted, lambda indices: _read_ahead(read, indices), tuple(pictures.files))
+    return Source(
+        str(path), asked, wanted, lambda places: _read_ahead(read, places), tuple(pictures.files), by_class=True
+    )
+
+
+def _count(path: Path, total: int, count: int | None) -> int:
+    """Return how many of the ``total`` pictures in a place are wanted."""
+    count = total if count is None else count
+    if not 1 <= count <= total:
+        raise InputError(f"{path} holds {total} pictures, not {count}; leave out --count for all")
+    return count
 
 
 def _read_ahead(read: Callable[[int], Tensor], numbers: range) -> Iterator[Tensor]:

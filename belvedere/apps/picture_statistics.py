@@ -81,7 +81,7 @@ def look(
     """
     widths = extractor.widths
     pool, spatial = Moments(widths.pool), Moments(widths.spatial)
-    score = InceptionScore(source.count, widths.logits)
+    score = InceptionScore(source.count, widths.logits, source.by_class)
     few = min(KEPT, source.count)
     kept = torch.empty(few if processes.first else 0, widths.pool)
     seen = 0

@@ -1,6 +1,6 @@
 """Latents computed beforehand: `belvedere train prepare` takes every picture through a KL autoencoder, once.
 
-    pictures ─► fit or crop ─► encode, also mirrored ─► moments, shard by shard ─► classes.json when all are there
+    pictures ─► fit, crop or both ─► encode, also mirrored ─► moments, shard by shard ─► classes.json when all are there
 
 Shard k holds the pictures from k * shard_size on and is made by process k % WORLD_SIZE alone, so its content does not
 depend on the number of processes, nor on how often the work was stopped: the same command makes what is missing.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -34,6 +35,7 @@ from belvedere.checkpoints import store
 from belvedere.checkpoints.autoencoder import find_autoencoder, load_autoencoder
 from belvedere.checkpoints.components import read_json
 from belvedere.data.folders import EncodedPictures, ImageFolder, Parquet
+from belvedere.data.images import centre_crop, to_tensor
 from belvedere.data.latents import CLASSES, MANIFEST, check_scale, mixed_shard
 from belvedere.data.webdataset import WebDataset
 from belvedere.errors import InputError
@@ -45,6 +47,10 @@ SOURCES: dict[str, Callable[..., EncodedPictures]] = {
     "webdataset": WebDataset,
 }
 """The kinds of data that are pictures on disk, by the name that a config's ``data.kind`` gives."""
+
+
+Key = tuple[int, int]
+"""The number of a picture, and 0, or 1 for the square cut out of one that is also kept whole."""
 
 
 class Shards:
@@ -107,8 +113,8 @@ class Encoder:
         return 2 * self.vae.config.latent_channels, side // self.factor, side // self.factor
 
     @torch.inference_mode()
-    def encode(self, pictures: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return the moments float16 (v, 2 c, h, w), by the same numbers, of pictures uint8 (3, H, W) of one size."""
+    def encode(self, pictures: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+        """Return the moments float16 (v, 2 c, h, w), by the same keys, of pictures uint8 (3, H, W) of one size."""
         pixels = torch.stack(list(pictures.values())).to(self.vae.device)  # (b, 3, h, w)
         views = (pixels.float() / 127.5 - 1).to(self.vae.dtype)
         if self.views == 2:
@@ -117,17 +123,17 @@ class Encoder:
         moments = moments.unflatten(0, (len(pictures), self.views))  # (b, v, 2 c, h, w)
         finite = moments.isfinite().flatten(1).all(1)
         if not finite.all():
-            number = list(pictures)[int(finite.int().argmin())]
+            number, _ = list(pictures)[int(finite.int().argmin())]
             raise InputError(f"the moments of picture {number} are not finite in half precision: use --dtype float32")
         return dict(zip(pictures, moments, strict=True))
 
-    def encode_all(self, pictures: Iterable[tuple[int, Tensor]], batch: int) -> dict[int, Tensor]:
-        """Return the moments of pictures of any size by their numbers; ``batch`` of one size go through at once."""
-        waiting: dict[torch.Size, dict[int, Tensor]] = {}
-        moments: dict[int, Tensor] = {}
-        for number, pixels in pictures:
+    def encode_all(self, pictures: Iterable[tuple[Key, Tensor]], batch: int) -> dict[Key, Tensor]:
+        """Return the moments of pictures of any size by their keys; ``batch`` of one size go through at once."""
+        waiting: dict[torch.Size, dict[Key, Tensor]] = {}
+        moments: dict[Key, Tensor] = {}
+        for key, pixels in pictures:
             group = waiting.setdefault(pixels.shape, {})
-            group[number] = pixels
+            group[key] = pixels
             if len(group) == batch:
                 moments |= self.encode(waiting.pop(pixels.shape))
         for group in waiting.values():
@@ -160,36 +166,48 @@ class Work:
                     left = timedelta(seconds=round((total - done) / rate))
                     print(f"{self.shards.path(shard)}: {rate:.1f} pictures/s, {left} left", flush=True)
 
-    def _open(self, number: int) -> Tensor | InputError:
-        """Return a picture, uint8 (3, h, w), or why it is none; a disk that cannot be read ends the work."""
+    def _open(self, number: int) -> list[Tensor] | InputError:
+        """Return a picture's forms, or why it is none; a disk that cannot be read ends the work."""
         try:
-            return self.pictures.pixels(number)
+            return self._forms(self.pictures.image(number))
         except InputError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno:
                 raise
             return error
 
+    def _forms(self, image: Image.Image) -> list[Tensor]:
+        """Return a picture cut to size, uint8 (3, h, w), and, of one that is scaled down whole, the square too."""
+        pictures = self.pictures
+        forms = [pictures.cut(image)]
+        if pictures.unit is not None and image.width * image.height > pictures.size**2:
+            forms.append(to_tensor(centre_crop(image, pictures.size // pictures.unit * pictures.unit)))
+        return forms
+
     def _good(
-        self, opened: Iterable[tuple[int, Tensor | InputError]], skipped: list[int]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield what is a picture; name the others and put their numbers into ``skipped``."""
+        self, opened: Iterable[tuple[int, list[Tensor] | InputError]], skipped: list[int]
+    ) -> Iterator[tuple[Key, Tensor]]:
+        """Yield the forms of what is a picture; name the others and put their numbers into ``skipped``."""
         before = self.shards.skipped()
-        for number, picture in opened:
-            if isinstance(picture, Tensor):
-                yield number, picture
+        for number, forms in opened:
+            if not isinstance(forms, InputError):
+                yield from (((number, form), pixels) for form, pixels in enumerate(forms))
                 continue
-            print(f"skipped: {picture}", file=sys.stderr, flush=True)
+            print(f"skipped: {forms}", file=sys.stderr, flush=True)
             skipped.append(number)
             check_skipped(before + len(skipped), self.max_skipped)
 
-    def _tensors(self, moments: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """Return a shard of the moments (v, 2 c, h, w) of its pictures, by their numbers."""
-        numbers = sorted(moments)
-        labels = self.pictures.labels[numbers].repeat_interleave(self.encoder.views)
+    def _tensors(self, moments: Mapping[Key, Tensor]) -> dict[str, Tensor]:
+        """Return a shard of the moments (v, 2 c, h, w) of its pictures, by their keys.
+
+        All pictures weigh the same: of one that has a square the two forms weigh 1 each, the one form of others 2.
+        """
+        keys, views = sorted(moments), self.encoder.views
+        labels = self.pictures.labels[[number for number, _ in keys]].repeat_interleave(views)
         if self.pictures.unit is not None:
-            return mixed_shard([view for number in numbers for view in moments[number]], labels)
+            weights = torch.tensor([1 if (number, 1) in moments else 2 for number, _ in keys], dtype=torch.int64)
+            return mixed_shard([v for key in keys for v in moments[key]], labels, weights.repeat_interleave(views))
         none = torch.empty(0, *self.encoder.shape(self.pictures.size), dtype=torch.float16)
-        return {"moments": torch.cat([none, *(moments[number] for number in numbers)]), "label": labels}
+        return {"moments": torch.cat([none, *(moments[key] for key in keys)]), "label": labels}
 
 
 def check_skipped(skipped: int, most: int) -> None:
@@ -235,8 +253,9 @@ def prepare(
     """Write the moments of pictures, and of their mirror images (``flip``), as a folder of latents; return 0, or 130.
 
     ``data`` is a config's section: ``kind``, folder, parquet or webdataset, and ``path``. Pictures keep their aspect,
-    in whole ``unit`` and at most ``side**2`` pixels, and ``out`` becomes a folder of ``MixedLatents``; with ``square``
-    they are cropped to ``side`` and it becomes one of ``Latents``. ``vae`` as in ``find_autoencoder``.
+    in whole ``unit`` and at most ``side**2`` pixels, of those with more the square in the middle is an item as well,
+    and ``out`` becomes a folder of ``MixedLatents``; with ``square`` they are cropped to ``side`` and it becomes one of
+    ``Latents``. ``vae`` as in ``find_autoencoder``.
 
     A command that was stopped (130: by Ctrl-C) or killed continues when it is given again; other parameters are
     refused. ``batch`` pictures are encoded at once, ``workers`` threads open them: these and ``device`` may change,
@@ -266,6 +285,7 @@ def prepare(
         "shard_size": shard_size,
         "vae": store.digest(folder),
         "dtype": str(precision).removeprefix("torch."),
+        **({} if square else {"crops": True}),
     }
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -278,7 +298,7 @@ def prepare(
             print("stopped; the same command continues", file=sys.stderr)
             return 130
         check_skipped(shards.skipped(), max_skipped)
-        _finish(shards, pictures.classes, encoder.views)
+        _finish(shards, pictures.classes)
     return 0
 
 
@@ -345,7 +365,7 @@ def _agree(out: Path, manifest: Mapping[str, Any]) -> None:
             stream.write(json.dumps(manifest, indent=1).encode() + b"\n")
 
 
-def _finish(shards: Shards, classes: Sequence[str], views: int) -> None:
+def _finish(shards: Shards, classes: Sequence[str]) -> None:
     """Mark the folder as complete, if all processes have made theirs."""
     if missing := shards.missing():
         print(f"{len(missing)} of {len(shards.ranges)} shards are left to other processes")
@@ -354,4 +374,4 @@ def _finish(shards: Shards, classes: Sequence[str], views: int) -> None:
     with writing(path), atomic_write(path) as stream:
         stream.write(json.dumps(classes, ensure_ascii=False, indent=0).encode() + b"\n")
     count = shards.ranges[-1].stop - skipped
-    print(f"{shards.out}: {count * views} latents of {count} pictures, {skipped} skipped")
+    print(f"{shards.out}: latents of {count} pictures, {skipped} skipped")

@@ -33,11 +33,11 @@ def begin_task(config: TrainConfig) -> Task:
     return task
 
 
-def prepare_folder(held: ExitStack, folder: RunFolder, task: Task, keep: int) -> None:
+def prepare_folder(held: ExitStack, folder: RunFolder, task: Task, config: TrainConfig) -> None:
     """Make the run's folder and lock it until ``held`` ends; see that checkpoints and the model may be written."""
     _make(folder)
     held.enter_context(only_run(folder.path))
-    make_room(folder, task.model, keep)
+    make_room(folder, task.model, config.keep, copies=5 if config.patience else 4)
     task.check_target(folder.model)
 
 
@@ -52,12 +52,15 @@ def _make(folder: RunFolder) -> None:
         raise InputError(f"cannot write in {folder.path}: {error.strerror}; choose another --out") from None
 
 
-def make_room(folder: RunFolder, model: nn.Module, keep: int) -> None:
-    """Remove what interrupted writers left in a folder that no other run has; see that the checkpoints have room."""
+def make_room(folder: RunFolder, model: nn.Module, keep: int, copies: int = 4) -> None:
+    """Remove what interrupted writers left in a folder that no other run has; see that the checkpoints have room.
+
+    ``copies``: of the weights in each.
+    """
     training_state.remove_leftovers(folder.checkpoints)
     weights = sum(p.numel() for p in model.parameters()) * 4
     there = min(keep, len(training_state.checkpoints(folder.checkpoints)))  # they go when as many new ones have come
-    need, free = weights * 4 * (keep + 1 - there), shutil.disk_usage(folder.path).free
+    need, free = weights * copies * (keep + 1 - there), shutil.disk_usage(folder.path).free
     if free < need:
         raise InputError(
             f"{folder.path}: {free / 1e9:.1f} GB free, this run needs {need / 1e9:.1f}; make room or lower keep"

@@ -63,13 +63,18 @@ DATASETS = {
 """Every dataset by the name that a config's ``data.kind`` gives."""
 
 
-def make_dataset(data: Mapping[str, Any]) -> Dataset:
-    """Return the dataset of a config's ``data`` section: ``kind`` and the keywords of that kind."""
-    kind = data.get("kind")
+def dataset_class(kind: Any) -> Any:
+    """Return the dataset that a config's ``data.kind`` names."""
     if not isinstance(kind, str) or kind not in DATASETS:
         raise InputError(f"config data.kind {kind!r}: choose from {', '.join(DATASETS)}")
     module, name = DATASETS[kind]
-    return call(getattr(import_module(module), name), {k: v for k, v in data.items() if k != "kind"}, "data")
+    return getattr(import_module(module), name)
+
+
+def make_dataset(data: Mapping[str, Any]) -> Dataset:
+    """Return the dataset of a config's ``data`` section: ``kind`` and the keywords of that kind."""
+    kind = dataset_class(data.get("kind"))
+    return call(kind, {key: value for key, value in data.items() if key != "kind"}, "data")
 
 
 _NAMED = "name the classes in classes.json (one will do: all labels are 0)"

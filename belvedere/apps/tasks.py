@@ -1,15 +1,17 @@
 """What each system gives the training loop, by the name that a config's ``task`` gives."""
 
+import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from belvedere.apps.config import TrainConfig
 from belvedere.apps.finetune import begin
-from belvedere.apps.task import Task, blocks, make_dataset
+from belvedere.apps.task import Task, blocks, dataset_class, make_dataset
 from belvedere.apps.tasks_codec import segpic_task
 from belvedere.apps.tasks_concept import neti_task
 from belvedere.apps.tasks_diffusion import autoencoder_task, diffusion_task
@@ -25,6 +27,8 @@ def make_task(config: TrainConfig) -> Task:
     if config.task not in TASKS:
         raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
     task = TASKS[config.task](config)
+    if config.evaluate_every and _filled(config.data | config.held_out) == _filled(config.data):
+        raise InputError("config held_out: those are the samples of data: name others, by another path, split or seed")
     if config.finetune is not None:
         task = replace(task, began_with=begin(config.task, task.model, config.finetune))
     if config.evaluate_every and task.held_out is None:
@@ -38,6 +42,12 @@ def make_task(config: TrainConfig) -> Task:
         for module in blocks(task.model) or [task.model]:
             module.compile()
     return task
+
+
+def _filled(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's ``data``, or what is held out of it, with the defaults of its kind."""
+    defaults = inspect.signature(dataset_class(data["kind"])).parameters
+    return {**{name: parameter.default for name, parameter in defaults.items()}, **data}
 
 
 def _held_out(config: TrainConfig, seen: Dataset) -> Dataset:

@@ -25,13 +25,22 @@ from torch import nn
 
 import belvedere
 from belvedere.apps import policy
-from belvedere.apps.agreement import Agreed, all_check, main_checks, prints, require_division, require_equal
+from belvedere.apps.agreement import (
+    Agreed,
+    all_check,
+    first_trouble,
+    main_checks,
+    prints,
+    require_division,
+    require_equal,
+)
 from belvedere.apps.config import TrainConfig, load_config
 from belvedere.apps.feed import Feed
 from belvedere.apps.objective import held_out_loss, run_check
 from belvedere.apps.order import make_loader
 from belvedere.apps.run_folder import RunFolder
 from belvedere.apps.run_writer import RunWriter
+from belvedere.apps.sharding import local
 from belvedere.apps.start import begin_task, find_start, prepare_folder
 from belvedere.apps.steps import Steps
 from belvedere.apps.stop import StopRequest
@@ -99,8 +108,7 @@ class Trainer:
                 break
             if result.starved:
                 self._require_batch(feed)
-        self._finish()
-        return 0
+        return self._finish()
 
     def _require_batch(self, feed: Feed) -> None:
         with self.writer.saving():
@@ -153,7 +161,8 @@ class Trainer:
         whole = self.steps.state.ema.whole()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         main_checks(self.accelerator, partial(self._look, whole, loss))
-        self.progress.look(broadcast(loss).item())
+        if self.progress.look(broadcast(loss).item()) and self.config.patience:
+            self.steps.state.keep_best()
 
     def _look(self, whole: nn.Module, loss: torch.Tensor) -> None:
         chunk = len(self.steps.order.positions(0))
@@ -165,8 +174,8 @@ class Trainer:
         self.writer.event("stopped by a signal; the same command continues")
         return 130 if stop.signal == signal.SIGINT else 0
 
-    def _finish(self) -> None:
-        """Look, save, write the model, draw: a look or a sheet that fails does not cost the model."""
+    def _finish(self) -> int:
+        """Look, save, write the model, draw; return the exit code. A look or a sheet that fails costs no model."""
         trouble = None
         try:
             if self.config.evaluate_every and self.progress.looked != self.progress.step:
@@ -175,13 +184,40 @@ class Trainer:
             self.writer.event(f"not looked at: {error}")
             trouble = error
         self.writer.save(final=True)
+        if self._ended_early:
+            self.steps.state.restore_best()
+            self.writer.event(f"the model is that of step {self.progress.best_step}, which had the lowest loss")
+        if unfit := self._unfit():
+            self.writer.event(f"no model written: {unfit}; lower optimizer.lr, or go on from an earlier checkpoint")
+            return 1
         export = partial(self.task.export, self.steps.state.ema.whole(), self.folder.model, self._card())
         self.writer.write("model", export, final=True)
         self.writer.event(f"model written to {self.folder.model}")
         if trouble is not None:
             raise trouble
-        if not self._due(self.config.sheet_every):
+        if self._ended_early or not self._due(self.config.sheet_every):
             self.sheet()
+        return 0
+
+    @property
+    def _ended_early(self) -> bool:
+        return self.steps.state.best is not None and self.progress.tired(self.config.patience)
+
+    def _unfit(self) -> str | None:
+        """Return why the averaged weights are no model; None where they are one."""
+        if self.progress.bad_steps and not self._ended_early:
+            return "the last step was not finite"
+        weights = (weight for weight in local(self.steps.state.ema.state().values()) if weight.is_floating_point())
+        dtype = getattr(torch, self.config.export.dtype)
+        finite = all(weight.to(dtype).isfinite().all() for weight in weights)
+        return first_trouble(None if finite else f"averaged weights are not finite in {self.config.export.dtype}")
+
+    def _held_out(self) -> dict[str, Any]:
+        """Return the step and the loss of the look at the weights of the model, where there was one."""
+        progress = self.progress
+        if self._ended_early:
+            return {"held_out_step": progress.best_step, "held_out_loss": progress.best}
+        return {"held_out_step": progress.looked, "held_out_loss": progress.held_out} if progress.looked else {}
 
     def _card(self) -> dict[str, Any]:
         progress = self.progress
@@ -192,6 +228,7 @@ class Trainer:
             "classes": list(self.task.dataset.classes),
             "steps": progress.step,
             "train_loss": progress.loss,
+            **self._held_out(),
             "seconds": round(progress.seconds, 1),
             "processes": self.accelerator.num_processes,
             "device": device_name(self.device),
@@ -213,8 +250,8 @@ def train(
     ``resume``: "auto" continues from the newest good checkpoint of ``out`` if there is one, "never" refuses a folder
     that has some, a path names a checkpoint or another run. ``check`` only overfits one batch. ``overrides`` are
     ``key.path=value``. Exit code 0: finished, or stopped by SIGTERM or SIGUSR1 after saving; 130: stopped by Ctrl-C
-    after saving; 1: too many steps in a row were not finite, or the check failed. What can be known to be wrong
-    before the first step raises ``InputError``.
+    after saving; 1: too many steps in a row, or the last, were not finite, or the check failed. What can be known to be
+    wrong before the first step raises ``InputError``.
     """
     config = load_config(name_or_path, overrides)
     command = " ".join(["belvedere train", str(name_or_path), *overrides])
@@ -239,7 +276,7 @@ def _train(config: TrainConfig, folder: RunFolder, command: str, resume: str | P
         require_equal(accelerator, derive(repr(config)), "were started with different configs")
         require_division(config, accelerator.num_processes)
         task = all_check(partial(begin_task, config))
-        main_checks(accelerator, partial(prepare_folder, held, folder, task, config.keep))
+        main_checks(accelerator, partial(prepare_folder, held, folder, task, config))
         start = find_start(accelerator, folder, resume, config)
         tell = partial(start_tracker, accelerator, tracker, folder.path, config, start is None)
         main_checks(accelerator, tell)  # by all: what is installed may differ between machines

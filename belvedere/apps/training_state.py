@@ -2,14 +2,15 @@
 
     checkpoints/step-00001000/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
 
-Of a sharded run each file of tensors is in parts (``sharding``). A checkpoint is written under a temporary name,
-flushed and renamed; ``manifest.json`` holds the SHA-256 of every file, so a reader takes the newest directory that
-verifies.
+With ``patience`` there is also ``best.safetensors``, the average at its best. Of a sharded run each file of tensors is
+in parts (``sharding``). A checkpoint is written under a temporary name, flushed and renamed; ``manifest.json`` has the
+SHA-256 of every file, so a reader takes the newest directory that verifies.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -30,6 +31,8 @@ from belvedere.errors import InputError
 _MANIFEST = "manifest.json"
 _STEMS = ("model", "ema", "optimizer")
 """Of the files of tensors, of which each process of a sharded run writes its part."""
+_BEST = "best"
+"""Of one more, in a run that ends early."""
 
 
 @dataclass
@@ -46,10 +49,14 @@ class Progress:
     """Loss, averaged over about the last 100 steps."""
     best: float | None = None
     """The lowest loss of held-out samples."""
+    best_step: int = 0
+    """The step that had it."""
     looks: int = 0
     """How often they have been looked at since then."""
     looked: int = 0
     """The step of the last look."""
+    held_out: float | None = None
+    """Their loss at the last look."""
 
     def add(self, loss: float, bad: bool, seconds: float) -> None:
         """Count one step."""
@@ -60,11 +67,14 @@ class Progress:
             share = 1.0 if self.loss is None else max(0.01, 1 / self.step)
             self.loss = share * loss + (1 - share) * (self.loss or 0.0)
 
-    def look(self, loss: float) -> None:
-        """Count one look at held-out samples, whose loss is ``loss``."""
-        lower = self.best is None or loss < self.best
-        self.best, self.looks = (loss, 0) if lower else (self.best, self.looks + 1)
-        self.looked = self.step
+    def look(self, loss: float) -> bool:
+        """Count one look at held-out samples, whose loss is ``loss``; return whether none was lower before."""
+        lower = math.isfinite(loss) and (self.best is None or loss < self.best)
+        if lower:
+            self.best, self.best_step = loss, self.step
+        self.looks = 0 if lower else self.looks + 1
+        self.looked, self.held_out = self.step, loss
+        return lower
 
     def tired(self, patience: int) -> bool:
         """Return whether ``patience`` looks in a row have found no lower loss; never when it is 0."""
@@ -81,6 +91,17 @@ class RunState:
     progress: Progress
     part: Part = WHOLE
     """What this process writes, where the tensors are sharded."""
+    best: dict[str, Tensor] | None = None
+    """The average at the look that found the lowest loss, where it is kept."""
+
+    def keep_best(self) -> None:
+        """Keep a copy of the average as it is."""
+        self.best = {name: value.clone() for name, value in self.ema.state().items()}
+
+    def restore_best(self) -> None:
+        """Make the average what was kept of it."""
+        for name, value in (self.best or {}).items():
+            self.ema.state()[name].copy_(value)
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> Path:
         """Write a checkpoint of this state below ``folder`` and return its directory; of shards, see ``stage``."""
@@ -90,7 +111,7 @@ class RunState:
             if self.part.count == 1:
                 self._write(directory)
             else:
-                for stem, number in product(_STEMS, range(self.part.count)):
+                for stem, number in product(self._tensors(), range(self.part.count)):
                     file = Part(number, self.part.count).file(stem)
                     (_staging(target) / file).rename(directory / file)
             (directory / "state.json").write_text(json.dumps(state, indent=1))
@@ -103,21 +124,30 @@ class RunState:
         staging = _staging(self._target(folder))
         staging.mkdir(parents=True, exist_ok=True)
         self._write(staging)
-        for stem in _STEMS:
+        for stem in self._tensors():
             _sync(staging / self.part.file(stem))
 
     def _target(self, folder: Path) -> Path:
         return folder / f"step-{self.progress.step:08d}"
 
     def _write(self, directory: Path) -> None:
-        tensors = (self.model.state_dict(), self.ema.state(), self._optimizer_tensors())
-        for stem, named in zip(_STEMS, tensors, strict=True):
+        for stem, named in self._tensors().items():
             self.part.write(named, directory / self.part.file(stem))
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return what each file of tensors holds."""
+        tensors = (self.model.state_dict(), self.ema.state(), self._optimizer_tensors())
+        best = {} if self.best is None else {_BEST: self.best}
+        return dict(zip(_STEMS, tensors, strict=True)) | best
 
     def load(self, directory: Path) -> None:
         """Read a checkpoint, in shards or not, into this state. One of another model raises ``InputError``."""
         fill(self.model.state_dict(), Parts(directory, "model"))
         fill(self.ema.state(), Parts(directory, "ema"))
+        self.best = None
+        if (best := Parts(directory, _BEST)).names:
+            self.keep_best()
+            fill(self.best or {}, best)
         self._fill_optimizer(Parts(directory, "optimizer"))
         for name, value in vars(read_progress(directory)).items():
             setattr(self.progress, name, value)

@@ -39,14 +39,17 @@ class EncodedPictures:
         self.size, self.flip, self.unit, self.labels = size, flip, unit, labels
         self.max_skipped, self._skipped = max_skipped, set[int]()
 
-    def _open(self, picture: int) -> Image.Image:
-        """Return picture number ``picture`` as it is."""
+    def image(self, picture: int) -> Image.Image:
+        """Return picture number ``picture`` (one a label) as it is."""
         raise NotImplementedError
 
-    def pixels(self, picture: int) -> Tensor:
-        """Return picture number ``picture`` (one a label), cut to size, not mirrored: uint8 (3, h, w)."""
-        image = self._open(picture)
+    def cut(self, image: Image.Image) -> Tensor:
+        """Return a picture cut to size: uint8 (3, h, w)."""
         return to_tensor(centre_crop(image, self.size) if self.unit is None else fit(image, self.size, self.unit))
+
+    def pixels(self, picture: int) -> Tensor:
+        """Return picture number ``picture``, cut to size, not mirrored: uint8 (3, h, w)."""
+        return self.cut(self.image(picture))
 
     def __len__(self) -> int:
         return len(self.labels) * (2 if self.flip else 1)
@@ -124,7 +127,7 @@ class ImageFolder(EncodedPictures):
         labels = [label for label, files in enumerate(classes.values()) for _ in files] or [0] * len(beside)
         super().__init__(size, flip, unit, max_skipped, torch.tensor(labels))
 
-    def _open(self, picture: int) -> Image.Image:
+    def image(self, picture: int) -> Image.Image:
         return open_image(self.files[picture])
 
 
@@ -150,7 +153,7 @@ class Parquet(EncodedPictures):
         self.classes, labels = _classes(self.path, table)
         super().__init__(size, flip, unit, max_skipped, labels)
 
-    def _open(self, picture: int) -> Image.Image:
+    def image(self, picture: int) -> Image.Image:
         name = f"{self.path}, row {picture}"
         encoded = self._images[picture].as_py()
         if encoded is None or encoded["bytes"] is None:

@@ -104,8 +104,9 @@ class MixedLatents(_Shards):
     """``Latents`` of any size and aspect: the moments of a shard lie behind one another.
 
     A shard holds ``moments`` (m,), any float type, the (2 c, h, w) of each item; and of integers ``size`` (n, 2),
-    the (h, w) of each, ``offset`` (n + 1,), where each begins and the last ends, and ``label`` (n,). The rest is as
-    in ``Latents``. A batch is ragged (``belvedere.data.ragged``).
+    the (h, w) of each, ``offset`` (n + 1,), where each begins and the last ends, ``label`` (n,), and, where it is
+    there, ``weight`` (n,), 1 for one item and 2 for two alike. The rest is as in ``Latents``. A batch is ragged
+    (``belvedere.data.ragged``).
     """
 
     channels = 0
@@ -114,6 +115,7 @@ class MixedLatents(_Shards):
     def __init__(self, path: Path | str):
         self._sizes: list[Tensor] = []
         self._offsets: list[Tensor] = []
+        self._rows: list[Tensor] = []
         super().__init__(path)
 
     def _add(self, shard: Any, shape: Sequence[int]) -> Tensor:
@@ -124,7 +126,12 @@ class MixedLatents(_Shards):
         self._check(size, offset, shape[0])
         self._sizes.append(size)
         self._offsets.append(offset)
-        return _integers(shard, "label", (count,))
+        weighed = "weight" in shard.keys()  # noqa: SIM118
+        weight = _integers(shard, "weight", (count,)) if weighed else torch.ones(count, dtype=torch.int64)
+        if ((weight < 1) | (weight > 2)).any():
+            raise ValueError("weight has numbers other than 1 and 2")
+        self._rows.append(torch.arange(count).repeat_interleave(weight))
+        return _integers(shard, "label", (count,))[self._rows[-1]]
 
     def _check(self, size: Tensor, offset: Tensor, end: int) -> None:
         """Raise ``ValueError`` unless items of these sizes, behind one another, fill ``end`` moments."""
@@ -143,8 +150,9 @@ class MixedLatents(_Shards):
         return {(h, w) for sizes in self._sizes for h, w in sizes.tolist()}
 
     def _read(self, shard: int, place: int) -> Tensor:
-        begin, end = self._offsets[shard][place : place + 2].tolist()
-        return self._moments[shard][begin:end].view(-1, *self._sizes[shard][place].tolist())  # (2 c, h, w)
+        row = int(self._rows[shard][place])
+        begin, end = self._offsets[shard][row : row + 2].tolist()
+        return self._moments[shard][begin:end].view(-1, *self._sizes[shard][row].tolist())  # (2 c, h, w)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return ``moments`` float32, flat, ``size`` int64 (b, 2), the (h, w) of each, and ``label`` int64 (b,)."""
@@ -159,11 +167,12 @@ def check_scale(vae: Any) -> None:
         raise InputError(f"the autoencoder scales latents by {scale}, training by {SCALE}: use Stable Diffusion's")
 
 
-def mixed_shard(moments: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+def mixed_shard(moments: Sequence[Tensor], labels: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
     """Return the tensors of a shard of ``MixedLatents`` with ``moments``, (2 c, h_i, w_i) each; float16."""
     flat, size = pack_images(moments)
     offset = torch.tensor([0, *accumulate(item.numel() for item in moments)])
-    return {"moments": flat.half(), "size": size, "offset": offset, "label": labels}
+    weighed = {} if weights is None else {"weight": weights}
+    return {"moments": flat.half(), "size": size, "offset": offset, "label": labels, **weighed}
 
 
 def sample_latents(moments: Tensor, noise: Tensor) -> Tensor:

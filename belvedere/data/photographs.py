@@ -22,9 +22,10 @@ Box = tuple[int, int, int, int]
 class _Crops:
     """A ``belvedere.data.Dataset`` of random square crops.
 
-    ``size``: of a crop in pixels; ``crops``: items a photograph; ``scale``: how far at most a photograph is scaled down
-    before it is cut, 1 for not at all. Crops are mirrored and turned over at random. Item i is a function of (seed,
-    i). ``regions`` False leaves the maps out. A photograph smaller than a crop is cut to a square and scaled up.
+    ``size``: of a crop in pixels; ``crops``: items a photograph, each a crop of its own, so that as many visits differ;
+    ``scale``: how far at most a photograph is scaled down before it is cut, 1 for not at all. Crops are mirrored and
+    turned over at random. Item i is a function of (seed, i). ``regions`` False leaves the maps out. A photograph
+    smaller than a crop is cut to a square and scaled up.
     """
 
     classes: tuple[str, ...] = ()
@@ -130,7 +131,8 @@ class PanopticPhotographs(_Crops):
     """Crops of photographs in a folder with panoptic maps in another, as COCO has them: the published training data.
 
     ``path``: folder of the photographs; ``regions_path``: folder of PNG maps of the same names, whose colours tell
-    regions apart. A photograph without a map raises ``InputError`` at once.
+    regions apart. A photograph without a map raises ``InputError`` at once. Published are 400 visits of
+    each photograph.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class PanopticPhotographs(_Crops):
         path: Path | str,
         regions_path: Path | str,
         size: int = 256,
-        crops: int = 1,
+        crops: int = 400,
         scale: float = 1.0,
         seed: int = 0,
         regions: bool = True,

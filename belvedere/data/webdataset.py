@@ -78,7 +78,7 @@ class WebDataset(EncodedPictures):
         file, member = self._pictures[picture]
         return f"{self.files[file]}, {member.name[:80]}"
 
-    def _open(self, picture: int) -> Image.Image:
+    def image(self, picture: int) -> Image.Image:
         file, member = self._pictures[picture]
         path = self.files[file]
         try:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from belvedere.apps.concept_judges import ClipJudge, DinoJudge, ToyJudge
+from belvedere.apps.concept_judges import ClipJudge, DinoJudge, Lens, ToyJudge
 from belvedere.apps.evaluate_concept import PROMPTS, parse_values
 from belvedere.checkpoints.concepts import save_concept
 from belvedere.checkpoints.text_to_image import load_text_to_image
+from belvedere.data.images import to_tensor
 from belvedere.data.toybox import Toybox
 from belvedere.errors import InputError
 from belvedere.generation.neti_training import FrozenBase
@@ -92,6 +93,20 @@ def test_dino_sees_class_tokens_of_normalised_pixels(tmp_path: Path, kind: str) 
         hidden = judge.model(((pixels - mean[:, None, None]) / std[:, None, None])[None]).last_hidden_state
     torch.testing.assert_close(seen, torch.nn.functional.normalize(hidden[:, 0], dim=1))
     assert judge.texts(["a cat"]) is None and judge.recognised([picture], "car") is None
+
+
+@pytest.mark.parametrize(
+    ("size", "edge"), [({"shortest_edge": 37}, 37), (40, 40), ({"height": 32, "width": 32}, 32), (None, 32)]
+)
+def test_pictures_are_scaled_and_cut_as_a_folder_says(tmp_path: Path, size: object, edge: int) -> None:
+    told = {"crop_size": {"height": 32, "width": 32}} | ({} if size is None else {"size": size})
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    picture = Image.effect_noise((150, 91), 90).convert("RGB")
+    scaled = picture.resize((150 * edge // 91, edge), Image.Resampling.BICUBIC)
+    left, upper = (scaled.width - 32) // 2, (edge - 32) // 2
+    wanted = to_tensor(scaled.crop((left, upper, left + 32, upper + 32)))
+    found = Lens(tmp_path, 32, (0, 0, 0), (1, 1, 1))([picture])[0] * 255
+    assert (found - wanted).abs().max() <= 1
 
 
 def test_photographs_like_each_other_are_told_from_others() -> None:

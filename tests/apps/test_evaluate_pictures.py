@@ -17,6 +17,7 @@ from belvedere.apps.evaluate import frechet_distance, load_classifier
 from belvedere.apps.evaluate_pictures import Plan, evaluate_pictures
 from belvedere.apps.image_statistics import kernel_distance, precision_recall
 from belvedere.apps.picture_features import ClassifierFeatures
+from belvedere.apps.picture_sources import found_at
 from belvedere.apps.requests import GenerateRequest
 from belvedere.checkpoints import store
 from belvedere.checkpoints.tensors import metadata
@@ -118,6 +119,16 @@ def test_export_alone_needs_no_reference(others: Path, tmp_path: Path) -> None:
         assert (archive["arr_0"][21] == np.array(Image.open(others / "021.png"))).all()
 
 
+def test_some_pictures_of_a_folder_are_of_all_classes(tmp_path: Path) -> None:
+    for seed, kind in enumerate("abcd"):
+        save_pictures(tmp_path / kind, 6, seed=seed)
+    source = found_at(tmp_path, count=12)
+    every, some = (list(found.pictures(range(found.count))) for found in (found_at(tmp_path), source))
+    numbers = [next(i for i in range(24) if torch.equal(every[i], one)) for one in some]
+    assert source.by_class and len(numbers) == 12 and numbers == sorted(set(numbers))
+    assert {number // 6 for number in numbers} == {0, 1, 2, 3}
+
+
 def test_larger_references_are_cropped_and_oblong_ones_refused(others: Path, tmp_path: Path) -> None:
     large, oblong = tmp_path / "large", tmp_path / "oblong"
     for folder, size in ((large, (20, 40)), (oblong, (16, 24))):
@@ -127,6 +138,9 @@ def test_larger_references_are_cropped_and_oblong_ones_refused(others: Path, tmp
     assert evaluate(samples=others, reference=large)["reference_count"] == 20
     wide = evaluate(samples=oblong, reference=oblong)
     assert wide["size"] == "16x24" and abs(wide["frechet"]) < 1e-9
+    Image.new("RGB", (15, 60)).save(large / "7.png")
+    with pytest.raises(InputError, match=r"large, picture 17: has 15x60 pixels, fewer than 16x16: none is enlarged"):
+        evaluate(samples=others, reference=large)
     with pytest.raises(InputError, match=r"large, picture 0: has 20x40 pixels, not 16x24"):
         evaluate(samples=oblong, reference=large)
     Image.new("RGB", (15, 16)).save(oblong / "7.png")

@@ -83,6 +83,15 @@ def test_inception_score_of_parts_against_their_definition() -> None:
     assert score.score() == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-12)
 
 
+def test_inception_score_of_pictures_one_class_after_another() -> None:
+    """In their order each part would be of one class, whose score is 1."""
+    logits = 1000 * torch.eye(4).repeat_interleave(200, 0)
+    score = InceptionScore(800, 4, by_class=True)
+    for block in logits.split(7):
+        score.add(block)
+    assert score.score()[0] == pytest.approx(4, rel=0.05)
+
+
 def test_precision_and_recall_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_statistics, "BLOCK", 16)
     made, real = normal(50, 3).float(), (normal(70, 3, seed=1) * 2 + 100 - 99.5).float()

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from belvedere.apps.prepare import Encoder, pictures_at, prepare
+from belvedere.apps.prepare import Encoder, Key, pictures_at, prepare
 from belvedere.checkpoints.autoencoder import load_autoencoder
 from belvedere.data.folders import ImageFolder
 from belvedere.data.latents import Latents, MixedLatents
@@ -77,15 +77,21 @@ def test_items_are_the_moments_of_the_pictures_and_of_their_mirror_images(
 ) -> None:
     assert make(pictures, tmp_path / "out", vae) == 0
     latents, images = MixedLatents(tmp_path / "out"), ImageFolder(pictures, 32, flip=True, unit=4)
-    assert len(latents) == len(images) == 18 and latents.classes == images.classes == ("a", "b")
-    for i in range(18):
-        assert latents[i]["label"] == images[i]["label"]
-        torch.testing.assert_close(latents[i]["moments"], moments_of(vae, images[i]["image"]), atol=1e-3, rtol=1e-3)
-    size = latents.batch(range(0, 18, 2))["size"]
+    squares = ImageFolder(pictures, 32, flip=True)
+    assert len(latents) == 2 * len(images) == 36 and latents.classes == images.classes == ("a", "b")
+    for i in range(36):
+        number, mirrored, again = i // 4, i // 2 % 2, i % 2
+        larger = SIZES[number][0] * SIZES[number][1] > 32 * 32
+        if larger:  # whole, whole mirrored, square, square mirrored; others have each of their views twice
+            mirrored, again = again, mirrored
+        wanted = (squares if larger and again else images)[2 * number + mirrored]
+        assert latents[i]["label"] == wanted["label"]
+        torch.testing.assert_close(latents[i]["moments"], moments_of(vae, wanted["image"]), atol=1e-3, rtol=1e-3)
+    size = latents.batch(range(0, 36, 4))["size"]
     assert size.tolist() == [[12, 18], [18, 12], [8, 32], [12, 18], [10, 4], [2, 2], [12, 18], [6, 34], [16, 16]]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and "00004-of-00005.safetensors: " in lines[4] and lines[4].endswith("0:00:00 left")
-    assert lines[5].endswith("out: 18 latents of 9 pictures, 0 skipped")
+    assert lines[5].endswith("out: latents of 9 pictures, 0 skipped")
 
 
 def test_squares_are_latents_of_one_size(pictures: Path, vae: Path, tmp_path: Path) -> None:
@@ -101,7 +107,7 @@ def test_squares_are_latents_of_one_size(pictures: Path, vae: Path, tmp_path: Pa
 def test_bfloat16_is_near(pictures: Path, vae: Path, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         make(pictures, tmp_path / dtype, vae, dtype=dtype)
-    exact, near = (MixedLatents(tmp_path / dtype).batch(range(18))["moments"] for dtype in ("float32", "bfloat16"))
+    exact, near = (MixedLatents(tmp_path / dtype).batch(range(36))["moments"] for dtype in ("float32", "bfloat16"))
     assert 0 < (exact - near).abs().max() < 0.2 * exact.std()
 
 
@@ -148,7 +154,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int, error: type[BaseExcep
     """Raise ``error`` in place of the encoder's call number ``calls``."""
     original, left = Encoder.encode, [calls]
 
-    def encode(self: Encoder, pictures: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def encode(self: Encoder, pictures: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
         left[0] -= 1
         if left[0] < 0:
             raise error
@@ -164,7 +170,7 @@ def test_interrupted_and_given_again_is_the_same(
     make(pictures, tmp_path / "straight", vae)
     straight = content(tmp_path / "straight")
     with monkeypatch.context() as patched:
-        interrupt(patched, 5, error)
+        interrupt(patched, 7, error)
         if error is KeyboardInterrupt:
             assert make(pictures, tmp_path / "out", vae) == 130
         else:
@@ -224,11 +230,11 @@ def test_damaged_pictures_are_named_counted_and_left_out(
     assert make(pictures, tmp_path / "out", vae, max_skipped=3) == 0
     said = capsys.readouterr()
     assert f"skipped: {pictures / 'a/3.png'} is not a whole PNG" in said.err
-    assert said.out.splitlines()[-1].endswith("12 latents of 6 pictures, 3 skipped")
+    assert said.out.splitlines()[-1].endswith("out: latents of 6 pictures, 3 skipped")
     whole, left = MixedLatents(tmp_path / "whole"), MixedLatents(tmp_path / "out")
     for place, picture in enumerate((0, 1, 4, 6, 7, 8)):
-        for view in range(2):
-            found, want = left[2 * place + view], whole[2 * picture + view]
+        for view in range(4):
+            found, want = left[4 * place + view], whole[4 * picture + view]
             assert found["label"] == want["label"]
             torch.testing.assert_close(found["moments"], want["moments"], atol=1e-3, rtol=1e-3)
 

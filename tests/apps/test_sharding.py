@@ -19,11 +19,13 @@ from tests.apps.training_helpers import assert_same, rows
 from tests.apps.training_processes import run_one, run_two
 from tests.apps.training_systems import FITV2, write_system
 
+STEMS = ("model", "ema", "optimizer", "best")
+
 
 def tensors(run: Path, step: int) -> dict[str, Tensor]:
     """Return all tensors of a checkpoint, whatever its parts."""
     found = {}
-    for stem in ("model", "ema", "optimizer"):
+    for stem in STEMS:
         parts = Parts(run / "checkpoints" / f"step-{step:08d}", stem)
         for name in parts.names:
             found[f"{stem}: {name}"] = torch.zeros(parts.shape(name))
@@ -91,7 +93,8 @@ def test_weights_are_cast_without_a_copy_where_nothing_changes() -> None:
 def test_a_sharded_run_is_the_run_of_whole_weights(tmp_path: Path) -> None:
     """Two processes, DDP and shards: also stopped and continued, by two bit for bit, and by one without shards."""
     changes: dict[str, Any] = {"precision": "no", "steps": 6, "save_every": 3, "optimizer": {"lr": 1e-3, "clip": 0.1}}
-    config = write_system("fitv2", tmp_path, **changes)
+    early = {"evaluate_every": 3, "held_out": {"seed": 1}, "patience": 3}
+    config = write_system("fitv2", tmp_path, **changes | early)
     whole, sharded, again, alone = (tmp_path / name for name in ("whole", "sharded", "again", "alone"))
     run_two(config, whole)
     run_two(config, sharded, "shard=true", "checkpointing=true")
@@ -107,7 +110,7 @@ def test_a_sharded_run_is_the_run_of_whole_weights(tmp_path: Path) -> None:
     sizes = [(folder / Part(number, 2).file("model")).stat().st_size for number in range(2)]
     assert 0.8 < sizes[0] / sizes[1] < 1.25 and not (folder / "model.safetensors").exists()
     assert set(json.loads((folder / "manifest.json").read_text())) == {
-        *(Part(number, 2).file(stem) for number in range(2) for stem in ("model", "ema", "optimizer")),
+        *(Part(number, 2).file(stem) for number in range(2) for stem in STEMS),
         "state.json",
     }
     average = {name: value for name, value in found_tensors.items() if name.startswith("ema")}

@@ -151,6 +151,25 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: 
     ] * 2
 
 
+@pytest.mark.parametrize(
+    ("from_step", "weight", "reason"),
+    [(9, 1.0, "the last step was not finite"), (20, 1e5, "averaged weights are not finite in float16")],
+)
+def test_a_run_that_ends_broken_writes_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int, weight: float, reason: str
+) -> None:
+    def act(step: int, model: Any) -> float:
+        model.stages[0].embed.bias.data.fill_(weight)
+        return math.nan if step >= from_step else 1.0
+
+    disturb(monkeypatch, act)
+    config = write_config(tmp_path, sheet_every=0, export={"dtype": "float16"})
+    for _ in range(2):
+        assert train(config, out=tmp_path / "run") == 1
+        assert events(tmp_path / "run")[-1].startswith(f"no model written: {reason}; lower optimizer.lr")
+        assert not (tmp_path / "run/model").exists()
+
+
 def test_too_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disturb(monkeypatch, lambda step, model: math.inf if step >= 5 else 1.0)
     assert train(write_config(tmp_path), out=tmp_path / "run", overrides=["optimizer.max_bad_steps=2"]) == 1
@@ -329,6 +348,8 @@ def test_held_out_samples_are_looked_at_and_change_nothing(tmp_path: Path) -> No
     assert_same(tensors(tmp_path / "plain", 10), tensors(tmp_path / "looking", 10))
     found = dict(looks(tmp_path / "looking"))
     assert list(found) == [4, 8, 10] and found[10] < found[4]
+    card = json.loads((tmp_path / "looking" / "model" / "card.json").read_text())
+    assert (card["held_out_step"], card["held_out_loss"]) == (10, found[10])
 
 
 def test_held_out_samples_noise_and_times_are_always_the_same(tmp_path: Path) -> None:
@@ -337,8 +358,8 @@ def test_held_out_samples_noise_and_times_are_always_the_same(tmp_path: Path) ->
     train(still, out=tmp_path / "parts", overrides=["accumulate=4"])
     first, *others = [*dict(looks(tmp_path / "run")).values(), *dict(looks(tmp_path / "parts")).values()]
     assert others == pytest.approx([first] * 3, rel=1e-5)
-    train(still, out=tmp_path / "seen", overrides=["held_out.seed=0"])
-    assert dict(looks(tmp_path / "seen"))[4] != pytest.approx(first, rel=1e-3)
+    train(still, out=tmp_path / "others", overrides=["held_out.seed=2"])
+    assert dict(looks(tmp_path / "others"))[4] != pytest.approx(first, rel=1e-3)
 
 
 def test_held_out_samples_may_lack_classes(tmp_path: Path) -> None:
@@ -361,6 +382,33 @@ def test_a_run_that_brings_nothing_better_ends(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model" / "card.json").read_bytes() == weights
 
 
+def test_a_run_that_ends_early_ends_with_its_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path, steps=40, save_every=4, keep=3, **HELD_OUT, patience=2)
+
+    def act(step: int, model: Any) -> float:
+        if step >= 4:  # worse with every step
+            for weight in model.parameters():
+                weight.data.mul_(1.5)
+        if step == 9 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return 1.0
+
+    disturb(monkeypatch, act)
+    assert train(config, out=tmp_path / "run") == 0
+    assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")][-1] == "step-00000010"
+    best = {name: value for name, value in tensors(tmp_path / "run", 4).items() if name.startswith("ema")}
+    assert train(config, out=tmp_path / "run", overrides=["keep=1"]) == 0
+    found = dict(looks(tmp_path / "run"))
+    assert list(found) == [4, 8, 12] and found[4] < min(found[8], found[12])
+    for _ in range(2):
+        made = belvedere.load(tmp_path / "run/model").network.state_dict()
+        assert_same({f"ema: {name}": value for name, value in made.items()}, best)
+        card = json.loads((tmp_path / "run/model/card.json").read_text())
+        assert (card["steps"], card["held_out_step"], card["held_out_loss"]) == (12, 4, found[4])
+        assert train(config, out=tmp_path / "run") == 0
+
+
 def test_a_run_that_still_learns_goes_on(tmp_path: Path) -> None:
     config = write_config(tmp_path, **HELD_OUT, patience=1)
     assert train(config, out=tmp_path / "run") == 0
@@ -374,6 +422,7 @@ def test_a_run_that_still_learns_goes_on(tmp_path: Path) -> None:
         ({"evaluate_every": 4}, "needs held_out"),
         ({"evaluate_every": 4, "held_out": {"place": 1}}, "unknown config key 'data.place'"),
         ({"evaluate_every": 4, "held_out": {"kinds": ["car", "castle"]}}, "class 'castle', which data lacks"),
+        ({"evaluate_every": 4, "held_out": {"seed": 0}}, "those are the samples of data: name others"),
         ({"patience": 2}, "patience counts looks"),
         ({**HELD_OUT, "patience": -1}, "patience counts looks"),
     ],

@@ -118,6 +118,13 @@ def test_mixed_items_come_from_their_shards(tmp_path: Path) -> None:
         assert torch.equal(found, moments[i])
 
 
+def test_an_item_that_weighs_two_is_there_twice(tmp_path: Path) -> None:
+    moments = write_mixed(tmp_path, lambda shard: shard.update(weight=torch.tensor([2, 1])))
+    data = MixedLatents(tmp_path)
+    assert data.batch(range(len(data)))["label"].tolist() == [0, 1, 2, 3, 3, 4]
+    assert all(torch.equal(data[i]["moments"], moments[j]) for i, j in enumerate([0, 1, 2, 3, 3, 4]))
+
+
 def test_an_empty_shard_is_passed_over(tmp_path: Path) -> None:
     moments = write_mixed(tmp_path)
     save_file(mixed_shard([], torch.tensor([], dtype=torch.int64)), tmp_path / "a.safetensors")
@@ -159,6 +166,8 @@ def change(name: str, place: int | tuple[int, int], value: int) -> Callable[[dic
         (change("size", (0, 0), 2), "offset does not leave"),
         (change("size", (1, 1), 0), "size has sides outside"),
         (change("size", (1, 1), 1 << 62), "size has sides outside"),
+        (lambda s: s.update(weight=torch.tensor([1, 3])), "weight has numbers other than 1 and 2"),
+        (lambda s: s.update(weight=torch.tensor([1, 2, 1])), r"weight is I64 \[3\], not integers of shape \[2\]"),
         (change("label", 1, 5), "labels go beyond the 5 names"),
         (change("label", 1, -1), "labels go beyond"),
     ],

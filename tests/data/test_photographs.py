@@ -93,6 +93,9 @@ def test_panoptic_maps_tell_regions_by_all_three_colours(tmp_path: Path) -> None
     Image.new("RGB", (64, 64), "white").save(tmp_path / "images" / "a.jpg")
     data = PanopticPhotographs(tmp_path / "images", tmp_path / "maps", size=64)
     assert data[0]["regions"].unique(return_counts=True)[1].tolist().count(1024) == 2
+    assert len(data) == 400
+    visits = [PanopticPhotographs(tmp_path / "images", tmp_path / "maps", size=48)[i]["regions"] for i in range(3)]
+    assert not torch.equal(visits[0], visits[1]) and not torch.equal(visits[1], visits[2])
     (tmp_path / "maps" / "a.png").unlink()
     with pytest.raises(InputError, match=r"1 photographs have no map.*a\.png"):
         PanopticPhotographs(tmp_path / "images", tmp_path / "maps")
