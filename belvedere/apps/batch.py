@@ -29,7 +29,7 @@ POLL = 0.3
 REPORT_EVERY = 0.5
 """Seconds between reports of progress, at least."""
 FAILURES_IN_A_ROW = 3
-"""Pieces after which the fault is not theirs: the batch stops."""
+"""Pieces after which the fault is not theirs: no more of their model is tried."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,14 @@ def run_batch(batch: Batch, watch: Watch | None = None) -> Summary:
 
     Returns when every picture is made or has failed, or when ``watch.stop`` is set and what was in hand is done. Raises
     ``InputError`` for a job file without a single good job, for a folder that cannot be written or is another batch's,
-    a full disk, and after failures in a row; what is made by then is safe and the same call goes on.
+    a full disk, and, when the other models are done, after failures in a row; what is made by then is safe and the same
+    call goes on.
     """
     watch = watch or Watch()
     batch = placed(batch)
     output.check_folder(batch.out)
     shelf = Shelf(lambda name: watch.note(f"loading {name}"))
-    plan = None if batch.manifest.exists() else first_plan(batch, shelf)
+    plan = None if batch.manifest.exists() else first_plan(batch, shelf, watch.note)
     with output.writing(batch.out):
         batch.out.mkdir(parents=True, exist_ok=True)
         worker = Worker(batch.out, batch.part)
@@ -109,6 +110,8 @@ class _Run:
         self.began, self.shown, self.network = time.perf_counter(), 0.0, 0.0
         self.done_before = manifest.counts().done
         self.made = self.failed = 0
+        self.given_up: dict[str, str] = {}
+        """Models of which no more is tried, and why."""
         self.model = shelf.name
 
     def run(self) -> Summary:
@@ -118,7 +121,7 @@ class _Run:
                 self._settle()
                 if self.watch.stop.is_set():
                     break
-                claim = self.manifest.claim(self.worker.token, self.model)
+                claim = self.manifest.claim(self.worker.token, self.model, self.given_up)
                 if claim is not None:
                     self._make(claim)
                 elif not self._await_others():
@@ -126,6 +129,8 @@ class _Run:
             self._settle(wait=True)
         finally:
             self.writer.close()
+        if self.given_up and not self.watch.stop.is_set():
+            raise InputError(next(iter(self.given_up.values())))
         return self._summary()
 
     def _make(self, claim: Claim) -> None:
@@ -159,7 +164,8 @@ class _Run:
         self.watch.note(f"{wanted[0].name}: {reason[:200]}")
         self.failed += 1
         if self.failed >= FAILURES_IN_A_ROW:
-            raise InputError(f"{self.failed} calls in a row failed, the last with: {reason[:200]}")
+            told = f"{self.failed} calls in a row failed, the last with: {reason[:200]}"
+            self.given_up[wanted[0].request.model] = told
 
     def _settle(self, wait: bool = False) -> None:
         """Enter what the threads have written into the manifest."""
@@ -171,7 +177,7 @@ class _Run:
     def _await_others(self) -> bool:
         """Return whether there may be something to do; take over what dead processes had, or wait a moment."""
         self._settle(wait=True)
-        if self.manifest.counts().left == 0:
+        if not self.manifest.busy(self.given_up):
             return False
         with self.worker.alone():
             taken_over = self.manifest.release({self.worker.token, *self.worker.others()})

@@ -2,18 +2,19 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from belvedere.apps import batch_jobs, output, record
-from belvedere.apps.batch_jobs import Fault, Line
+from belvedere.apps.batch_jobs import Fault, JobFile, Line
 from belvedere.apps.batch_manifest import Kept, Manifest
-from belvedere.apps.batch_output import PACKS, check_place, pack_name
+from belvedere.apps.batch_output import PACKS, pack_name
 from belvedere.apps.batch_plan import Plan, Shelf, in_part, make_plan
 from belvedere.apps.batch_workers import launched
+from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
 
 Note = Callable[[str], None]
@@ -77,10 +78,11 @@ def placed(batch: Batch) -> Batch:
     return replace(batch, shard=shard, defaults={**batch.defaults, "device": device})
 
 
-def first_plan(batch: Batch, shelf: Shelf) -> Plan:
+def first_plan(batch: Batch, shelf: Shelf, note: Note) -> Plan:
     """Return the plan of a batch that is not begun; ``InputError`` when nothing of it can be made."""
     found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
-    plan = planned(batch, found.lines, found.faults, shelf)
+    plan = planned(batch, found.lines, found.faults, shelf, note=note)
+    plan.digest = found.digest
     if not plan.pieces:
         if not plan.faults:
             raise InputError(f"--shard {batch.shard[0]}/{batch.shard[1]}: no picture falls to it; use fewer shards")
@@ -88,33 +90,48 @@ def first_plan(batch: Batch, shelf: Shelf) -> Plan:
         more = f" ({len(plan.faults)} lines, all wrong)" if len(plan.faults) > 1 else ""
         raise InputError(f"{batch.jobs} line {first.number}: {first.reason}{more}")
     try:
-        check_place(batch.out, _targets(batch, plan, 0))
+        check_place(batch, plan, shelf)
     except InputError:
-        if not batch.manifest.exists():  # else another process began the batch in the meantime: they are its pictures
+        if not batch.manifest.exists():  # else another process may have begun it: ``opened`` looks, alone
             raise
     return plan
 
 
 def planned(
     batch: Batch,
-    lines: Sequence[Line],
-    faults: Sequence[Fault],
+    lines: Iterable[Line],
+    faults: Iterable[Fault],
     shelf: Shelf,
     there: Mapping[str, Collection[int]] | None = None,
+    note: Note = lambda line: None,
 ) -> Plan:
     size = None if batch.pack == "none" else batch.pack_size
-    plan = make_plan(lines, shelf, batch.shard, size, there)
+    plan = make_plan(lines, shelf, batch.shard, size, there, note)
     plan.faults = sorted([*faults, *plan.faults])
     return plan
 
 
-def _targets(batch: Batch, plan: Plan, first: int) -> set[str]:
-    """Return the names of the files that a plan, whose first piece is ``first``, makes."""
+def check_place(batch: Batch, plan: Plan, shelf: Shelf, manifest: Manifest | None = None) -> None:
+    """Raise ``InputError`` when a file that ``plan`` makes for the first time would take the place of another.
+
+    What the manifest lists may be there, and so may a picture that its record calls the same.
+    """
+    ending = PACKS[batch.pack] or f".{output.FORMATS[batch.kind]}"
+    there = {path.name for path in batch.out.glob(f"*{ending}")}
+    if not there:
+        return
     if batch.pack != "none":
-        return {pack_name(first + i, batch.pack, batch.part) for i in range(len(plan.pieces))}
-    ending = output.FORMATS[batch.kind]
-    places = (place for piece in plan.pieces for call in piece.calls for place in call)
-    return {f"{plan.jobs[job].line.picture(index)}.{ending}" for job, index in places}
+        first = manifest.next_piece() if manifest else 0
+        packs = (pack_name(first + i, batch.pack, batch.part) for i in range(len(plan.pieces)))
+        if name := next((name for name in packs if name in there), ""):
+            place = batch.out / name
+            raise InputError(f"{place} exists and is not of this batch; choose another --out, or move it away")
+        return
+    for job, index in (place for piece in plan.pieces for call in piece.calls for place in call):
+        line = plan.jobs[job].line
+        name = f"{line.picture(index)}{ending}"
+        if name in there and not (manifest and manifest.lists(line, index)):
+            output.check_target(batch.out / name, shelf.job(line.request).record(index).origin)
 
 
 def opened(batch: Batch, plan: Plan | None, shelf: Shelf, others: set[str], note: Note) -> Manifest:
@@ -124,18 +141,20 @@ def opened(batch: Batch, plan: Plan | None, shelf: Shelf, others: set[str], note
     manifest = Manifest(batch.manifest)
     try:
         begun = manifest.settings()
-        now = _settings(batch)
+        now = settings(batch)
         if not begun:
-            manifest.store(plan or first_plan(batch, shelf), now)
-            begun = now
-        _agree(batch, begun, now, note)
+            plan = plan or first_plan(batch, shelf, note)
+            check_place(batch, plan, shelf)
+            begun = now | {"jobs": plan.digest}
+            manifest.store(plan, begun)
+        agree(batch, begun, now, note)
         if torch.get_num_threads() != begun["threads"]:  # sums, and records, may depend on it
             torch.set_num_threads(begun["threads"])
             shelf.forget()
         if begun["jobs"] != now["jobs"] or (manifest.faults() and not others):
             if others:
                 raise InputError(f"{batch.out}: others are at work on another job file; wait for them, or stop them")
-            _replan(batch, manifest, now, shelf, note)
+            _replan(batch, manifest, shelf, note)
         manifest.release(others)
         if not others:
             manifest.retry()
@@ -146,7 +165,8 @@ def opened(batch: Batch, plan: Plan | None, shelf: Shelf, others: set[str], note
         raise
 
 
-def _settings(batch: Batch) -> dict[str, Any]:
+def settings(batch: Batch) -> dict[str, Any]:
+    """Return what a batch is begun with: the digest of its jobs, how it is kept, and the machine."""
     import torch
 
     from belvedere.checkpoints import store
@@ -165,7 +185,7 @@ def _settings(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _agree(batch: Batch, begun: dict[str, Any], now: dict[str, Any], note: Note) -> None:
+def agree(batch: Batch, begun: dict[str, Any], now: dict[str, Any], note: Note) -> None:
     """Raise ``InputError`` when a batch was begun in a way that makes other files; say so when the machine is other."""
     for key in ("format", "pack", "shard", "device", "dtype"):
         if begun.get(key) != now[key]:
@@ -175,34 +195,67 @@ def _agree(batch: Batch, begun: dict[str, Any], now: dict[str, Any], note: Note)
             note(f"begun with {key} {begun['machine'].get(key)}, now {value}: last bits and records may differ")
 
 
-def _replan(batch: Batch, manifest: Manifest, now: dict[str, Any], shelf: Shelf, note: Note) -> None:
-    """Bring the manifest up to a job file that has changed: what is done stays, new jobs are added, others go.
+@dataclass
+class Change:
+    """What a job file asks of a batch that is begun."""
+
+    lines: list[Line] = field(default_factory=list)
+    """The jobs, each with the settings that its pictures have."""
+    faults: list[Fault] = field(default_factory=list)
+    fresh: dict[str, Line] = field(default_factory=dict)
+    """Of the jobs, by name, those that pictures have to be planned of."""
+    there: dict[str, set[int]] = field(default_factory=dict)
+    """Numbers of their pictures that need no plan."""
+    dropped: set[str] = field(default_factory=set)
+    """Jobs of which nothing more is made as it was planned."""
+
+    def adds(self, line: Line, index: int) -> bool:
+        """Return whether a picture has to be planned."""
+        return line.name in self.fresh and index not in self.there.get(line.name, ())
+
+
+def changed(batch: Batch, manifest: Manifest, found: JobFile, note: Note) -> Change:
+    """Return what a job file asks of a batch: what is done stays, new jobs are added, others go.
 
     A job that has pictures keeps its settings; what was dropped of one that is back is added again.
     """
-    known, found = manifest.jobs(), batch_jobs.read_jobs(batch.jobs, batch.defaults)
-    dropped = known.keys() - {line.name for line in found.lines}
-    fresh, faults = [], list(found.faults)
-    there: dict[str, set[int]] = {}
+    known, change = manifest.jobs(), Change(faults=list(found.faults))
+    change.dropped = known.keys() - {line.name for line in found.lines}
     for line in found.lines:
         old = known.get(line.name)
-        if old is None:
-            fresh.append(line)
-        elif old.request == line.request.to_json():
-            if old.pictures < len(in_part(line, batch.shard)):
-                fresh.append(line)
-                there[line.name] = manifest.numbers(line.name)
-        elif old.done:
-            reason = f"name {line.name!r}: pictures of other settings have it already; give this job another name"
-            faults.append(Fault(line.number, reason))
+        if old and old.request != line.request.to_json() and old.done:
+            change.lines.append(line._replace(request=GenerateRequest.from_json(old.request)))
+            change.faults.append(Fault(line.number, _taken(line)))
             if old.done < old.pictures:
                 note(f"{line.name}: begun with other settings, and finished with those")
-        else:
-            fresh.append(line)
-            dropped.add(line.name)
-    plan = planned(batch, fresh, faults, shelf, there)
-    check_place(batch.out, _targets(batch, plan, manifest.next_piece()))
-    manifest.store(plan, {"jobs": now["jobs"]}, dropped)
+            continue
+        change.lines.append(line)
+        if old is None:
+            change.fresh[line.name] = line
+        elif old.request != line.request.to_json():
+            change.fresh[line.name] = line
+            change.dropped.add(line.name)
+        elif old.pictures < len(in_part(line, batch.shard)):
+            change.fresh[line.name] = line
+            change.there[line.name] = manifest.numbers(line.name)
+    return change
+
+
+def _taken(line: Line) -> str:
+    mend = "give this job another name"
+    if line.name == batch_jobs.name_of_line(line.number):
+        mend = "give this job a name, or bring back the lines that stood above it"
+    return f"name {line.name!r}: pictures of other settings have it already; {mend}"
+
+
+def _replan(batch: Batch, manifest: Manifest, shelf: Shelf, note: Note) -> None:
+    """Bring the manifest up to a job file that has changed."""
+    found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
+    change = changed(batch, manifest, found, note)
+    plan = planned(batch, change.fresh.values(), change.faults, shelf, change.there, note)
+    check_place(batch, plan, shelf, manifest)
+    numbers = dict.fromkeys(change.dropped, 0) | {line.name: line.number for line in found.lines}
+    manifest.store(plan, {"jobs": found.digest}, change.dropped, numbers)
 
 
 def _recover(batch: Batch, manifest: Manifest, note: Note) -> None:
@@ -225,5 +278,6 @@ def _recover(batch: Batch, manifest: Manifest, note: Note) -> None:
     with ThreadPoolExecutor(4) as pool:
         lost = [one for one, whole in zip(kept, pool.map(good, kept), strict=True) if not whole]
     if lost:
-        note(f"{lost[0].name}{ending}{' and others' * (len(lost) > 1)}: missing or changed, made again")
+        names = f"{lost[0].name}{ending}{' and others' * (len(lost) > 1)}"
+        note(f"{names}: missing or changed, made again if the job file still has the job")
         manifest.reopen({one.piece for one in lost})

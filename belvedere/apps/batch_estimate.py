@@ -11,12 +11,14 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from belvedere.apps import batch_jobs, work
-from belvedere.apps.batch_begin import Batch, placed, planned
+from belvedere.apps.batch_begin import Batch, Change, agree, changed, check_place, placed, planned, settings
 from belvedere.apps.batch_manifest import Manifest
 from belvedere.apps.batch_plan import Place, Plan, Planned, Shelf, shared
 
@@ -58,9 +60,15 @@ def estimate(batch: Batch, note: Callable[[str], None] = lambda line: None) -> E
     batch = placed(batch)
     shelf = Shelf(lambda name: note(f"loading {name}"))
     found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
-    plan = planned(batch, found.lines, found.faults, shelf)
+    with _manifest(batch) as manifest:
+        if begun := manifest.settings():
+            agree(batch, begun, settings(batch), note)
+        change = changed(batch, manifest, found, note)
+        plan = planned(batch, change.lines, change.faults, shelf, note=note)
+        check_place(batch, _new(plan, change), shelf, manifest)
+        done = _done(manifest, plan)
     kinds, examples, pixels = _kinds(plan)
-    evaluations, done = _evaluations(plan), _done(batch, plan)
+    evaluations = _evaluations(plan)
     share = 1 - done / plan.pictures if plan.pictures else 0.0
     seconds = _seconds(kinds, examples, plan, shelf, note)
     return Estimate(
@@ -75,15 +83,30 @@ def estimate(batch: Batch, note: Callable[[str], None] = lambda line: None) -> E
     )
 
 
-def _done(batch: Batch, plan: Plan) -> int:
-    """Return how many pictures of a plan are made already."""
-    if not batch.manifest.exists():
-        return 0
-    manifest = Manifest(batch.manifest)
+@contextmanager
+def _manifest(batch: Batch) -> Iterator[Manifest]:
+    """Yield the manifest of a batch; one in memory where there is none yet."""
+    there = batch.manifest.exists() and batch.manifest.stat().st_size
+    manifest = Manifest(batch.manifest if there else Path(":memory:"))
     try:
-        made = {(name, job.request): job.done for name, job in manifest.jobs().items()}
+        yield manifest
     finally:
         manifest.close()
+
+
+def _new(plan: Plan, change: Change) -> Plan:
+    """Return the plan without the pieces that the batch has already."""
+    pieces = [
+        piece
+        for piece in plan.pieces
+        if any(change.adds(plan.jobs[job].line, index) for call in piece.calls for job, index in call)
+    ]
+    return replace(plan, pieces=pieces)
+
+
+def _done(manifest: Manifest, plan: Plan) -> int:
+    """Return how many pictures of a plan are made already."""
+    made = {(name, job.request): job.done for name, job in manifest.jobs().items()}
     return sum(made.get((job.line.name, job.line.request.to_json()), 0) for job in plan.jobs)
 
 

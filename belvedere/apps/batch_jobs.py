@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from belvedere.apps.requests import OWN_STEPS, GenerateRequest, parse_sizes
+from belvedere.apps.requests import OWN_STEPS, GenerateRequest, parse_interval, parse_sizes
 from belvedere.errors import InputError
 
 MAX_LINE = 64 << 10
@@ -59,15 +59,21 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job file as read: the jobs, and the lines that are none."""
+    """A job file as read: the jobs, and the lines that are none. ``digest``: of the file before it was read."""
 
     lines: list[Line]
     faults: list[Fault]
+    digest: str
 
 
 def picture_name(job: str, count: int, index: int) -> str:
     """Return the name of picture ``index`` of the ``count`` of a job: the job's own for a single picture."""
     return job if count == 1 else f"{job}-{index:05d}"
+
+
+def name_of_line(number: int) -> str:
+    """Return the name of a job that has none of its own."""
+    return f"{number:06d}"
 
 
 def digest(path: Path, defaults: Mapping[str, Any]) -> str:
@@ -88,6 +94,7 @@ def read_jobs(path: Path, defaults: Mapping[str, Any]) -> JobFile:
     """
     if path.suffix not in _READERS:
         raise InputError(f"--jobs {path}: cannot tell the format; end the name with {', '.join(_READERS)}")
+    before = digest(path, defaults)
     lines: list[Line] = []
     faults: list[Fault] = []
     names: dict[str, int] = {}
@@ -110,7 +117,7 @@ def read_jobs(path: Path, defaults: Mapping[str, Any]) -> JobFile:
                 raise InputError(f"--jobs {path}: more than {MAX_JOBS} jobs or {MAX_PICTURES} pictures; split it")
     if not lines and not faults:
         raise InputError(f"--jobs {path}: holds no jobs; write one a line, like {_EXAMPLES[path.suffix]}")
-    return JobFile(lines, faults)
+    return JobFile(lines, faults, before)
 
 
 def _line(number: int, values: Values, defaults: Mapping[str, Any]) -> Line:
@@ -133,7 +140,7 @@ def _line(number: int, values: Values, defaults: Mapping[str, Any]) -> Line:
         own.pop("classes", None)
     if asked.get("solver") in OWN_STEPS and "steps" not in asked:
         own.pop("steps", None)
-    return Line(number, name or f"{number:06d}", GenerateRequest.from_dict(own))
+    return Line(number, name or name_of_line(number), GenerateRequest.from_dict(own))
 
 
 def _own_form(name: str, value: Any) -> Any:
@@ -142,6 +149,8 @@ def _own_form(name: str, value: Any) -> Any:
         return [item.strip() for item in value.split(",") if item.strip()]
     if name == "sizes" and isinstance(value, str):
         return [list(size) for size in parse_sizes(value)]
+    if name == "guidance_interval" and isinstance(value, str):
+        return parse_interval(value)
     if _TYPES[name].startswith("tuple") and isinstance(value, str | int) and not isinstance(value, bool):
         return [value]
     return value
@@ -189,12 +198,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Values | str]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield number, f"is not CSV: {error}"
+                yield number, _many_lines(number, rows.line_num) or f"is not CSV: {error}"
                 continue
             if columns is None:
                 columns = _header(path, [cell.strip() for cell in cells])
             elif any(cells):
-                yield number, _csv_values(columns, cells)
+                yield number, _many_lines(number, rows.line_num) or _csv_values(columns, cells)
+
+
+def _many_lines(first: int, last: int) -> str:
+    """Return what is wrong with a row that is not on one line."""
+    return f"lines {first} to {last} are one row: close its quotes, and break no line in a cell" if last > first else ""
 
 
 def _header(path: Path, columns: list[str]) -> list[str]:

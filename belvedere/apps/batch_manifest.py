@@ -15,12 +15,13 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from belvedere.apps.batch_jobs import Fault, picture_name
+from belvedere.apps.batch_jobs import Fault, Line, picture_name
 from belvedere.apps.batch_plan import Plan
 from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
@@ -49,6 +50,10 @@ CREATE VIEW manifest AS
         pieces.file, pictures.sha256, pixels, pictures.bytes, seconds, made, reason
     FROM pictures JOIN jobs ON jobs.id = job JOIN pieces ON pieces.id = piece;
 """
+
+
+def _none_of(models: Collection[str]) -> str:
+    return f"model NOT IN ({', '.join('?' * len(models))})"
 
 
 class Picture(NamedTuple):
@@ -209,6 +214,14 @@ class Manifest:
         with self._told():
             return {number for (number,) in self._sql.execute(query, (name,))}
 
+    def lists(self, line: Line, index: int) -> bool:
+        """Return whether the file of this picture is one that the batch has made, or was to make."""
+        query = (
+            "SELECT 1 FROM jobs JOIN pictures ON job = jobs.id WHERE name = ? AND number = ? AND (count = 1) = (? = 1)"
+        )
+        with self._told():
+            return self._one(query, line.name, index, line.request.count) is not None
+
     def faults(self) -> list[Fault]:
         """Return the lines that could not be done, in order."""
         with self._told():
@@ -220,15 +233,24 @@ class Manifest:
             last = self._one("SELECT max(id) FROM pieces")
         return 0 if last is None else last + 1
 
-    def store(self, plan: Plan, settings: dict[str, Any], dropped: Iterable[str] = ()) -> None:
+    def store(
+        self,
+        plan: Plan,
+        settings: dict[str, Any],
+        dropped: Iterable[str] = (),
+        lines: Mapping[str, int] | None = None,
+    ) -> None:
         """Add a plan to what is there, in one transaction; before that, drop what is not done of the jobs ``dropped``.
 
-        A job of the plan that is there already gets more pictures, and keeps its weights.
+        A job of the plan that is there already gets more pictures, and keeps its weights. ``lines``: where jobs stand
+        now; 0: nowhere.
         """
         with self._transaction():
             piece = self.next_piece()
             for name in dropped:
                 self._drop(name)
+            moved = [(line, name) for name, line in (lines or {}).items()]
+            self._sql.executemany("UPDATE jobs SET line = ? WHERE name = ?", moved)
             self._sql.execute("DELETE FROM faults")
             self._sql.executemany("INSERT INTO faults VALUES(?, ?)", plan.faults)
             self._insert(plan, piece)
@@ -267,12 +289,13 @@ class Manifest:
         )
         self._sql.executemany("INSERT INTO pictures(job, number, piece, call) VALUES(?, ?, ?, ?)", pictures)
 
-    def claim(self, owner: str, model: str = "") -> Claim | None:
-        """Take an open piece, one of ``model`` if there is any; None when none is open."""
+    def claim(self, owner: str, model: str = "", without: Collection[str] = ()) -> Claim | None:
+        """Take an open piece of any model but those ``without``; None when none is open.
+
+        What has not failed before goes first, and of that what is of ``model``.
+        """
         with self._transaction():
-            piece = self._one("SELECT id FROM pieces WHERE state = 'open' AND model = ? ORDER BY id LIMIT 1", model)
-            if piece is None:
-                piece = self._one("SELECT id FROM pieces WHERE state = 'open' ORDER BY model, id LIMIT 1")
+            piece = self._next(model, without)
             if piece is None:
                 return None
             self._sql.execute("UPDATE pieces SET state = 'taken', owner = ? WHERE id = ?", (owner, piece))
@@ -287,6 +310,20 @@ class Manifest:
             picture = Picture(job, number, self._plain(picture_name(name, count, number)), requests[job], weights)
             calls.setdefault(call, []).append(picture)
         return Claim(piece, list(calls.values()))
+
+    def _next(self, model: str, without: Collection[str]) -> Any:
+        for tried, whose in product(("reason IS NULL", "reason IS NOT NULL"), ("model = ?", "model != ?")):
+            query = f"SELECT id FROM pieces WHERE state = 'open' AND {tried} AND {whose} AND {_none_of(without)}"
+            piece = self._one(f"{query} ORDER BY model, id LIMIT 1", model, *without)
+            if piece is not None:
+                return piece
+        return None
+
+    def busy(self, without: Collection[str] = ()) -> bool:
+        """Return whether a piece is in somebody's hands, or open and of any model but those ``without``."""
+        query = f"SELECT 1 FROM pieces WHERE state = 'taken' OR state = 'open' AND {_none_of(without)} LIMIT 1"
+        with self._told():
+            return self._one(query, *without) is not None
 
     def finish(self, piece: int, pictures: Sequence[Made], file: File | None) -> None:
         """Mark a piece as done: its pictures are in their places."""
@@ -309,11 +346,14 @@ class Manifest:
             self._sql.execute(query, (reason, piece))
 
     def reopen(self, pieces: Iterable[int]) -> None:
-        """Let pieces be made again, whatever has been."""
+        """Let pieces be made again, whatever has been, without the pictures of jobs that the job file no longer has."""
+        gone = "SELECT DISTINCT name FROM pictures JOIN jobs ON jobs.id = job WHERE piece = ? AND line = 0"
         with self._transaction():
             for piece in pieces:
                 self._sql.execute("UPDATE pieces SET state = 'open', owner = NULL WHERE id = ?", (piece,))
                 self._sql.execute("UPDATE pictures SET sha256 = NULL WHERE piece = ?", (piece,))
+                for (name,) in self._sql.execute(gone, (piece,)).fetchall():
+                    self._drop(name)
 
     def retry(self) -> None:
         """Let failed pieces be made again."""

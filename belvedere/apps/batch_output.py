@@ -23,7 +23,6 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from belvedere.apps import output, work
 from belvedere.apps.batch_manifest import File, Made
 from belvedere.apps.batch_manifest import Picture as Wanted
-from belvedere.errors import InputError
 from belvedere.files import atomic_write
 
 PACKS = {"none": "", "tar": ".tar", "parquet": ".parquet"}
@@ -116,7 +115,7 @@ class Writer:
         if self.pack == "none":
             with atomic_write(self.staging / name) as file:
                 file.write(content)
-            (self.staging / name).replace(self.out / name)
+            _move(self.staging / name, self.out / name)
         sha256, now = hashlib.sha256(content).hexdigest(), datetime.now(UTC).isoformat(timespec="milliseconds")
         made = Made(wanted.job, wanted.number, sha256, picture.record.pixels, len(content), round(seconds, 4), now)
         return _Encoded(made, name, b"" if self.pack == "none" else content, picture)
@@ -141,6 +140,11 @@ class Writer:
     def file_name(self, piece: int) -> str:
         """Return the name of the file that holds a piece."""
         return pack_name(piece, self.pack, self.part)
+
+
+def _move(path: Path, target: Path) -> None:
+    with output.writing(target):
+        path.replace(target)
 
 
 def pack_name(piece: int, pack: str, part: str = "") -> str:
@@ -171,7 +175,7 @@ class _Staged:
         with self.path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = self.path.stat().st_size
-        self.path.replace(out / self.path.name)
+        _move(self.path, out / self.path.name)
         return File(self.path.name, size, sha256)
 
     def drop(self) -> None:
@@ -270,11 +274,3 @@ _FEATURES = json.dumps(
     }
 )
 _CONTAINERS: dict[str, type[_Tar] | type[_Parquet]] = {"tar": _Tar, "parquet": _Parquet}
-
-
-def check_place(out: Path, names: set[str]) -> None:
-    """Raise ``InputError`` when ``out`` holds one of the files that are about to be made for the first time."""
-    if out.is_dir():
-        for entry in out.iterdir():
-            if entry.name in names:
-                raise InputError(f"{entry} exists and is not of this batch; choose another --out, or move it away")

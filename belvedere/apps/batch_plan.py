@@ -5,6 +5,7 @@ or shared among processes, composes the very calls that an uninterrupted one wou
 on its neighbours at all; on a GPU its last bits may.)
 """
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,9 @@ from belvedere.errors import InputError
 
 OWN = ("classes", "prompts", "count", "seed", "sizes")
 """Fields of a request that may differ between the pictures of one call."""
+
+NEWS = 5.0
+"""Seconds between two words on how far the planning is."""
 
 Place = tuple[int, int]
 """A picture: (number of its job in the plan, index in the job)."""
@@ -45,11 +49,15 @@ class Piece(NamedTuple):
 
 @dataclass
 class Plan:
-    """Jobs, the lines that are none, and the pieces that the pictures of the jobs are made in."""
+    """Jobs, the lines that are none, and the pieces that the pictures of the jobs are made in.
+
+    ``digest``: of the job file (``JobFile.digest``), where the plan is of a whole one.
+    """
 
     jobs: list[Planned] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
+    digest: str = ""
 
     @property
     def pictures(self) -> int:
@@ -98,30 +106,42 @@ def make_plan(
     shard: tuple[int, int] = (1, 1),
     piece_size: int | None = None,
     there: Mapping[str, Collection[int]] | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Return the plan of jobs, a model after the other; a job that its model cannot do becomes a fault.
 
     ``shard`` (i, n): only the i-th of n parts; a picture's name decides, so no other job moves it. ``piece_size``:
     pictures to hand in together, at least; None = a piece is a call. ``there``: numbers of pictures that need no plan,
-    by the names of their jobs.
+    by the names of their jobs. ``note`` is told how far it is.
     """
     plan = Plan()
-    for model, group in groupby(sorted(lines, key=lambda line: line.request.model), lambda line: line.request.model):
-        calls = _calls_of_model(list(group), shelf, shard, there or {}, plan)
+    ordered = sorted(lines, key=lambda line: (line.request.model, line.number))
+    for model, group in groupby(_told(ordered, note), lambda line: line.request.model):
+        calls = _calls_of_model(group, shelf, shard, there or {}, plan)
         plan.pieces += [Piece(model, part) for part in _pieces(calls, piece_size)]
     plan.faults.sort()
     return plan
 
 
+def _told(lines: Sequence[Line], note: Callable[[str], None]) -> Iterator[Line]:
+    """Yield the lines and say now and then how many of them are planned."""
+    last = time.monotonic()
+    for done, line in enumerate(lines):
+        if time.monotonic() - last >= NEWS:
+            last = time.monotonic()
+            note(f"planned {done} of {len(lines)} lines")
+        yield line
+
+
 def _calls_of_model(
-    lines: Sequence[Line], shelf: Shelf, shard: tuple[int, int], there: Mapping[str, Collection[int]], plan: Plan
+    lines: Iterable[Line], shelf: Shelf, shard: tuple[int, int], there: Mapping[str, Collection[int]], plan: Plan
 ) -> list[list[Place]]:
     """Add the jobs of one model, and its faults, to ``plan``; return the calls that make their pictures."""
     alike: dict[tuple[Any, ...], list[tuple[tuple[int, int], Place]]] = defaultdict(list)
     pipelines: dict[tuple[Any, ...], Any] = {}
     evaluations: dict[tuple[Any, ...], int | None] = {}
     refused = ""
-    for line in sorted(lines):
+    for line in lines:
         try:
             if refused:
                 raise InputError(refused)

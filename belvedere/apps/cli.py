@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 done but not as hoped (a picture that differs, a failed ch
 """
 
 import gc
+import io
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from belvedere.apps import (
 from belvedere.apps.cli_common import Json, Model, NameOrCommand, one_line, progress_bar
 from belvedere.apps.cli_defaults import read_defaults
 from belvedere.apps.cli_faults import told
-from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
+from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_interval, parse_sizes
 from belvedere.errors import InputError
 
 app = typer.Typer(
@@ -74,6 +75,7 @@ def generate(
     guidance: cli_options.Guidance = None,
     guidance_power: cli_options.GuidancePower = None,
     guidance_channels: cli_options.GuidanceChannels = None,
+    guidance_interval: cli_options.GuidanceInterval = None,
     solver: cli_options.Solver = None,
     sizes: cli_options.Sizes = "",
     extrapolation: cli_options.Extrapolation = None,
@@ -136,6 +138,7 @@ def generate(
         solver=solver,
         guidance_power=guidance_power,
         guidance_channels=guidance_channels,
+        guidance_interval=parse_interval(guidance_interval),
         prompts=tuple(prompt or ()),
         negative=negative,
         concepts=tuple(str(path) for path in concept or ()),
@@ -252,7 +255,9 @@ def train_prepare(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the latents; the same command continues in it.")],
-    vae: Annotated[str, typer.Option(help="Autoencoder: folder, pipeline with vae/, or hub id OWNER/NAME[@REVISION].")],
+    vae: Annotated[
+        str, typer.Option(help="Autoencoder: folder, pipeline with vae/, or hub id OWNER/NAME\\[@REVISION].")
+    ],
     side: Annotated[int, typer.Option(help="At most SIDE x SIDE pixels; with --square exactly.")] = 256,
     unit: Annotated[int, typer.Option(help="Sides are multiples of this many pixels.")] = 16,
     square: Annotated[
@@ -362,6 +367,8 @@ def doctor(as_json: Json = False) -> None:
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code (BELVEDERE_DEBUG=1: a traceback)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")  # for names of files that are no UTF-8
     try:
         command = typer.main.get_command(app)
         own = read_defaults(command)

@@ -44,6 +44,8 @@ Verify = Annotated[bool, typer.Option("--verify", help="Batch: read what is done
 LINES_SHOWN = 20
 NEWS = 30.0
 """Seconds between lines of progress where there is no terminal."""
+_PASSING = ("loading ", "planned ", "calibrating")
+"""Beginnings of notes that a later one takes the place of."""
 _OPTIONS = ("pack", "pack_size", "shard", "dry_run", "verify")
 _DEFAULTS = {
     "model": "model",
@@ -57,6 +59,7 @@ _DEFAULTS = {
     "solver": "solver",
     "guidance_power": "guidance_power",
     "guidance_channels": "guidance_channels",
+    "guidance_interval": "guidance_interval",
     "prompt": "prompts",
     "negative": "negative",
     "concept": "concepts",
@@ -153,7 +156,8 @@ def _tell(batch: "Batch", done: "Summary", as_json: bool) -> None:
 def _dry(batch: "Batch", as_json: bool) -> int:
     from belvedere.apps.batch_estimate import estimate
 
-    found = estimate(batch, note=lambda line: None)
+    with _shown() as (note, _):
+        found = estimate(batch, note)
     for fault in found.faults[:LINES_SHOWN]:
         _say(f"{batch.jobs} line {fault.number}: {fault.reason}")
     if as_json:
@@ -213,7 +217,7 @@ def _shown() -> Iterator[tuple[Any, Any]]:
         task = bar.add_task("reading the jobs", total=None)
 
         def note(line: str) -> None:
-            if line.startswith("loading "):
+            if line.startswith(_PASSING):
                 bar.update(task, description=line)
             else:
                 console.print(line, markup=False, highlight=False)
@@ -231,13 +235,18 @@ class _Lines:
         self.last = time.monotonic()
 
     def note(self, line: str) -> None:
-        if not line.startswith("loading "):
+        if line.startswith("planned "):
+            self._now_and_then(line)
+        elif not line.startswith(_PASSING):
             _say(line)
 
     def progress(self, state: "State") -> None:
+        self._now_and_then(_news(state))
+
+    def _now_and_then(self, line: str) -> None:
         if time.monotonic() - self.last >= NEWS:
             self.last = time.monotonic()
-            _say(_news(state))
+            _say(line)
 
 
 def _news(state: "State") -> str:

@@ -16,11 +16,17 @@ Codec = Annotated[str, typer.Option("--model", help="Embedded name, folder, or h
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[int, typer.Option(help="Tiles of a large picture at once.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
-Skip = Annotated[bool, typer.Option("--skip-existing", help="Leave out what is done: go on after an interruption.")]
+Skip = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Go on: a file that is there counts as done, whatever it was made from.",
+    ),
+]
 
 
 def compress(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP pictures, or folders of them.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File, or folder for several. Default: beside each picture.")
     ] = None,
@@ -56,18 +62,21 @@ def compress(
     \b
       belvedere compress photo.jpg -o photo.bvd --quality 3
       belvedere compress photos/*.jpg --out small --target-psnr 32
+      belvedere compress archive --out small --skip-existing
       belvedere compress portrait.png --quality 5 --regions face.png
     """
     from belvedere.apps import compress as verbs
+    from belvedere.data.folders import SUFFIXES
 
     request = CompressRequest(model, quality, target_bpp, target_psnr, metadata, background, jobs, device)
-    targets = verbs.targets(images, out, verbs.SUFFIX, force=force, skip=skip_existing)
-    if regions is not None and len(images) > 1:
+    found = verbs.find(images, SUFFIXES)
+    targets = verbs.targets(found, out, verbs.SUFFIX, force=force, skip=skip_existing)
+    if regions is not None and len(found) > 1:
         raise InputError("--regions belongs to one picture: give one")
     with progress_bar(f"loading {model}", "tiles") as progress:
         load = _once(model, device, quality)
         _each(
-            images,
+            [file.path for file in found],
             targets,
             lambda path, target: verbs.compress_file(path, target, load, request, regions, progress),
             lambda facts: (
@@ -79,7 +88,7 @@ def compress(
 
 
 def decompress(
-    files: Annotated[list[Path], typer.Argument(help=".bvd files.")],
+    files: Annotated[list[Path], typer.Argument(help=".bvd files, or folders of them.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File, or folder for several. Default: beside each, as PNG.")
     ] = None,
@@ -101,17 +110,18 @@ def decompress(
 
     \b
       belvedere decompress photo.bvd -o photo.png
-      belvedere decompress small/*.bvd --out pictures
+      belvedere decompress small --out pictures
       belvedere decompress map.bvd -o corner.png --region 0,0,512,512
     """
     from belvedere.apps import compress as verbs
 
     part = parse_region(region) if region is not None else None
-    targets = verbs.targets(files, out, ".png", force=force, skip=skip_existing)
+    found = verbs.find(files, [verbs.SUFFIX])
+    targets = verbs.targets(found, out, ".png", force=force, skip=skip_existing)
     with progress_bar(f"loading {model}", "tiles") as progress:
         load = _once(model, device)
         _each(
-            files,
+            [file.path for file in found],
             targets,
             lambda path, target: verbs.decompress_file(path, target, load, part, jobs, progress),
             lambda facts: f"{facts['file']}: {facts['width']}x{facts['height']}, {facts['seconds']} s",
@@ -137,7 +147,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for result.json, plot.png and plot.svg (pip install 'belvedere[evaluate]'). Default: none."
+            help="Folder for result.json, plot.png and plot.svg (pip install 'belvedere\\[evaluate]'). Default: none."
         ),
     ] = None,
     count: Annotated[int | None, typer.Option("-n", "--count", help="Only the first pictures. Default: all.")] = None,
@@ -177,11 +187,14 @@ def evaluate(
         ours = [evaluation.Learned(name, wanted or codec.learned, codec) for name, codec in codecs.items()]
         together = models if len(models) > 1 else ()
         found = evaluation.evaluate_compression([*ours, *others], pictures, together=together, progress=progress)
-    found |= {"left_out": missing, "versions": formats.versions()}
+    found |= {"left_out": missing, **evaluation.circumstances(codecs)}
     if as_json:
         print(json.dumps(found))
     else:
-        print("\n".join([evaluation.table(found), *(f"left out: {name}: {why}" for name, why in missing.items())]))
+        name, threads = (found["machine"][key] for key in ("name", "threads"))
+        seconds = f"seconds: on {name}, the codec with {threads} threads of PyTorch, encoders of other formats with one"
+        left_out = [f"left out: {name}: {why}" for name, why in missing.items()]
+        print("\n".join([evaluation.table(found), "", seconds, *left_out]))
     if out:  # figures are told by now: not lost where they cannot be written
         evaluation.save(found, out)
     if folder is not None:
@@ -225,7 +238,8 @@ def _each(
     Of several, one that cannot be done does not stop the others, unless they would meet the same (``CommonError``).
     It is an ``InputError`` when none is done or was there already, exit code 1 when some are.
     """
-    done, failed = [], []
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
     skipped = [str(path) for path in paths if path not in targets]
     try:
         for path, target in targets.items():
@@ -234,16 +248,18 @@ def _each(
             except InputError as error:
                 if len(paths) == 1:
                     raise
-                failed.append(str(path))
+                reason = " ".join(str(error).split())
+                failed.append({"file": str(path), "reason": reason})
                 if isinstance(error, CommonError):
                     raise
-                print(f"belvedere: error: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"belvedere: error: {reason}", file=sys.stderr)
                 continue
             if not as_json:
                 print(line(done[-1]))
     finally:
         if as_json and (done or failed or skipped):
-            print(json.dumps({"done": done, "failed": failed, "skipped": skipped}))
+            left = [str(path) for path in targets][len(done) + len(failed) :]
+            print(json.dumps({"done": done, "failed": failed, "skipped": skipped, "left": left}))
     if skipped and not as_json:
         print(f"{len(skipped)} of {len(paths)} files were there already")
     if failed and not done and not skipped:

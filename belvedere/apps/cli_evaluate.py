@@ -13,13 +13,14 @@ from belvedere.apps.cli_options import (
     Extrapolation,
     Guidance,
     GuidanceChannels,
+    GuidanceInterval,
     GuidancePower,
     Seed,
     Solver,
     Steps,
     steps_of,
 )
-from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_sizes
+from belvedere.apps.requests import DEFAULT_MODEL, GenerateRequest, parse_interval, parse_sizes
 from belvedere.errors import InputError
 
 Count = Annotated[int, typer.Option("-n", "--count", help="How many pictures; a multiple of the kinds.")]
@@ -38,6 +39,7 @@ def generation(
     guidance: Guidance = None,
     guidance_power: GuidancePower = None,
     guidance_channels: GuidanceChannels = None,
+    guidance_interval: GuidanceInterval = None,
     solver: Solver = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Width x height in pixels. Default: the model's own.")] = "",
     extrapolation: Extrapolation = None,
@@ -82,6 +84,7 @@ def generation(
     asked |= {"dtype": dtype, "device": device}
     asked |= {"count": 240 if count is None else count, "extrapolation": extrapolation, "solver": solver}
     asked |= {"guidance_power": guidance_power, "guidance_channels": guidance_channels}
+    asked |= {"guidance_interval": parse_interval(guidance_interval)}
     measured: dict[str, Any] = {
         "reference": reference,
         "statistics": statistics,

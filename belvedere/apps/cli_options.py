@@ -43,6 +43,14 @@ GuidancePower = Annotated[
 GuidanceChannels = Annotated[
     int | None, typer.Option(metavar="N", help="Guide the first N channels only (FiTv2; published: 3). Default: all.")
 ]
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Guide between these shares of the way from noise, 0, to the picture, 1, alone; elsewhere a step takes "
+        "half the time. Default: 0,1.",
+    ),
+]
 Prompt = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="For a model of text; several take turns.")]
 Editability = Annotated[
     float, typer.Option(help="Of concepts: 0, most like their photographs, to 1, led by the prompt.")

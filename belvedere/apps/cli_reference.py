@@ -93,7 +93,8 @@ def _text(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\[(/?)bold\]", "**", text).replace("``", "`")
+    """Return Rich's markup as Markdown's."""
+    return re.sub(r"\[(/?)bold\]", "**", text).replace("``", "`").replace("\\[", "[")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Compressing files and making pictures of them again: from a request to a result, and from a file to a file."""
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from belvedere.apps.output import check_folder, kind_of, writing
 from belvedere.apps.requests import CompressRequest
@@ -122,7 +123,8 @@ def decompress_file(
     began = time.monotonic()
     with _naming(path):
         image = decode(data, codec, region=region, jobs=jobs, progress=progress)
-    _write(target, lambda file: image.save(file, kind, **OPTIONS[kind], **metadata(image)))
+    image, kept = _fitting(image, kind)
+    _write(target, lambda file: image.save(file, kind, **OPTIONS[kind], **kept))
     seconds = round(time.monotonic() - began, 2)
     return {"file": str(target), "width": image.width, "height": image.height, "seconds": seconds}
 
@@ -140,6 +142,19 @@ def _check_sides(kind: str, size: tuple[int, ...]) -> None:
     most = MAX_SIDE.get(kind)
     if most is not None and max(size) > most:
         raise InputError(f"{size[0]} x {size[1]} pixels: a {kind} file has at most {most} a side, choose .png")
+
+
+def _fitting(image: "Image.Image", kind: str) -> "tuple[Image.Image, dict[str, bytes]]":
+    """Return a picture as a format has it, and what is to be saved with it.
+
+    WebP has no grey: a profile of grey does not fit there, so its levels become those of sRGB.
+    """
+    kept = metadata(image)
+    if kind == "webp" and image.mode == "L" and "icc_profile" in kept:
+        from belvedere.data.images import Photograph, to_srgb
+
+        image = to_srgb(Photograph(image, kept.pop("icc_profile"), b""))
+    return image, kept
 
 
 def metadata(image: "Image.Image") -> dict[str, bytes]:
@@ -188,26 +203,76 @@ def _write(target: Path, content: Callable[[BinaryIO], object]) -> None:
             raise InputError(f"cannot write {target}: {error}; choose another format") from error
 
 
+class Found(NamedTuple):
+    """A file that was asked for."""
+
+    path: Path
+    place: Path
+    """Its folder, seen from the one that was given; empty for a file that was."""
+
+
+def find(paths: Iterable[Path], endings: Collection[str]) -> list[Found]:
+    """Return the files of ``paths``; a folder stands for those below it with one of ``endings``, in order.
+
+    Hidden files and folders and links to folders are passed over. Raises ``InputError`` for a folder without any.
+    """
+    found: list[Found] = []
+    for path in paths:
+        if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises below a folder that is closed)
+            found.append(Found(path, Path()))
+            continue
+        below = sorted(file for file in _below(path) if file.suffix.lower() in endings and file.is_file())
+        if not below:
+            raise InputError(f"{path} holds no files ending in {', '.join(sorted(endings))}: give a folder that does")
+        found += [Found(file, file.parent.relative_to(path)) for file in below]
+    return found
+
+
+def _below(top: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for folder, names, files in os.walk(top, onerror=refuse):
+        names[:] = [name for name in names if not name.startswith(".")]
+        yield from (Path(folder, file) for file in files if not file.startswith("."))
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # one is not there
+        return False
+
+
 def targets(
-    paths: list[Path], out: Path | None, suffix: str, *, force: bool = False, skip: bool = False
+    files: Sequence[Found], out: Path | None, suffix: str, *, force: bool = False, skip: bool = False
 ) -> dict[Path, Path]:
-    """Return the file that each of ``paths`` becomes: beside it, in the folder ``out``, or, of one, the file ``out``.
+    """Return what each of ``files`` becomes: beside it, at its place in the folder ``out``, or, of one, ``out`` itself.
 
     ``suffix``: how its name ends. With ``skip`` those whose file is there are left out. Raises ``InputError`` when two
-    become the same file, one is there and neither ``force`` nor ``skip``, or a folder cannot be written to.
+    become the same file, one is there and neither ``force`` nor ``skip``, one would become itself, ``out`` is a file
+    of another ending than ``.bvd`` where that is asked for, or a folder cannot be written to.
     """
     if force and skip:
         raise InputError("--force replaces the files that --skip-existing leaves: give one of them")
     single = out is not None and out.suffix and not out.is_dir()
-    if single and len(paths) > 1:
-        raise InputError(f"{len(paths)} files cannot become the one file {out}: give a folder")
+    if single and len(files) > 1:
+        raise InputError(f"{len(files)} files cannot become the one file {out}: give a folder")
+    if single and out and suffix == SUFFIX != out.suffix.lower():
+        raise InputError(f"{out}: end the name with {SUFFIX}, or make the folder first")
     sources: dict[Path, Path] = {}
-    for path in paths:
-        target = out if single and out else (out or path.parent) / f"{path.stem}{suffix}"
+    for path, place in files:
+        target = out if single and out else (out / place if out else path.parent) / f"{path.stem}{suffix}"
         if target in sources:
-            raise InputError(f"{sources[target]} and {path} would both become {target}: give one with another --out")
+            both = f"{sources[target]} and {path} would both become {target}"
+            raise InputError(f"{both}: rename one, or give one with another --out")
         sources[target] = path
-    there = {target for target in sources if not force and target.exists()}
+    there = {target for target in sources if target.exists()}
+    for target in there:
+        if _same(target, sources[target]):
+            raise InputError(f"{target} would replace the file that it is made of: choose another --out")
+    if force:
+        there.clear()
     if there and not skip:
         raise InputError(f"{min(there)} exists: choose another --out, --skip-existing, or --force to replace it")
     found = {path: target for target, path in sources.items() if target not in there}

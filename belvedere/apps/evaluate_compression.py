@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from belvedere.apps import output, work
+from belvedere.apps import output, record, work
+from belvedere.apps.peers import versions
 from belvedere.compression.codec import Codec, decode, encode
 from belvedere.compression.rate_distortion import SMALLEST, Point, bd_rate, mean_point, ms_ssim, psnr
 from belvedere.data.folders import SUFFIXES
@@ -88,7 +89,7 @@ def evaluate_compression(
     ``bd_rate``: for each measure, how many percent more bits the first named curve needs than the second, null with the
     reason in ``notes`` where that cannot be said; MS-SSIM is compared in dB, -10 log10(1 - mean). Pictures called as
     those of Kodak are also compared with ``published`` curves. ``rows``: every single measurement. A lossless PSNR is
-    null. What cannot be measured raises ``InputError`` first.
+    null, and so is a mean with one, whose picture ``notes`` name. What cannot be measured raises ``InputError`` first.
     """
     _check(coders, pictures)
     steps = [(coder, quality) for coder in coders for quality in coder.qualities]
@@ -107,8 +108,22 @@ def evaluate_compression(
     ]
     others = published(pictures)
     rates, notes = bd_rates({**curves, **others["curves"]})
+    notes += _lossless(rows, len(pictures))
     names = [path.name for path in pictures]
     return {"pictures": names, "curves": curves, "published": others, "bd_rate": rates, "notes": notes, "rows": rows}
+
+
+def _lossless(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    """Return which of ``count`` pictures alone make the mean PSNR of a point infinite."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for row in rows:
+        if row["psnr"] is None:
+            found.setdefault((row["coder"], row["quality"]), []).append(row["picture"])
+    return [
+        f"{coder}, quality {quality:g}: no mean PSNR, since {', '.join(names[:3])} came back lossless: leave it out"
+        for (coder, quality), names in found.items()
+        if len(names) < count
+    ]
 
 
 def _curves(steps: Sequence[tuple[Coder, float]], points: Sequence[Sequence[Point]], together: Sequence[str]) -> Curves:
@@ -148,6 +163,16 @@ def measure(coder: Coder, quality: float, image: Image.Image) -> Point:
     similarity = ms_ssim(a[None].float() / 255, b[None].float() / 255).item()
     bpp = 8 * len(content) / (image.width * image.height)
     return Point(bpp, psnr(a, b), similarity, encoded - began, ended - encoded)
+
+
+def circumstances(codecs: Mapping[str, Codec]) -> dict[str, Any]:
+    """Return what figures depend on: the digest of each codec as its files have it, the machine, and the formats."""
+    device = next(iter(codecs.values())).model.device
+    return {
+        "models": {name: codec.digest.hex() for name, codec in codecs.items()},
+        "machine": asdict(record.this_machine(device)),
+        "versions": versions(),
+    }
 
 
 def _plain(point: Point) -> dict[str, float | None]:
@@ -197,7 +222,7 @@ def table(result: Mapping[str, Any]) -> str:
         lines += ["", name, "".join(f"{title:>10}" for title in head)]
         for p in points:
             values = (p["bpp"], p["psnr"], p["ms_ssim"], p["encode_seconds"], p["decode_seconds"])
-            figures = (f"{'lossless' if v is None else format(v, '.4f'):>10}" for v in values)
+            figures = (f"{'inf' if v is None else format(v, '.4f'):>10}" for v in values)
             lines.append(f"{p['quality']:>10g}" + "".join(figures) + (f"  {p['coder']}" if "coder" in p else ""))
     for measured, rates in result["bd_rate"].items():
         lines += ["", f"BD-rate by {measured}: percent more bits that the row needs than the column"]

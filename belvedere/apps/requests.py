@@ -27,7 +27,7 @@ MAX_JSON = 32 << 10
 MAX_CONCEPTS = 8
 MAX_VIEW_SIDE = 2048
 MAX_FRAMES = 10_000
-SAMPLING = ("solver", "guidance_power", "guidance_channels")
+SAMPLING = ("solver", "guidance_power", "guidance_channels", "guidance_interval")
 """Fields of a request that are written only where they are given: requests without them stay what they always were."""
 OWN_STEPS = ("dopri5",)
 """Solvers that choose their own steps: a default of steps is not meant for them."""
@@ -45,7 +45,8 @@ class GenerateRequest:
     that the model knows; None = the model's own.
 
     ``solver``: a name that the model knows. ``guidance_power``, 0.01 to 100: guidance changes over time by the cosine
-    rule. ``guidance_channels``: only the first so many are guided. None of these = the model's own.
+    rule. ``guidance_channels``: only the first so many are guided. ``guidance_interval``: only between these shares of
+    the way from noise, 0, to the picture, 1. None of these = the model's own.
 
     ``prompts``: text, for models of text, and with them only: ``negative``, a prompt to lean away from; ``concepts``,
     files of the concepts that prompts hold; ``editability`` of these, 0 to 1. ``dtype``: auto, float32, bfloat16 or
@@ -69,6 +70,7 @@ class GenerateRequest:
     solver: str | None = None
     guidance_power: float | None = None
     guidance_channels: int | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _text("model", self.model)
@@ -100,6 +102,8 @@ class GenerateRequest:
             _number("guidance_power", self.guidance_power, MIN_POWER, MAX_GUIDANCE)
         if self.guidance_channels is not None:
             _whole("guidance_channels", self.guidance_channels, 1, MAX_CHANNELS)
+        if self.guidance_interval is not None:
+            _check_interval(self.guidance_interval)
 
     def _check_text(self) -> None:
         for name in ("prompts", "concepts"):
@@ -302,6 +306,26 @@ def _check_sizes(sizes: object) -> None:
     for size in sizes:
         for side in size:
             _whole(f"sizes: a side of {'x'.join(repr(part)[:20] for part in size)}", side, 1, MAX_SIDE)
+
+
+def _check_interval(interval: object) -> None:
+    if not isinstance(interval, tuple) or len(interval) != 2:
+        raise InputError(f"guidance_interval must be two numbers like [0.2, 0.8], not {repr(interval)[:80]}")
+    for share in interval:
+        _number("guidance_interval: each", share, 0.0, 1.0)
+    if interval[0] > interval[1]:
+        raise InputError(f"guidance_interval {interval[0]:g} to {interval[1]:g}: give the lower one first")
+
+
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """Return the two numbers in text like "0.2,0.8"; None for None or empty text."""
+    if not text:
+        return None
+    try:
+        low, high = (float(item) for item in text.split(","))
+    except ValueError as error:
+        raise InputError(f"guidance interval {text[:80]!r}: write two numbers, like 0.2,0.8") from error
+    return low, high
 
 
 def _check_dtype(dtype: object) -> None:

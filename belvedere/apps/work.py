@@ -273,6 +273,8 @@ def _with_sampling(request: GenerateRequest, pipeline: Any) -> GenerateRequest:
         cosine_power_weight(0.0, used.guidance, request.guidance_power)  # refuses guidance below 1
     if (request.guidance_channels or 0) > (channels := pipeline.network.config.get("channels", 0)):
         raise InputError(f"guidance channels {request.guidance_channels}: model {request.model} has only {channels}")
+    if request.guidance_interval == (0, 1):
+        used = replace(used, guidance_interval=None)  # so that a picture has one origin
     return used if request.solver is None else _with_solver(used, request, pipeline, known["solver"].default)
 
 

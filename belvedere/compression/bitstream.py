@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from belvedere.compression.tiling import Layout
-from belvedere.errors import DamagedError, TruncatedError, UnsupportedError
+from belvedere.errors import DamagedError, InputError, TruncatedError, UnsupportedError
 from belvedere.limits import MAX_PIXELS
 
 MAGIC = b"\x89BVD"
@@ -107,8 +107,12 @@ def _read_header(source: "_Source") -> Header:
         raise UnsupportedError(f"a picture of {width} x {height} pixels: 1 to {MAX_PIXELS} allowed")
     if quality >= 64 * QUALITY_STEP or not 1 <= grid <= 64:
         raise DamagedError(f"quality {quality} or grid {grid} out of range: the file is damaged")
+    try:
+        layout = Layout(side, overlap)
+    except InputError as error:
+        raise DamagedError(f"{error}: the file is damaged") from error
     blocks = [source.block() if flags & flag else b"" for flag in (PROFILE, EXIF)]
-    return Header(model, width, height, quality, Layout(side, overlap), grid, bool(flags & GREY), *blocks)
+    return Header(model, width, height, quality, layout, grid, bool(flags & GREY), *blocks)
 
 
 HEADER_FIELDS = ("width", "height", "quality", "the tile's side", "the overlap", "the grid")

@@ -102,12 +102,15 @@ class Source:
             raise InputError(f"a picture of {image.width} x {image.height} pixels: at most {MAX_PIXELS} allowed")
         if importance is not None and importance.shape != (image.height, image.width):
             raise InputError(f"importance of {importance.shape} for a picture of {image.height, image.width}: must fit")
+        if importance is not None and np.isnan(importance).any():
+            raise InputError("importance has NaN: give numbers from 0 to 1")
         if importance is not None and codec.model.gain is None:
             raise InputError("this model has one rate: it cannot give parts of a picture another")
-        if (most := max(len(profile), len(exif))) > MAX_METADATA:
-            raise InputError(
-                f"metadata of {most} bytes: at most {MAX_METADATA} are kept; leave it out (--metadata none)"
-            )
+        for block, name, rest in ((profile, "a colour profile", "none"), (exif, "EXIF data", "colour")):
+            if len(block) > MAX_METADATA:
+                raise InputError(
+                    f"{name} of {len(block)} bytes: at most {MAX_METADATA} are kept; leave it out (--metadata {rest})"
+                )
         self.codec, self.importance, self.boxes = codec, importance, layout.boxes(*image.size)
         self.pixels = np.asarray(image.convert("RGB"))  # (h, w, 3)
         grid, grey = codec.model.config.grid, image.mode == "L"

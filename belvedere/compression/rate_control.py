@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class _Trials:
         self.jobs = min(jobs, len(self.source.boxes))
         self.files: dict[int, bytes] = {}
         self.progress, self.done = progress, 0
-        trials = 2 + math.ceil(math.log2(max(1, self.top / RESOLUTION)))
+        trials = max(len(codec.learned), 2 + math.ceil(math.log2(max(1, self.top / RESOLUTION))))
         self.total = len(self.source.boxes) * (1 + trials * (2 if decoded else 1))
         with workers(self.jobs) as run:
             self.analyses = self._counted(run(self.source.analyse, self.source.boxes))
@@ -88,23 +88,33 @@ def encode_to_bpp(
 def encode_to_psnr(
     image: Image.Image, codec: Codec, wanted: float, *, jobs: int = 1, progress: Progress | None = None, **options: Any
 ) -> bytes:
-    """Return the smallest file whose picture has a PSNR of ``wanted`` dB or more; options as for ``codec.encode``.
+    """Return a small file whose picture has a PSNR of ``wanted`` dB or more; options as for ``codec.encode``.
 
-    Raises ``InputError`` when the highest quality does not reach it.
+    Raises ``InputError`` when neither the highest quality nor another learned one reaches it.
     """
     trials = _Trials(image, codec, jobs, progress, options, decoded=True)
     before = torch.tensor(np.array(image))
 
+    @cache
     def reached(level: int) -> float:
         return psnr(torch.tensor(np.array(trials.picture(level))), before)
 
-    if (most := reached(trials.top)) < wanted:
-        raise InputError(
-            f"{wanted:g} dB are more than this model reaches: {most:.2f} with quality {codec.qualities[1]:g}"
-        )
+    if reached(trials.top) < wanted:  # of flat pictures the highest quality is not always the nearest
+        return trials.file(_first(reached, wanted, codec))
     if reached(0) >= wanted:
         return trials.file(0)
     return trials.file(_boundary(lambda level: reached(level) < wanted, trials.top)[1])
+
+
+def _first(reached: Callable[[int], float], wanted: float, codec: Codec) -> int:
+    """Return the level of the lowest learned quality that reaches ``wanted`` dB; ``InputError`` when none does."""
+    levels = {quality: codec.level(quality) for quality in codec.learned}
+    for level in levels.values():
+        if reached(level) >= wanted:
+            return level
+    best = max(levels, key=lambda quality: reached(levels[quality]))
+    most = reached(levels[best])
+    raise InputError(f"{wanted:g} dB are more than this model reaches: {most:.2f} with quality {best}")
 
 
 def _boundary(holds: Callable[[int], bool], top: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from belvedere.errors import DamagedError
+from belvedere.errors import InputError
 
 SIDES = (256, 1024)
 """Least and largest side of a tile in pixels: the memory that a file can ask for at once grows with its area."""
@@ -48,10 +48,10 @@ class Layout:
     overlap: int = 32
 
     def __post_init__(self) -> None:
-        if not SIDES[0] <= self.side <= SIDES[1] or self.overlap > MAX_OVERLAP:
-            raise DamagedError(
+        if not SIDES[0] <= self.side <= SIDES[1] or not 0 <= self.overlap <= MAX_OVERLAP:
+            raise InputError(
                 f"tiles of {self.side} pixels that overlap by {self.overlap}: {SIDES[0]} to {SIDES[1]}, and 0 to "
-                f"{MAX_OVERLAP} allowed; the file is damaged"
+                f"{MAX_OVERLAP} allowed"
             )
 
     def spans(self, length: int) -> list[Span]:

@@ -60,10 +60,12 @@ def open_photograph(
     Transparency is laid over ``background``, the name or #hex of a colour; without one a picture that has some raises
     ``InputError``, and so does an animation.
     """
+    name = _called(source, name)
     with _opened(source, name, max_pixels, still=True) as image:
         profile, exif = image.info.get("icc_profile") or b"", _written(image.getexif())
+        image = _eight_bits(image)
         if image.has_transparency_data:
-            image = _flatten(image, background, name or str(source))
+            image = _flatten(image, background, name)
         image = image if image.mode == "L" else _grey(image) or _to_rgb(image)
         if profile[16:20] != {"L": b"GRAY", "RGB": b"RGB "}[image.mode]:
             profile = b""
@@ -114,7 +116,7 @@ def _opened(
 
     ``still``: an animation is refused.
     """
-    name = name or ("image" if isinstance(source, bytes) else str(source))
+    name = _called(source, name)
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
@@ -134,6 +136,10 @@ def _opened(
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"cannot read {name}: {error.strerror}") from error
         raise InputError(f"{name} is not a whole PNG, JPEG or WebP picture: replace or remove it") from error
+
+
+def _called(source: Path | str | bytes, name: str) -> str:
+    return name or ("image" if isinstance(source, bytes) else str(source))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -181,14 +187,24 @@ def _flatten(image: Image.Image, background: str | None, name: str) -> Image.Ima
 
 def _grey(image: Image.Image) -> Image.Image | None:
     """Return a picture of a grey mode as 8-bit grey; None for one of colours."""
-    if image.mode in ("1", "LA", "La") or image.mode.startswith("I"):
+    if image.mode in ("1", "LA", "La"):
         return _to_rgb(image).getchannel(0)
     return None
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return 16-bit grey as 8-bit grey, with alpha where one of its levels is transparent; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    levels, clear = np.asarray(image), image.info.get("transparency")
+    grey = Image.fromarray((levels // 256).astype(np.uint8))
+    if clear is None:
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8)).convert("RGB")
+    image = _eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     colours = image.convert("RGBA")

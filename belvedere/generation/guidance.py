@@ -1,7 +1,9 @@
 """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): lean towards what the class adds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,19 @@ def combine(conditional: Tensor, unconditional: Tensor, weight: Tensor | float, 
         return torch.lerp(unconditional, conditional, weight)
     guided = torch.lerp(unconditional[..., :channels], conditional[..., :channels], weight)
     return torch.cat((guided, conditional[..., channels:]), -1)
+
+
+def check_interval(interval: Any) -> tuple[float, float]:
+    """Return an interval of guidance (low, high): shares of the way from noise, 0, to the picture, 1.
+
+    Outside of it there is none, and its half of the work is saved (Kynkaanniemi et al., arXiv 2404.07724). What is no
+    such pair raises ``InputError``.
+    """
+    pair = tuple(interval) if isinstance(interval, Sequence) and not isinstance(interval, str) else ()
+    numbers = all(isinstance(x, Real) and not isinstance(x, bool) for x in pair)
+    if len(pair) != 2 or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
+        raise InputError(f"guidance interval {interval!r:.80}: two numbers with 0 <= first <= second <= 1")
+    return float(pair[0]), float(pair[1])
 
 
 def published_weight(scale: float) -> float:

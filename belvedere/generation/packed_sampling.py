@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from belvedere.errors import InputError
 from belvedere.generation.fitv2 import FiTv2, Layout
-from belvedere.generation.guidance import combine, cosine_power_weight
+from belvedere.generation.guidance import check_interval, combine, cosine_power_weight
 from belvedere.generation.tokens import offsets_of
 from belvedere.kernels.graphs import Graphs
 
@@ -30,14 +29,12 @@ class Guidance:
     power: float | None = None
     """Of the cosine form, falling from ``weight`` to 1; None: constant."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which there is guidance at all (Kynkaanniemi et al., arXiv 2404.07724)."""
+    """Times between which there is guidance at all; see ``guidance.check_interval``."""
     channels: int | None = None
     """Channels of the picture or latent that are guided, the first ones; None: all. Published samples use 3 of 4."""
 
     def __post_init__(self) -> None:
-        low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"guidance interval {self.interval}: two times with 0 <= first <= second <= 1")
+        check_interval(self.interval)
 
     def at(self, t: float) -> float:
         """Return the weight at time ``t``; past 1, where the published dopri5 asks too, it is that at 1."""

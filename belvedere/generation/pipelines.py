@@ -23,7 +23,7 @@ from belvedere.generation.class_pipeline import (
     with_spares,
 )
 from belvedere.generation.dimr import DiMR
-from belvedere.generation.guidance import cosine_power_weight, guide
+from belvedere.generation.guidance import check_interval, cosine_power_weight, guide
 from belvedere.generation.samplers import (
     Denoiser,
     PredictionType,
@@ -50,11 +50,21 @@ class Plan:
     steps: int
     guidance: float
     guidance_power: float | None
+    guidance_interval: tuple[float, float]
     solver: Solver
     shift: float
     callback: StepCallback | None
     micro_batch: int
     """Images in one network call, the last one padded."""
+
+    def weight(self, t: float) -> float:
+        """Return the weight of the guidance at time t, from 1, noise, to 0, data."""
+        low, high = self.guidance_interval
+        if not low <= 1 - t <= high:
+            return 1.0
+        if self.guidance_power is None:
+            return self.guidance
+        return cosine_power_weight(t, self.guidance, self.guidance_power)
 
 
 class _TimeRows:
@@ -154,6 +164,7 @@ class DiMRPipeline(ClassPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_power: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         solver: Solver = "multistep",
         generator: Generators = None,
         output_type: str = "pil",
@@ -164,8 +175,9 @@ class DiMRPipeline(ClassPipeline):
         """Make one picture for each of ``class_labels`` (ids or names).
 
         ``guidance_scale`` w: uncond + w (cond - uncond); 1 turns guidance off; the published eval setting 0.4 is
-        w = 1.4. ``guidance_power`` raises w over time by the cosine-power rule. ``solver``: "multistep" is
-        DPM-Solver++(2M), "published" the single-step third-order solver of the paper (250 steps there).
+        w = 1.4. ``guidance_power`` raises w over time by the cosine-power rule. ``guidance_interval``: only between
+        these shares of the time, 0 noise to 1 data. ``solver``: "multistep" is DPM-Solver++(2M), "published" the
+        single-step third-order solver of the paper (250 steps there).
         ``generator``: one per image, or one for all, from which the images draw in order. Image i depends on its
         own noise alone, bit for bit on a CPU. ``output_type``: pil, np (b, h, w, 3), pt (b, 3, h, w) or latent.
         ``callback_on_step_end(pipeline, step, t, {"latents", "clean"})`` runs after every step of every micro-batch,
@@ -180,6 +192,7 @@ class DiMRPipeline(ClassPipeline):
             steps=config.default_steps if num_inference_steps is None else int(num_inference_steps),
             guidance=config.default_guidance if guidance_scale is None else float(guidance_scale),
             guidance_power=guidance_power,
+            guidance_interval=check_interval(guidance_interval),
             solver=solver,
             shift=config.default_shift,
             callback=callback_on_step_end,
@@ -228,14 +241,10 @@ class DiMRPipeline(ClassPipeline):
             return self.network(x, y=y, time=time)[-1]
 
         def denoise(x: Tensor, t: float) -> Tensor:
-            weight = plan.guidance
-            if plan.guidance_power is not None:
-                weight = cosine_power_weight(t, plan.guidance, plan.guidance_power)
-
             def predict(x: Tensor, y: Tensor) -> Tensor:
                 return self._graphs(last, x.to(self.network.dtype), y, rows(t)).float()
 
-            return to_clean(guide(predict, x, labels, null, weight), x, t, schedule, config.prediction)
+            return to_clean(guide(predict, x, labels, null, plan.weight(t)), x, t, schedule, config.prediction)
 
         return denoise
 

@@ -264,7 +264,10 @@ def test_a_job_that_was_made_keeps_its_name(jobs: Path, made: dict[str, bytes], 
     done = run(other, out)
     assert done.made == 0
     assert done.faults[1].number == 4
-    assert "name '000004': pictures of other settings have it already" in done.faults[1].reason
+    assert done.faults[1].reason == (
+        "name '000004': pictures of other settings have it already; "
+        "give this job a name, or bring back the lines that stood above it"
+    )
     assert content(out) == made
 
 
@@ -328,12 +331,66 @@ def test_a_lost_pack_is_made_again(jobs: Path, tmp_path: Path) -> None:
 
 def test_files_of_others_are_not_touched(jobs: Path, tmp_path: Path) -> None:
     (tmp_path / "wide-00003.png").write_text("mine")
-    with pytest.raises(InputError, match=r"wide-00003\.png exists and is not of this batch; choose another --out"):
+    with pytest.raises(InputError, match=r"wide-00003\.png exists and is another picture; choose another --out"):
         run(jobs, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["wide-00003.png"]
     (tmp_path / "pictures-00001.tar").write_text("mine")
-    with pytest.raises(InputError, match=r"pictures-00001\.tar exists"):
+    with pytest.raises(InputError, match=r"pictures-00001\.tar exists and is not of this batch; choose another --out"):
         run(jobs, tmp_path, pack="tar", pack_size=5)
+    Manifest(tmp_path / "manifest.sqlite").close()  # in which nothing is begun
+    with pytest.raises(InputError, match=r"wide-00003\.png exists and is another picture"):
+        run(jobs, tmp_path)
+    assert (tmp_path / "wide-00003.png").read_text() == "mine"
+
+
+def test_pictures_whose_manifest_is_lost_are_made_again(tiny_model: Path, tmp_path: Path) -> None:
+    asked = {"model": str(tiny_model), "count": 2, "steps": 1, "name": "a"}
+    path, out = write_jobs(tmp_path / "jobs.jsonl", asked), tmp_path / "out"
+    run(path, out)
+    before = content(out)
+    (out / "manifest.sqlite").unlink()
+    assert run(path, out).made == 2 and content(out) == before
+    (out / "manifest.sqlite").unlink()
+    with pytest.raises(InputError, match=r"a-00000\.png exists and is another picture"):
+        run(write_jobs(path, asked | {"seed": 5}), out)
+
+
+def test_a_job_that_changes_after_a_kill_is_made(tiny_model: Path, tmp_path: Path, every_look: None) -> None:
+    """The picture was in its place, and not yet in the manifest as done."""
+    asked = {"model": str(tiny_model), "steps": 1, "name": "a"}
+    path, out = write_jobs(tmp_path / "jobs.jsonl", asked), tmp_path / "out"
+    run(path, out, stop_after(0))
+    (out / "a.png").write_text("of the seed before")
+    assert run(write_jobs(path, asked | {"seed": 5}), out).made == 1
+    assert record.read(out / "a.png").request.seed == 5
+
+
+def test_lines_that_come_while_a_batch_begins_are_made(tiny_model: Path, tmp_path: Path) -> None:
+    one, two = ({"model": str(tiny_model), "steps": 1, "name": name} for name in ("one", "two"))
+    path = write_jobs(tmp_path / "jobs.jsonl", one)
+    run(path, tmp_path / "out", Watch(note=lambda line: line.startswith("loading") and write_jobs(path, one, two)))
+    assert list(content(tmp_path / "out")) == ["one.png", "two.png"]
+
+
+def test_what_is_lost_of_a_job_that_is_gone_is_not_made(tiny_model: Path, tmp_path: Path) -> None:
+    gone, kept = ({"model": str(tiny_model), "steps": 1, "name": name} for name in ("gone", "kept"))
+    path, out = write_jobs(tmp_path / "jobs.jsonl", gone, kept), tmp_path / "out"
+    run(path, out)
+    before = content(out)
+    (out / "gone.png").unlink()
+    assert run(write_jobs(path, kept), out).counts.total == 1
+    assert list(content(out)) == ["kept.png"]
+    with sqlite3.connect(out / "manifest.sqlite") as manifest:
+        assert manifest.execute("SELECT name, line FROM manifest").fetchall() == [("kept", 1)]
+    assert run(write_jobs(path, kept, gone), out).made == 1 and content(out) == before
+
+
+def test_a_folder_in_the_way_is_named(tiny_model: Path, tmp_path: Path, every_look: None) -> None:
+    path, out = write_jobs(tmp_path / "jobs.jsonl", {"model": str(tiny_model), "name": "a"}), tmp_path / "out"
+    run(path, out, stop_after(0))
+    (out / "a.png").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*/out/a\.png: Is a directory; choose another name"):
+        run(path, out)
 
 
 @pytest.mark.parametrize(
@@ -463,6 +520,24 @@ def test_when_all_fails_the_batch_stops(jobs: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match="3 calls in a row failed, the last with: RuntimeError: out of memory"):
         run(jobs, tmp_path)
     assert len(fails) == 3
+
+
+def test_a_model_that_is_gone_holds_up_no_other(
+    tiny_model: Path, tiny_fitv2: Path, tmp_path: Path, every_look: None
+) -> None:
+    (tmp_path / "a").symlink_to(tiny_model)
+    (tmp_path / "b").symlink_to(tiny_fitv2)
+    names = ("a1", "a2", "a3", "a4", "b1", "b2")
+    asked = [{"model": str(tmp_path / name[0]), "steps": int(name[1]), "name": name} for name in names]
+    path, out = write_jobs(tmp_path / "jobs.jsonl", *asked), tmp_path / "out"
+    run(path, out, stop_after(0))
+    (tmp_path / "a").unlink()
+    for _ in range(2):
+        with pytest.raises(InputError, match="3 calls in a row failed, the last with: no model"):
+            run(path, out)
+        assert list(content(out)) == ["b1.png", "b2.png"]
+    (tmp_path / "a").symlink_to(tiny_model)
+    assert run(path, out).made == 4
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[list[GenerateRequest]], bool]) -> list[int]:

@@ -11,6 +11,8 @@ from belvedere.apps.batch_jobs import MAX_LINE, Fault, JobFile, digest, read_job
 from belvedere.apps.requests import GenerateRequest
 from belvedere.errors import InputError
 
+ONE_ROW = "are one row: close its quotes, and break no line in a cell"
+
 
 def read(tmp_path: Path, content: str | bytes, ending: str = "jsonl", **defaults: object) -> JobFile:
     path = tmp_path / f"jobs.{ending}"
@@ -119,14 +121,15 @@ def test_rows_of_csv(tmp_path: Path) -> None:
     assert [(line.number, line.name) for line in found.lines] == [(2, "000002"), (3, "two"), (9, "000009")]
     assert found.lines[0].request == GenerateRequest(classes=("car",), seed=3, guidance=1.5, sizes=((48, 96),))
     assert found.lines[1].request == GenerateRequest(classes=("boat", "mug"))
-    assert found.faults[0].number == 4 and "classes must be plain text" in found.faults[0].reason
+    assert found.faults[0] == Fault(4, f"lines 4 to 5 {ONE_ROW}")
     assert found.faults[1:] == [Fault(6, "has 2 cells, the first line 5")]
 
 
-def test_an_open_quote_is_told(tmp_path: Path) -> None:
-    found = read(tmp_path, 'classes\ncar\n"boat\nmug\n', "csv")
+@pytest.mark.parametrize("end", ["", '"tree"\n'])
+def test_an_open_quote_is_told(tmp_path: Path, end: str) -> None:
+    found = read(tmp_path, f'classes\ncar\n"boat\nmug\n{end}', "csv")
     assert len(found.lines) == 1
-    assert [fault.number for fault in found.faults] == [3] and "is not CSV" in found.faults[0].reason
+    assert found.faults == [Fault(3, f"lines 3 to {5 if end else 4} {ONE_ROW}")]
 
 
 def test_what_is_no_text_is_told(tmp_path: Path) -> None:

@@ -97,11 +97,33 @@ def test_what_failed_is_tried_when_asked_for(manifest: Manifest) -> None:
     assert manifest.counts() == Counts(5, 0, 0, 5)
 
 
+def test_what_has_not_failed_goes_first(manifest: Manifest) -> None:
+    manifest.fail(0, "no memory")
+    manifest.fail(1, "no memory")
+    manifest.retry()
+    assert manifest.busy(["a"]) and not manifest.busy(["a", "b"])
+    claims = [manifest.claim("me", "b"), manifest.claim("me", "", ["b"]), manifest.claim("me", "", ["b"])]
+    assert [claim and claim.piece for claim in claims] == [2, 0, None]
+    assert manifest.busy(["a", "b"])  # with what is taken
+    last = manifest.claim("me")
+    assert last and last.piece == 1
+
+
 def test_what_is_lost_is_made_again(manifest: Manifest) -> None:
     manifest.claim("me")
     manifest.finish(0, [made(1, 0)], None)
     manifest.reopen([0])
     assert manifest.counts().done == 0 and list(manifest.kept()) == []
+
+
+def test_what_is_lost_of_a_job_without_a_line_is_dropped(manifest: Manifest) -> None:
+    manifest.claim("me")
+    manifest.finish(0, [made(1, 0)], None)
+    manifest.store(Plan(), {}, ["one"], {"one": 0, "two": 9})
+    assert manifest.lists(ONE, 0) and not manifest.lists(ONE, 1)
+    manifest.reopen([0])
+    assert manifest.counts() == Counts(4, 0, 0, 4) and not manifest.lists(ONE, 0)
+    assert manifest.lists(TWO, 3) and not manifest.lists(TWO._replace(request=ONE.request), 3)
 
 
 def test_jobs_come_and_go_while_what_is_done_stays(manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from belvedere.apps import batch_plan
 from belvedere.apps.batch_jobs import Fault, Line
 from belvedere.apps.batch_plan import Plan, Shelf, first_fit, in_shard, make_plan
 from belvedere.apps.requests import GenerateRequest
@@ -116,6 +117,13 @@ def test_what_is_there_needs_no_plan(tiny_model: Path) -> None:
     asked = lines(*(GenerateRequest(str(tiny_model), count=count, device="cpu") for count in (20, 3)))
     plan = make_plan(asked, Shelf(), there={"000001": set(range(1, 20)), "000002": {0, 1, 2}, "others": {0}})
     assert calls(plan) == [[(0, 0)]] and [job.line for job in plan.jobs] == asked[:1]
+
+
+def test_it_is_told_how_far_the_plan_is(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_plan, "NEWS", 0.0)
+    notes: list[str] = []
+    make_plan(lines(*[GenerateRequest(str(tiny_model), device="cpu")] * 2), Shelf(), note=notes.append)
+    assert notes == ["planned 0 of 2 lines", "planned 1 of 2 lines"]
 
 
 def test_what_a_model_cannot_do_is_a_fault_of_its_line(tiny_model: Path, tmp_path: Path) -> None:

@@ -167,6 +167,8 @@ def test_solvers_that_do_not_fit_the_model_are_refused(
         assert_refused(
             ask(verb, tiny_model, "--guidance-power", 0, *count), "guidance_power must be a number from 0.01"
         )
+        for interval, message in (("0.8", "write two numbers, like 0.2,0.8"), ("0.8,0.2", "give the lower one first")):
+            assert_refused(ask(verb, tiny_model, "--guidance-interval", interval, *count), message)
     text = ("--prompt", "a red car", "--solver", "euler")
     assert_refused(ask(generate, Path("toybox-diffusion"), *text), "model toybox-diffusion knows no solver")
     assert list(empty_folder.iterdir()) == []
@@ -176,9 +178,11 @@ def test_a_solver_of_the_command_is_in_the_record(
     command: Callable[..., Done], tiny_fitv2: Path, tmp_path: Path
 ) -> None:
     options = ("--solver", "rk4", "--guidance-channels", 2, "--guidance-power", 3, "--guidance", 2)
+    options += ("--guidance-interval", "0.2,0.9")
     assert command("generate", "--model", tiny_fitv2, "--out", tmp_path, "-n", 1, *options).code == 0
     (path,) = tmp_path.iterdir()
-    assert record.read(path).request.sampling == {"solver": "rk4", "guidance_power": 3.0, "guidance_channels": 2}
+    asked = {"solver": "rk4", "guidance_power": 3.0, "guidance_channels": 2, "guidance_interval": (0.2, 0.9)}
+    assert record.read(path).request.sampling == asked
     assert command("regenerate", path).out.startswith("bit-identical: ")
 
 

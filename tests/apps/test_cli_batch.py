@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from belvedere.apps import batch_plan, cli_batch
 from belvedere.apps.batch_manifest import Manifest
 from belvedere.apps.cli_batch import parse_shard
 from belvedere.errors import InputError
@@ -102,7 +103,9 @@ def test_a_dry_run_writes_nothing(command: Command, tiny_model: Path, tiny_fitv2
 
 def test_solvers_are_options_and_keys_of_jobs(command: Command, tiny_fitv2: Path, tmp_path: Path) -> None:
     path = tmp_path / "jobs.csv"
-    path.write_text("seed,solver,guidance_channels,guidance_power\n1,,,\n2,dopri,,\n3,rk4,2,2.5\n")
+    path.write_text(
+        'seed,solver,guidance_channels,guidance_power,guidance_interval\n1,,,,\n2,dopri,,,\n3,rk4,2,2.5,"0.2,0.9"\n'
+    )
     options = ("--model", tiny_fitv2, "--steps", 3, "--solver", "heun", "--guidance-channels", 1, "--device", "cpu")
     done = command("generate", "--jobs", path, *options, "--out", tmp_path / "out")
     assert done.code == 1
@@ -112,7 +115,12 @@ def test_solvers_are_options_and_keys_of_jobs(command: Command, tiny_fitv2: Path
     asked = {name: record.read(tmp_path / "out" / name).request for name in content(tmp_path / "out")}
     assert {name: request.sampling for name, request in asked.items()} == {
         "000002.png": {"solver": "heun", "guidance_channels": 1},
-        "000004.png": {"solver": "rk4", "guidance_power": 2.5, "guidance_channels": 2},
+        "000004.png": {
+            "solver": "rk4",
+            "guidance_power": 2.5,
+            "guidance_channels": 2,
+            "guidance_interval": (0.2, 0.9),
+        },
     }
     assert command("regenerate", tmp_path / "out" / "000004.png").out.startswith("bit-identical: ")
 
@@ -159,10 +167,44 @@ def test_a_dry_run_of_a_begun_batch_tells_what_is_left(command: Command, tiny_mo
     write_jobs(path, kept, new)
     facts = json.loads(command(*asked, tmp_path / "out", "--dry-run", "--json").out)
     assert (facts["pictures"], facts["done"], facts["evaluations"], facts["calls"]) == (30, 10, 30 * 2 * 2, 4)
+    refused = command(*asked, tmp_path / "out", "--dry-run", "--format", "webp")
+    assert_refused(refused, "was begun with format png, not webp")
+    write_jobs(path, kept | {"steps": 3})
+    done = command(*asked, tmp_path / "out", "--dry-run")
+    assert done.code == 1 and "line 1: name 'kept': pictures of other settings have it already" in done.error
+    assert done.out.startswith("pictures     0 (10 are there already)\n")
+    write_jobs(path, kept, new)
     (tmp_path / "empty").mkdir()
     Manifest(tmp_path / "empty" / "manifest.sqlite").close()
     facts = json.loads(command(*asked, tmp_path / "empty", "--dry-run", "--json").out)
     assert (facts["pictures"], facts["done"], facts["evaluations"], facts["calls"]) == (40, 0, 40 * 2 * 2, 5)
+
+
+@pytest.mark.parametrize("pack", ["none", "tar"])
+def test_a_dry_run_refuses_what_a_run_does(command: Command, jobs: Path, tmp_path: Path, pack: str) -> None:
+    asked = ("generate", "--jobs", jobs, "--device", "cpu", "--out", tmp_path / "out", "--pack", pack)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.sqlite").touch()
+    file = tmp_path / "out" / ("x.png" if pack == "none" else "pictures-00000.tar")
+    file.write_text("mine")
+    for options in (["--dry-run"], []):
+        assert_refused(command(*asked, *options), f"{file} exists and is ")
+        assert (tmp_path / "out" / "manifest.sqlite").stat().st_size == 0 or not options
+    file.unlink()
+    assert command(*asked).code == 0
+    with jobs.open("a") as lines:
+        lines.write('{"name": "y", "model": ' + jobs.read_text().split('"model": ')[1].split(",")[0] + "}\n")
+    file = tmp_path / "out" / ("y.png" if pack == "none" else "pictures-00001.tar")
+    file.write_text("mine")
+    for options in (["--dry-run"], []):
+        assert_refused(command(*asked, *options), f"{file} exists and is ")
+
+
+def test_long_planning_is_told(command: Command, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_plan, "NEWS", 0.0)
+    monkeypatch.setattr(cli_batch, "NEWS", 0.0)
+    done = command("generate", "--jobs", jobs, "--out", tmp_path / "out", "--device", "cpu", "--dry-run")
+    assert done.error == "belvedere: planned 0 of 2 lines\nbelvedere: planned 1 of 2 lines\n"
 
 
 def test_a_sheet_among_one_s_own_defaults_is_no_mistake(

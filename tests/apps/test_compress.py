@@ -1,6 +1,9 @@
 """Compressing and decompressing files: what is written where, what is kept, one line for each refusal."""
 
+import io
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -10,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from belvedere.apps.compress import targets
+from belvedere.apps.compress import find, targets
 from belvedere.apps.requests import CompressRequest, parse_region
 from belvedere.checkpoints import codecs
 from belvedere.checkpoints.codecs import load_codec, save_codec
 from belvedere.compression import bitstream
 from belvedere.compression.codec import Codec, decode, encode
 from belvedere.compression.tiling import Layout
-from belvedere.data.images import Photograph, to_srgb
+from belvedere.data.folders import SUFFIXES
+from belvedere.data.images import Photograph, open_photograph, to_srgb
 from belvedere.errors import InputError
 from belvedere.files import atomic_write
 from tests.apps.conftest import Done, assert_refused, fill_cards, fill_results
@@ -130,7 +134,7 @@ def test_what_every_file_would_meet_is_told_once(
 
 
 def test_a_full_disk_ends_the_run_and_what_is_done_is_told(
-    command: Command, model: Path, pair: list[Path], monkeypatch: pytest.MonkeyPatch
+    command: Command, model: Path, pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path) -> object:
         if path.name == "b.bvd":
@@ -138,12 +142,14 @@ def test_a_full_disk_ends_the_run_and_what_is_done_is_told(
         return atomic_write(path)
 
     monkeypatch.setattr("belvedere.apps.compress.atomic_write", full)
-    photograph().save(pair[0].parent / "c.png")
-    done = command("compress", *pair, pair[0].parent / "c.png", "--model", model, "--json")
+    photograph().save(tmp_path / "c.png")
+    done = command("compress", *pair, tmp_path / "c.png", "--model", model, "--json")
     assert done.code == 2 and done.error.count("\n") == 1 and "b.bvd: No space left" in done.error
     told = json.loads(done.out)
-    assert [Path(facts["file"]).name for facts in told["done"]] == ["a.bvd"] and told["failed"] == [str(pair[1])]
-    assert not (pair[0].parent / "c.bvd").exists()
+    assert [Path(facts["file"]).name for facts in told["done"]] == ["a.bvd"]
+    assert [fault["file"] for fault in told["failed"]] == [str(pair[1])] and told["left"] == [str(tmp_path / "c.png")]
+    assert f"belvedere: error: {told['failed'][0]['reason']}\n" == done.error
+    assert not (tmp_path / "c.bvd").exists()
 
 
 def test_a_target_that_cannot_be_written_stops_no_other(command: Command, model: Path, pair: list[Path]) -> None:
@@ -154,7 +160,7 @@ def test_a_target_that_cannot_be_written_stops_no_other(command: Command, model:
     assert done.code == 1 and "a.bvd: Is a directory" in done.error and "File name too long" in done.error
     told = json.loads(done.out)
     assert [Path(facts["file"]).name for facts in told["done"]] == ["b.bvd"]
-    assert told["failed"] == [str(pair[0]), str(long)]
+    assert [fault["file"] for fault in told["failed"]] == [str(pair[0]), str(long)] and told["left"] == []
 
 
 def test_going_on_ends_as_the_whole_would(command: Command, model: Path, pair: list[Path]) -> None:
@@ -168,7 +174,7 @@ def test_going_on_ends_as_the_whole_would(command: Command, model: Path, pair: l
             done = command("compress", *files, "--model", model, *asked, "--json")
             told = json.loads(done.out)
             assert done.code == 1 and f"{len(files) - 2} of {len(files)} files could not be done" in done.error
-            assert told["failed"] == [str(path) for path in files[2:]]
+            assert [fault["file"] for fault in told["failed"]] == [str(path) for path in files[2:]]
             assert told["skipped"] == [str(path) for path in skipped] and len(told["done"]) == 2 - len(skipped)
 
 
@@ -188,6 +194,36 @@ def test_an_interrupted_batch_goes_on(command: Command, model: Path, pair: list[
     assert done.code == 0 and "a.png: 80x64" in done.out and "1 of 2 files were there already" in done.out
 
 
+def test_folders_keep_the_places_of_their_pictures(command: Command, model: Path, tmp_path: Path) -> None:
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    for name in ("tree/c.png", "tree/b/d.JPG", "tree/.trash/e.png", "tree/.f.png", "elsewhere/g.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(80, 64).save(tmp_path / name)
+    (tree / "link").symlink_to(elsewhere)
+    (tree / "notes.txt").write_text("no picture")
+    out, again = tmp_path / "out", tmp_path / "again"
+    done = command("compress", tree, elsewhere / "g.png", "--out", out, "--model", model, "--json")
+    files = [out / name for name in ("b/d.bvd", "c.bvd", "g.bvd")]
+    assert [facts["file"] for facts in json.loads(done.out)["done"]] == [str(path) for path in files]
+    done = command("decompress", out, "--out", again, "--model", model, "--json")
+    pictures = [again / name for name in ("b/d.png", "c.png", "g.png")]
+    assert [facts["file"] for facts in json.loads(done.out)["done"]] == [str(path) for path in pictures]
+    refused = command("decompress", tree, "--model", model)
+    assert_refused(refused, f"{tree} holds no files ending in .bvd: give a folder that does")
+    assert_refused(command("compress", tree, "--regions", tree / "c.png", "--model", model), "--regions belongs to one")
+
+
+def test_names_that_are_no_utf_8_end_no_batch(
+    command: Command, model: Path, pair: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = pair[0].rename(os.fsdecode(os.fsencode(pair[0].parent) + b"/a\xff.png"))
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert command("compress", odd, pair[1], "--model", model).code == 0
+    out.seek(0)
+    assert [line.partition(b": ")[0][-6:] for line in out.buffer] == [b"/a\xff.bvd"[-6:], b"/b.bvd"]
+
+
 def test_a_codec_of_one_rate_needs_no_quality(command: Command, photo: Path, tmp_path: Path) -> None:
     save_codec(small(), "float16", tmp_path / "one", {})
     (facts,) = json.loads(command("compress", photo, "--model", tmp_path / "one", "--json").out)["done"]
@@ -197,6 +233,7 @@ def test_a_codec_of_one_rate_needs_no_quality(command: Command, photo: Path, tmp
     asked = ("evaluate", "compression", "--data", tmp_path / "data", "--model", tmp_path / "one", "--peers", "")
     (points,) = json.loads(command(*asked, "--json").out)["curves"].values()
     assert [point["quality"] for point in points] == [1]
+    assert "PyTorch, encoders of other formats with one\n" in command(*asked).out
 
 
 def test_metadata_is_kept_as_asked(command: Command, model: Path, tmp_path: Path) -> None:
@@ -246,6 +283,19 @@ def test_grey_stays_grey_and_transparency_is_named(command: Command, model: Path
     assert_refused(refused, "wheat-ish", "is no colour")
 
 
+def test_grey_of_a_profile_becomes_srgb_in_webp(command: Command, model: Path, tmp_path: Path) -> None:
+    """WebP has no grey, and a profile of grey fits no colours."""
+    linear = profile(ADOBE, [256]).replace(b"rTRC", b"kTRC")
+    photograph(mode="L").save(tmp_path / "a.png", icc_profile=linear[:16] + b"GRAY" + linear[20:])
+    command("compress", tmp_path / "a.png", "--model", model)
+    for ending in ("png", "webp"):
+        command("decompress", tmp_path / "a.bvd", "-o", tmp_path / f"again.{ending}", "--model", model)
+    kept, webp = open_photograph(tmp_path / "again.png"), open_photograph(tmp_path / "again.webp")
+    assert kept.profile and not webp.profile
+    np.testing.assert_array_equal(np.asarray(webp.image), np.asarray(to_srgb(kept)))
+    assert np.asarray(webp.image)[..., 0].mean() > np.asarray(kept.image).mean() + 5
+
+
 def test_regions_get_the_bits(command: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     Image.new("L", (100, 70), 0).save(tmp_path / "nothing.png")
     Image.new("L", (99, 70), 255).save(tmp_path / "other.png")
@@ -270,7 +320,7 @@ def test_regions_get_the_bits(command: Command, model: Path, photo: Path, tmp_pa
         (("--jobs", "0"), ("jobs",)),
         (("--model", "dimr-toybox"), ("no codec",)),
         (("--device", "tpu"), ("device",)),
-        (("-o", "missing/../photo.png"), ("exists", "--force")),
+        (("-o", "missing/../photo.png", "--force"), ("photo.png: end the name with .bvd, or make the folder first",)),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -348,6 +398,7 @@ def test_a_codec_is_measured_beside_the_usual_formats(
     done = command("evaluate", "compression", *options, "--card", "--json")
     found = json.loads(done.out)
     ours = found["curves"][str(model)]
+    assert found["models"] == {str(model): opened(str(model)).digest.hex()} and found["machine"]["torch"]
     assert [point["quality"] for point in ours] == [1, 4] and ours[0]["bpp"] < ours[1]["bpp"]
     size = len(encode(photograph(192, 176), load_codec(model), quality=4))
     assert ours[1]["bpp"] == pytest.approx(size * 8 / (192 * 176))
@@ -383,17 +434,27 @@ def test_a_codec_is_no_generator(command: Command, model: Path) -> None:
     assert_refused(command("generate", "--model", model), "is a codec", "belvedere compress")
 
 
-def test_targets() -> None:
-    pair = [Path("a/x.jpg"), Path("b/y.jpg")]
-    assert list(targets(pair, None, ".bvd").items()) == [(pair[0], Path("a/x.bvd")), (pair[1], Path("b/y.bvd"))]
+def test_targets(tmp_path: Path) -> None:
+    paths = [Path("a/x.jpg"), Path("b/y.jpg")]
+    pair = find(paths, SUFFIXES)
+    assert list(targets(pair, None, ".bvd").items()) == [(paths[0], Path("a/x.bvd")), (paths[1], Path("b/y.bvd"))]
     assert list(targets(pair, Path("new"), ".bvd").values()) == [Path("new/x.bvd"), Path("new/y.bvd")]
     with pytest.raises(InputError, match="cannot become the one file"):
         targets(pair, Path("z.bvd"), ".bvd")
     with pytest.raises(InputError, match=r"a/x\.jpg and b/x\.png would both become new/x\.bvd: .* another --out"):
-        targets([Path("a/x.jpg"), Path("b/x.png")], Path("new"), ".bvd")
+        targets(find([Path("a/x.jpg"), Path("b/x.png")], SUFFIXES), Path("new"), ".bvd")
     with pytest.raises(InputError, match="give one of them"):
         targets(pair, None, ".bvd", force=True, skip=True)
-    many, began = [Path(f"{i}.jpg") for i in range(20_000)], time.monotonic()
+    (tmp_path / "b").mkdir()
+    for name in ("a.bvd", "b/a.bvd", "c.png"):
+        (tmp_path / name).touch()
+    tree = find([tmp_path], [".bvd"])
+    assert list(targets(tree, None, ".png").values()) == [tmp_path / "a.png", tmp_path / "b/a.png"]
+    for suffix, name in ((".bvd", "a.bvd"), (".png", "c.png")):
+        for options in ({"force": True}, {"skip": True}):
+            with pytest.raises(InputError, match=f"{name} would replace the file that it is made of"):
+                targets(find([tmp_path / name], []), None, suffix, **options)
+    many, began = find([Path(f"{i}.jpg") for i in range(20_000)], SUFFIXES), time.monotonic()
     assert len(targets(many, Path("new"), ".bvd", force=True)) == 20_000
     assert time.monotonic() - began < 10  # comparing each with each takes minutes
 

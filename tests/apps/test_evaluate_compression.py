@@ -136,7 +136,14 @@ def test_a_lossless_point_is_null_and_has_no_bd_rate(folder: Path) -> None:
     assert any(
         note.startswith("exact against steps, psnr: BD-rate: ") and "lossless" in note for note in result["notes"]
     )
-    assert "lossless" in table(result)
+    assert "inf" in table(result) and not [note for note in result["notes"] if "leave it out" in note]
+
+
+def test_one_lossless_picture_among_others_is_named(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (180, 180), "white").save(tmp_path / "plain.png")
+    result = evaluate_compression([Steps("steps", (3,))], [*pictures_in(folder), tmp_path / "plain.png"])
+    note = "steps, quality 3: no mean PSNR, since plain.png came back lossless: leave it out"
+    assert result["notes"] == [note] and result["curves"]["steps"][0]["psnr"] is None
 
 
 def test_published_curves_are_for_the_whole_of_kodak_only() -> None:

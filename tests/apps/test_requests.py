@@ -28,6 +28,7 @@ requests = st.builds(
     solver=st.none() | words,
     guidance_power=st.none() | st.floats(0.01, 100),
     guidance_channels=st.none() | st.integers(1, 1024),
+    guidance_interval=st.none() | st.tuples(st.floats(0, 0.5), st.floats(0.5, 1)),
 )
 
 
@@ -97,6 +98,11 @@ def test_a_request_without_them_is_written_as_before_there_were_solvers() -> Non
         {"guidance_power": "2"},
         {"guidance_channels": 0},
         {"guidance_channels": 1.5},
+        {"guidance_interval": 0.5},
+        {"guidance_interval": [0.5]},
+        {"guidance_interval": [0.5, 0.2]},
+        {"guidance_interval": [0.5, 1.2]},
+        {"guidance_interval": ["0", 1]},
     ],
 )
 def test_a_wrong_value_names_its_field(values: dict[str, object]) -> None:

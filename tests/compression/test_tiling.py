@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from belvedere.compression.tiling import Box, Layout, Span, assemble, ramps
-from belvedere.errors import DamagedError
+from belvedere.errors import BitstreamError, InputError
 
 LAYOUTS = st.builds(Layout, st.integers(256, 1024), st.integers(0, 64))
 
@@ -85,7 +85,8 @@ def test_a_wide_picture_takes_the_memory_of_one_row_of_tiles() -> None:
     assert peak < 20 * strip  # 12 bytes a pixel in float32, 3 of the tiles, and the overlap
 
 
-@pytest.mark.parametrize(("side", "overlap"), [(255, 0), (1025, 0), (512, 65)])
+@pytest.mark.parametrize(("side", "overlap"), [(255, 0), (1025, 0), (512, 65), (512, -1)])
 def test_layouts_that_no_file_has_are_refused(side: int, overlap: int) -> None:
-    with pytest.raises(DamagedError, match="damaged"):
+    with pytest.raises(InputError, match="256 to 1024, and 0 to 64 allowed") as error:
         Layout(side, overlap)
+    assert not isinstance(error.value, BitstreamError)

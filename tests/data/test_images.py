@@ -204,6 +204,19 @@ def test_opaque_grey_stays_grey() -> None:
         assert told.image.mode == "L" and (np.asarray(told.image) == np.asarray(grey)).all()
 
 
+def test_a_transparent_level_of_16_bit_grey() -> None:
+    grey = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    data = encoded(Image.fromarray(grey * 257), transparency=100)  # none of its levels
+    told = open_photograph(data)
+    assert told.image.mode == "L" and (np.asarray(told.image) == grey).all()
+    data = encoded(Image.fromarray(grey * 257), transparency=2 * 257)
+    with pytest.raises(InputError, match=r"^image has transparent parts"):
+        open_photograph(data)
+    grey[0, 2] = 255
+    for image in (open_photograph(data, background="white").image, open_image(data)):
+        assert image.mode == "RGB" and (np.asarray(image)[..., 1] == grey).all()
+
+
 @pytest.mark.parametrize("keep", [0, 8, 20, 60, -60])
 def test_broken_bytes_are_named(keep: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)

@@ -102,8 +102,10 @@ def test_guidance_past_the_end_is_that_at_the_end(monkeypatch: pytest.MonkeyPatc
     assert calls == [(64, 8)]  # both halves
 
 
-@pytest.mark.parametrize("interval", [(0.6, 0.2), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1.0)])
-def test_bad_intervals(interval: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    "interval", [(0.6, 0.2), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1.0), (0.5,), (0, 0.2, 1), "01", 0.5, ("0", 1)]
+)
+def test_bad_intervals(interval: Any) -> None:
     with pytest.raises(InputError, match="guidance interval"):
         Guidance(2.0, interval=interval)
 

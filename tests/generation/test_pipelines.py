@@ -159,6 +159,25 @@ def test_guidance_one_skips_the_null_half() -> None:
     assert sizes == [made.micro_batch(), 2 * made.micro_batch()]
 
 
+def test_guidance_acts_within_its_interval_alone() -> None:
+    """The way from noise has four steps here, at shares of 0, 1/4, 1/2 and 3/4."""
+    made = pipeline()
+    rows: list[int] = []
+    made.network.register_forward_pre_hook(lambda module, args: rows.append(len(args[0]) // made.micro_batch()))
+
+    def of(*interval: float, guidance: float = 3.0) -> torch.Tensor:
+        rows.clear()
+        options: dict[str, Any] = {"guidance_interval": interval} if interval else {}
+        return pixels(made, [0], num_inference_steps=4, guidance_scale=guidance, **options)
+
+    whole = of()
+    assert rows == [2, 2, 2, 2] and torch.equal(of(0.0, 1.0), whole)
+    assert not torch.equal(of(0.2, 0.6), whole) and rows == [1, 2, 2, 1]
+    assert torch.equal(of(0.9, 1.0), of(guidance=1.0)) and rows == [1, 1, 1, 1]
+    with pytest.raises(InputError, match="guidance interval"):
+        of(0.6, 0.2)
+
+
 def test_time_dependent_parameters_are_evaluated_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     made, calls = pipeline(), []
     evaluate = made.network.evaluate_time

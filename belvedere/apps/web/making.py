@@ -248,12 +248,16 @@ def _told(studio: Studio, record: "Record", job: "Job", ids: Sequence[int]) -> I
     if asked.extrapolation not in (None, here.extrapolation):
         yield f"It was made with --extrapolation {asked.extrapolation}, which is not set here: use belvedere regenerate"
     if asked.sampling:
-        told = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asked.sampling.items())
+        told = " ".join(f"--{name.replace('_', '-')} {_written(value)}" for name, value in asked.sampling.items())
         yield f"It was made with {told}, which is not set here: use belvedere regenerate"
     if asked.dtype not in ("auto", here.dtype):
         yield f"It was made in {asked.dtype}, which is not set here, where it is {here.dtype}: use belvedere regenerate"
     if asked.seed > EXACT:
         yield f"Its seed, {asked.seed}, is larger than a browser can hold: use belvedere regenerate"
+
+
+def _written(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def earlier(studio: Studio, count: int = 24) -> list[Entry]:

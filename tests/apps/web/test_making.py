@@ -66,6 +66,7 @@ def test_other_weights_of_the_same_name_are_told(studio: Studio, tiny_model: Pat
         ({"classes": ("car", 0)}, "kinds repeat"),
         ({"seed": making.EXACT + 1}, "seed, 9007199254740992,"),
         ({"guidance_power": 2.0}, "made with --guidance-power 2.0,"),
+        ({"guidance_interval": (0.2, 0.9)}, "made with --guidance-interval 0.2,0.9,"),
     ],
 )
 def test_what_the_page_cannot_set_is_told(asked: dict[str, Any], word: str, studio: Studio, tiny_model: Path) -> None:
