@@ -10,6 +10,7 @@ MAX_MEAN = 2.0
 """Of the differences of pixels, of 255: bfloat16 would come to half of one, rows taken for columns to fifteen."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models())
 def test_an_embedded_model_draws_what_it_drew(name: str) -> None:
     path = PICTURES / f"{name}.png"

@@ -75,6 +75,7 @@ def run(statement: ast.stmt, names: dict[str, Any]) -> None:
         exec(compile(ast.Module([statement], []), "example", "exec"), names)  # noqa: S102
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", programs())
 def test_examples_run_as_they_are_written(page: str, names: dict[str, Any], tmp_path: Path) -> None:
     program = programs()[page]

@@ -136,6 +136,7 @@ def leave_nothing_else(out: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", ["none", "tar"])
 def test_three_kills_change_nothing(
     forks: ForkServerContext, tiny_model: Path, tiny_fitv2: Path, tmp_path: Path, pack: str

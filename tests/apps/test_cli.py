@@ -237,6 +237,7 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_whole_pictures_that_another_process_makes_again(
     command: Callable[..., Done], tiny_model: Path, tmp_path: Path
 ) -> None:

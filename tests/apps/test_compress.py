@@ -388,6 +388,7 @@ def test_more_exif_than_a_format_holds_is_one_line(command: Command, model: Path
     assert command(*asked, tmp_path / "again.webp").code == 0
 
 
+@pytest.mark.slow
 def test_a_codec_is_measured_beside_the_usual_formats(
     command: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

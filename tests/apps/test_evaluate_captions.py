@@ -65,6 +65,7 @@ def test_features_are_shares_of_colours() -> None:
     assert torch.allclose(color_features(small).square(), shares, atol=0.05)
 
 
+@pytest.mark.slow
 def test_renders_are_recognised(recogniser: Recogniser, classifier: ToyClassifier, shown: Shown) -> None:
     found = judge(*shown, classifier, recogniser)
     assert found.count == 120

@@ -44,6 +44,7 @@ def measure(command: Command, world: Path, *options: object) -> Done:
     return command("evaluate", "concept", world / "toy.safetensors", *given, *options)
 
 
+@pytest.mark.slow
 def test_the_curve_over_editability(
     world: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_scene_model_keeps_what_it_takes_for_granted(tmp_path: Path) -> None:
     assert made == index and index["default_pitch"] != 0
 
 
+@pytest.mark.slow
 def test_a_graph_of_a_model(tiny_model: Path, tmp_path: Path) -> None:
     (file,) = export(str(tiny_model), tmp_path / "graphs", kind="torch-export")
     assert file.name == "network-denoiser.pt2" and [path.name for path in file.parent.iterdir()] == [file.name]

@@ -14,6 +14,7 @@ from tests.generation.neti_models import save_tiny_base
 Command = Callable[..., Done]
 
 
+@pytest.mark.slow
 def test_an_official_mapper_becomes_a_concept_file(
     command: Command, tmp_path: Path, encodings: types.ModuleType, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip

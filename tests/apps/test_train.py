@@ -72,6 +72,7 @@ def test_stopped_and_resumed_is_the_same_run_bit_for_bit(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_deterministic_is_on_for_the_run_and_makes_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def test_the_flag_is_the_key(command: Callable[..., Any], tmp_path: Path, monkey
     assert done.code == 2 and f"deterministic needs {WORKSPACE}" in done.error and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_deterministic_operations_only_on_a_cpu(tmp_path: Path, system: str) -> None:
     config = write_system(system, tmp_path, steps=4)
@@ -352,6 +354,7 @@ def test_held_out_samples_are_looked_at_and_change_nothing(tmp_path: Path) -> No
     assert (card["held_out_step"], card["held_out_loss"]) == (10, found[10])
 
 
+@pytest.mark.slow
 def test_held_out_samples_noise_and_times_are_always_the_same(tmp_path: Path) -> None:
     still = write_config(tmp_path, steps=5, **HELD_OUT, optimizer={"lr": 0.0})
     train(still, out=tmp_path / "run")
@@ -550,6 +553,7 @@ def test_gradients_of_convolutions_are_two_of_their_forward_passes(groups: int, 
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
+@pytest.mark.slow
 def test_compiled_blocks_make_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as always, but run by PyTorch's own kernels: to make others takes half a minute."""
     compiled, original = list[torch.nn.Module](), torch.nn.Module.compile

@@ -47,6 +47,7 @@ def write_folder_config(folder: Path, pictures: Path, **changes: Any) -> str:
     return write_config(folder, model=model, data=data, save_every=100, log_every=100, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_that_cannot_be_made_saves_ends_and_goes_on_when_mended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
@@ -99,6 +100,7 @@ def test_held_out_samples_that_cannot_be_had_end_the_run_when_it_has_saved(
     assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-00000003"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [3, 100])
 def test_a_look_that_failed_is_made_up_for(tmp_path: Path, every: int) -> None:
     write_pictures(tmp_path / "pictures")

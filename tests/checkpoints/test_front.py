@@ -80,6 +80,7 @@ def seen(network: NViST) -> Any:
     return render_view(field, camera, near=config.near, far=config.far, samples=8).colour.numpy().tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize(("name", "use"), [("segpic-photo", compressed), ("nvist-toybox", seen)])
 def test_defaults_of_pytorch_change_no_bit(name: str, use: Callable[[Any], Any], default: str) -> None:

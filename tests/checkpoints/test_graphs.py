@@ -54,6 +54,7 @@ def outputs(module: Callable[..., object], part: graphs.Part) -> list[torch.Tens
     return [found] if isinstance(found, torch.Tensor) else list(found)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NAMES, indirect=True)
 def test_a_program_computes_the_same(network: nn.Module, tmp_path: Path) -> None:
     for name, part in graphs.parts(network).items():

@@ -14,6 +14,7 @@ def weights() -> dict[str, torch.Tensor]:
     return published(random_inception())
 
 
+@pytest.mark.slow
 def test_published_file(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """Files of newer versions of PyTorch hold counters of training steps."""
     torch.save(weights | {"Mixed_7c.branch_pool.bn.num_batches_tracked": torch.tensor(7)}, tmp_path / FILE)

@@ -96,7 +96,7 @@ def picture(pipe: Any) -> Tensor:
     return torch.as_tensor(pipe("a cat", num_inference_steps=2, generator=generator, output_type="np").images)
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("ending", ["safetensors", pytest.param("ckpt", marks=pytest.mark.slow)])
 def test_the_file_makes_the_pictures_of_the_folder(ending: str, world: Path, tmp_path: Path) -> None:
     file = tmp_path / f"model.{ending}"
     if ending == "ckpt":

@@ -167,6 +167,7 @@ def test_padding_draws_where_the_given_generators_are(monkeypatch: pytest.Monkey
     assert class_pipeline.with_spares(given, 2) == [*given, "cuda:1", "cuda:1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize("solver", ["multistep", "published", "sde-heun", "dopri5"])
 def test_defaults_of_pytorch_change_no_bit(folder: Path, solver: str, default: str) -> None:

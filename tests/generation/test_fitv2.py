@@ -314,7 +314,8 @@ def test_saves_and_loads(tmp_path: Path) -> None:
 # Other forms of the program
 
 
-@pytest.mark.parametrize("change", [{}, pytest.param(REFINED, marks=pytest.mark.slow)], ids=("published", "refined"))
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{}, REFINED], ids=("published", "refined"))
 def test_compiles_to_one_graph(change: dict[str, int]) -> None:
     model = tiny(depth=1, **change)
     x, t, y = inputs()

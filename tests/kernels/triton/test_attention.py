@@ -108,6 +108,7 @@ def test_a_row_of_a_dense_batch_has_the_same_bits_alone() -> None:
     assert torch.equal(together[:, 2:3], ours(None, 0.1, False)(q[:, 2:3], k, v))
 
 
+@pytest.mark.slow
 def test_registration() -> None:
     x, offsets = random(4, 1, 16), starts([1, 3])
     torch.library.opcheck(torch.ops.belvedere.attention, (x, x, x, offsets, 0.25, False))

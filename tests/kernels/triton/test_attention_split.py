@@ -38,6 +38,7 @@ def test_dense(b: int, n: int, m: int, d: int, dtype: torch.dtype, sigmoid: bool
     agree(ours(None, d**-0.5, sigmoid, parts), twin(None, d**-0.5, sigmoid), q, k, v)
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=2), HEADS, DTYPES, st.booleans(), st.integers(2, 3))
 @example([0, 1, 0], 72, torch.float32, False, 2)
@@ -101,6 +102,7 @@ def test_nothing_is_divided_unless_asked(monkeypatch: pytest.MonkeyPatch) -> Non
         attend(x[None], x[None], x[None], bias=torch.zeros(70, 70), backend="split")
 
 
+@pytest.mark.slow
 def test_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_split, "parts_of", lambda *_: 2)
     x, offsets = random(36, 1, 16), starts([1, 35])

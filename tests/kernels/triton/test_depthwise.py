@@ -61,6 +61,7 @@ def test_a_picture_alone_or_among_others() -> None:
     assert same((whole[1:], among[1:]), (alone, slope))
 
 
+@pytest.mark.slow
 def test_registration() -> None:
     given = random(1, 3, 4, 2), random(2, 1, 3, 3), random(2)
     parts = ("test_schema", "test_autograd_registration", "test_faketensor")

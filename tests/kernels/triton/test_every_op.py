@@ -80,12 +80,14 @@ def _routed() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_checkpointing_changes_no_gradient(name: str) -> None:
     function, given = CALLS[name]
     assert same(gradients(partial(checkpoint, function, use_reentrant=False), *given), gradients(function, *given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_what_memory_held_before_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, given = CALLS[name]
@@ -96,6 +98,7 @@ def test_what_memory_held_before_does_not_matter(name: str, monkeypatch: pytest.
         assert same(gradients(function, *given), want)
 
 
+@pytest.mark.slow
 def test_every_operation_is_asked() -> None:
     asked = set()
     call = Operation.__call__

@@ -48,6 +48,7 @@ def compare(form: str, given_rays: Rays, given: list[Tensor], **options: Any) ->
     agree(rendered(form, given_rays, **options), twin(form, given_rays, **options), *given, loosest=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("form", FORMS)
 def test_values_and_gradients(form: str, padding: str) -> None:

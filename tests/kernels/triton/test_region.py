@@ -32,6 +32,7 @@ def low() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @fewer
 @given(st.integers(1, 2), st.integers(1, 2), SIDES, SIDES, DTYPES)
 @pytest.mark.usefixtures("low")
@@ -57,6 +58,7 @@ def test_a_picture_alone_or_among_others() -> None:
     assert torch.equal(whole[1:], region.region_filter(x[1:], features[1:], weight, bias))
 
 
+@pytest.mark.slow
 @mock.patch.multiple(fused_region, ROWS=1, GRADIENT_ROWS=1, SHARES=1)
 def test_registration() -> None:
     weights = random(2, 9, 1, 3, 3), random(2, 9)

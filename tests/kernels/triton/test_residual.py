@@ -91,6 +91,7 @@ def test_one_of_two_results_may_be_unused() -> None:
         )
 
 
+@pytest.mark.slow
 def test_registration() -> None:
     x, y, rows, index = random(5, 8), random(5, 8), random(2, 8), torch.tensor([0, 0, 1, 1, 1])
     torch.library.opcheck(torch.ops.belvedere.gated_residual, (x, y, rows, index))

@@ -110,6 +110,7 @@ def test_weights_have_the_same_gradients_each_time() -> None:
     assert same(*runs)
 
 
+@pytest.mark.slow
 def test_registration() -> None:
     q, k, (cos, sin), weight = random(3, 2, 8), random(3, 2, 8, seed=1), angles(3, 1, 8), random(2, 1)
     torch.library.opcheck(torch.ops.belvedere.qk_norm_rope, (q, k, cos, sin, weight, None, "rms", "layer", 1e-6))
