@@ -11,6 +11,7 @@ process had claimed is taken over by the living. Machines share a batch by ``sha
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -109,7 +110,9 @@ class _Run:
         self.writer = Writer(batch.out, worker.folder, batch.kind, batch.pack, batch.part)
         self.began, self.shown, self.network = time.perf_counter(), 0.0, 0.0
         self.done_before = manifest.counts().done
-        self.made = self.failed = 0
+        self.made = 0
+        self.failed: Counter[str] = Counter()
+        """Calls in a row that failed, by model, without those that have failed before."""
         self.given_up: dict[str, str] = {}
         """Models of which no more is tried, and why."""
         self.model = shelf.name
@@ -130,7 +133,7 @@ class _Run:
         finally:
             self.writer.close()
         if self.given_up and not self.watch.stop.is_set():
-            raise InputError(next(iter(self.given_up.values())))
+            raise InputError("; ".join(self.given_up.values()))
         return self._summary()
 
     def _make(self, claim: Claim) -> None:
@@ -145,7 +148,7 @@ class _Run:
             self.network += spent
             self.writer.put(claim.piece, wanted, pictures, spent, number == len(claim.calls))
             self._show()
-        self.failed = 0
+        self.failed[self.model] = 0
 
     def _call(self, wanted: Sequence[Wanted]) -> list[work.Picture]:
         jobs = []
@@ -162,10 +165,10 @@ class _Run:
         reason = " ".join(f"{'' if isinstance(error, InputError) else type(error).__name__ + ': '}{error}".split())
         self.manifest.fail(claim.piece, f"{wanted[0].name}: {reason[:500]}")
         self.watch.note(f"{wanted[0].name}: {reason[:200]}")
-        self.failed += 1
-        if self.failed >= FAILURES_IN_A_ROW:
-            told = f"{self.failed} calls in a row failed, the last with: {reason[:200]}"
-            self.given_up[wanted[0].request.model] = told
+        model = wanted[0].request.model
+        self.failed[model] += not claim.failed_before
+        if self.failed[model] >= FAILURES_IN_A_ROW:
+            self.given_up[model] = f"{model}: {FAILURES_IN_A_ROW} calls in a row failed, the last with: {reason[:200]}"
 
     def _settle(self, wait: bool = False) -> None:
         """Enter what the threads have written into the manifest."""

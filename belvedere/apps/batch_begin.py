@@ -91,6 +91,7 @@ def first_plan(batch: Batch, shelf: Shelf, note: Note) -> Plan:
         raise InputError(f"{batch.jobs} line {first.number}: {first.reason}{more}")
     try:
         check_place(batch, plan, shelf)
+        plan.place_is_free = True
     except InputError:
         if not batch.manifest.exists():  # else another process may have begun it: ``opened`` looks, alone
             raise
@@ -144,7 +145,8 @@ def opened(batch: Batch, plan: Plan | None, shelf: Shelf, others: set[str], note
         now = settings(batch)
         if not begun:
             plan = plan or first_plan(batch, shelf, note)
-            check_place(batch, plan, shelf)
+            if not plan.place_is_free:
+                check_place(batch, plan, shelf)
             begun = now | {"jobs": plan.digest}
             manifest.store(plan, begun)
         agree(batch, begun, now, note)
@@ -249,13 +251,16 @@ def _taken(line: Line) -> str:
 
 
 def _replan(batch: Batch, manifest: Manifest, shelf: Shelf, note: Note) -> None:
-    """Bring the manifest up to a job file that has changed."""
-    found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
-    change = changed(batch, manifest, found, note)
-    plan = planned(batch, change.fresh.values(), change.faults, shelf, change.there, note)
-    check_place(batch, plan, shelf, manifest)
-    numbers = dict.fromkeys(change.dropped, 0) | {line.name: line.number for line in found.lines}
-    manifest.store(plan, {"jobs": found.digest}, change.dropped, numbers)
+    """Bring the manifest up to a job file that has changed, or changes meanwhile."""
+    digest = ""
+    while digest != batch_jobs.digest(batch.jobs, batch.defaults):
+        found = batch_jobs.read_jobs(batch.jobs, batch.defaults)
+        change = changed(batch, manifest, found, note)
+        plan = planned(batch, change.fresh.values(), change.faults, shelf, change.there, note)
+        check_place(batch, plan, shelf, manifest)
+        numbers = dict.fromkeys(change.dropped, 0) | {line.name: line.number for line in found.lines}
+        manifest.store(plan, {"jobs": found.digest}, change.dropped, numbers)
+        digest = found.digest
 
 
 def _recover(batch: Batch, manifest: Manifest, note: Note) -> None:

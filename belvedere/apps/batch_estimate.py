@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
     options: tuple[Any, ...]
     evaluations: int | None
-    """For one picture, guidance aside; None: the solver chooses its steps."""
+    """For one picture, guidance aside; None: nobody counts them."""
     pixels: int
     """Of a call: where many pictures share it, of a full one."""
 
@@ -46,7 +46,7 @@ class Estimate:
     done: int
     calls: int
     evaluations: int | None
-    """Of the network, for one picture each: a guided one is two. None: a solver chooses its steps."""
+    """Of the network, for one picture each: a guided one is two. None: nobody counts them."""
     seconds: float
     memory: int
     """Bytes at the height of the calibration: of the GPU, or of the process."""
@@ -64,16 +64,18 @@ def estimate(batch: Batch, note: Callable[[str], None] = lambda line: None) -> E
         if begun := manifest.settings():
             agree(batch, begun, settings(batch), note)
         change = changed(batch, manifest, found, note)
-        plan = planned(batch, change.lines, change.faults, shelf, note=note)
+        finished = _finished(manifest, change)
+        lines = [line for line in change.lines if line.name not in finished]
+        plan = planned(batch, lines, change.faults, shelf, note=note)
         check_place(batch, _new(plan, change), shelf, manifest)
-        done = _done(manifest, plan)
+        left = plan.pictures - _done(manifest, plan)
     kinds, examples, pixels = _kinds(plan)
     evaluations = _evaluations(plan)
-    share = 1 - done / plan.pictures if plan.pictures else 0.0
+    share = left / plan.pictures if plan.pictures else 0.0
     seconds = _seconds(kinds, examples, plan, shelf, note)
     return Estimate(
-        pictures=plan.pictures - done,
-        done=done,
+        pictures=left,
+        done=plan.pictures - left + sum(finished.values()),
         calls=round(share * kinds.total()),
         evaluations=None if evaluations is None else round(share * evaluations),
         seconds=round(share * seconds, 1),
@@ -104,6 +106,13 @@ def _new(plan: Plan, change: Change) -> Plan:
     return replace(plan, pieces=pieces)
 
 
+def _finished(manifest: Manifest, change: Change) -> dict[str, int]:
+    """Return the pictures of each job of which nothing is left to do; the others alone are planned."""
+    known = manifest.jobs()
+    whole = (line.name for line in change.lines if line.name not in change.fresh)
+    return {name: known[name].done for name in whole if known[name].done == known[name].pictures}
+
+
 def _done(manifest: Manifest, plan: Plan) -> int:
     """Return how many pictures of a plan are made already."""
     made = {(name, job.request): job.done for name, job in manifest.jobs().items()}
@@ -119,7 +128,7 @@ def _kinds(plan: Plan) -> tuple[Counter[Kind], dict[Kind, list[Place]], int]:
         for call in piece.calls:
             covered = sum(_pixels(plan.jobs[number], index) for number, index in call)
             first = plan.jobs[call[0][0]]
-            kind = Kind(shared(first.used), first.evaluations, covered if len(call) == 1 else 0)
+            kind = Kind(shared(first.used), _asked(first), covered if len(call) == 1 else 0)
             kinds[kind] += 1
             if len(call) > len(examples.get(kind, ())):
                 examples[kind] = call
@@ -133,10 +142,15 @@ def _evaluations(plan: Plan) -> int | None:
     for piece in plan.pieces:
         for call in piece.calls:
             first = plan.jobs[call[0][0]]
-            if first.evaluations is None:
+            if (asked := _asked(first)) is None:
                 return None
-            total += len(call) * first.evaluations * (1 if first.used.guidance == 1 else 2)
+            total += len(call) * asked * (1 if first.used.guidance == 1 else 2)
     return total
+
+
+def _asked(job: Planned) -> int | None:
+    """Return how often the network is asked for a picture; None where how many of them are guided depends on times."""
+    return job.evaluations if job.used.guidance_interval is None else None
 
 
 def _pixels(job: Planned, index: int) -> int:

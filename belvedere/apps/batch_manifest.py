@@ -71,6 +71,8 @@ class Claim(NamedTuple):
 
     piece: int
     calls: list[list[Picture]]
+    failed_before: bool
+    """Whether one of its calls has failed, in this run or another."""
 
 
 class Made(NamedTuple):
@@ -298,6 +300,7 @@ class Manifest:
             piece = self._next(model, without)
             if piece is None:
                 return None
+            failed = self._one("SELECT reason FROM pieces WHERE id = ?", piece) is not None
             self._sql.execute("UPDATE pieces SET state = 'taken', owner = ? WHERE id = ?", (owner, piece))
             rows = self._sql.execute(
                 "SELECT call, job, number, name, count, request, weights FROM pictures JOIN jobs ON jobs.id = job "
@@ -309,7 +312,7 @@ class Manifest:
         for call, job, number, name, count, _, weights in rows:
             picture = Picture(job, number, self._plain(picture_name(name, count, number)), requests[job], weights)
             calls.setdefault(call, []).append(picture)
-        return Claim(piece, list(calls.values()))
+        return Claim(piece, list(calls.values()), failed)
 
     def _next(self, model: str, without: Collection[str]) -> Any:
         for tried, whose in product(("reason IS NULL", "reason IS NOT NULL"), ("model = ?", "model != ?")):

@@ -51,13 +51,15 @@ class Piece(NamedTuple):
 class Plan:
     """Jobs, the lines that are none, and the pieces that the pictures of the jobs are made in.
 
-    ``digest``: of the job file (``JobFile.digest``), where the plan is of a whole one.
+    ``digest``: of the job file (``JobFile.digest``), where the plan is of a whole one. ``place_is_free``: that no file
+    is in its way has been seen.
     """
 
     jobs: list[Planned] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     digest: str = ""
+    place_is_free: bool = False
 
     @property
     def pictures(self) -> int:

@@ -261,7 +261,11 @@ def train_prepare(
     side: Annotated[int, typer.Option(help="At most SIDE x SIDE pixels; with --square exactly.")] = 256,
     unit: Annotated[int, typer.Option(help="Sides are multiples of this many pixels.")] = 16,
     square: Annotated[
-        bool, typer.Option("--square", help="Crop to squares (DiMR) instead of keeping the aspect (FiTv2).")
+        bool,
+        typer.Option(
+            "--square",
+            help="Crop to squares (DiMR) instead of keeping the aspect, with the square of larger ones beside (FiTv2).",
+        ),
     ] = False,
     flip: Annotated[bool, typer.Option(help="Also encode the mirror images.")] = True,
     shard_size: Annotated[int, typer.Option(help="Pictures a file.")] = 1024,

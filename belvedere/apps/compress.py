@@ -212,20 +212,21 @@ class Found(NamedTuple):
 
 
 def find(paths: Iterable[Path], endings: Collection[str]) -> list[Found]:
-    """Return the files of ``paths``; a folder stands for those below it with one of ``endings``, in order.
+    """Return the files of ``paths``, each once; a folder stands for those below it with one of ``endings``, in order.
 
     Hidden files and folders and links to folders are passed over. Raises ``InputError`` for a folder without any.
     """
-    found: list[Found] = []
+    found: dict[Path, Path] = {}
     for path in paths:
         if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises below a folder that is closed)
-            found.append(Found(path, Path()))
+            found.setdefault(path, Path())
             continue
         below = sorted(file for file in _below(path) if file.suffix.lower() in endings and file.is_file())
         if not below:
             raise InputError(f"{path} holds no files ending in {', '.join(sorted(endings))}: give a folder that does")
-        found += [Found(file, file.parent.relative_to(path)) for file in below]
-    return found
+        for file in below:
+            found.setdefault(file, file.parent.relative_to(path))
+    return [Found(path, place) for path, place in found.items()]
 
 
 def _below(top: Path) -> Iterator[Path]:

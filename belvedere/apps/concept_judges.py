@@ -162,10 +162,11 @@ class Lens:
     def __init__(self, folder: Path, side: int, mean: Sequence[float], std: Sequence[float]):
         settings = folder / "preprocessor_config.json"
         told = read_json(settings) if settings.is_file() else {}
-        crop = told.get("crop_size", side)
+        crop = told.get("crop_size") or side
         self.side = int(crop["height"] if isinstance(crop, dict) else crop)
         edge = told.get("size") or self.side
-        self.edge = int(edge.get("shortest_edge", self.side) if isinstance(edge, dict) else edge)
+        edge = int(edge.get("shortest_edge", self.side) if isinstance(edge, dict) else edge)
+        self.edge = max(edge, self.side)  # nothing can be cut out of less
         if not 1 <= self.side <= self.edge <= MOST_SIDE:
             sizes = f"{self.side} pixels, of {self.edge} before they are cropped"
             raise InputError(f"{folder}: a model of pictures of {sizes}; at most {MOST_SIDE} are read")

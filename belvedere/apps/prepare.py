@@ -49,6 +49,9 @@ SOURCES: dict[str, Callable[..., EncodedPictures]] = {
 """The kinds of data that are pictures on disk, by the name that a config's ``data.kind`` gives."""
 
 
+CROPS = "crops"
+"""In the manifest of a folder of mixed sizes: the squares of larger pictures are there too."""
+
 Key = tuple[int, int]
 """The number of a picture, and 0, or 1 for the square cut out of one that is also kept whole."""
 
@@ -285,7 +288,7 @@ def prepare(
         "shard_size": shard_size,
         "vae": store.digest(folder),
         "dtype": str(precision).removeprefix("torch."),
-        **({} if square else {"crops": True}),
+        **({} if square else {CROPS: True}),
     }
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -355,6 +358,8 @@ def _agree(out: Path, manifest: Mapping[str, Any]) -> None:
     if path.is_file():
         begun = read_json(path)
         for key, value in manifest.items():
+            if key == CROPS and key not in begun:
+                raise InputError(f"{out} was made without the squares of larger pictures: choose another --out")
             if begun.get(key) != value:
                 then, now = (str(v)[:12] for v in (begun.get(key), value))
                 raise InputError(f"{out} was begun with another {key} ({then}, now {now}): choose another --out")

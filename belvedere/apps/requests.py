@@ -103,7 +103,7 @@ class GenerateRequest:
         if self.guidance_channels is not None:
             _whole("guidance_channels", self.guidance_channels, 1, MAX_CHANNELS)
         if self.guidance_interval is not None:
-            _check_interval(self.guidance_interval)
+            object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
 
     def _check_text(self) -> None:
         for name in ("prompts", "concepts"):
@@ -308,13 +308,15 @@ def _check_sizes(sizes: object) -> None:
             _whole(f"sizes: a side of {'x'.join(repr(part)[:20] for part in size)}", side, 1, MAX_SIDE)
 
 
-def _check_interval(interval: object) -> None:
+def _interval(interval: object) -> tuple[float, float] | None:
+    """Return an interval in the one way in which it is written; None for the whole way, which is none."""
     if not isinstance(interval, tuple) or len(interval) != 2:
         raise InputError(f"guidance_interval must be two numbers like [0.2, 0.8], not {repr(interval)[:80]}")
     for share in interval:
         _number("guidance_interval: each", share, 0.0, 1.0)
     if interval[0] > interval[1]:
         raise InputError(f"guidance_interval {interval[0]:g} to {interval[1]:g}: give the lower one first")
+    return None if interval == (0, 1) else (float(interval[0]), float(interval[1]))
 
 
 def parse_interval(text: str | None) -> tuple[float, float] | None:

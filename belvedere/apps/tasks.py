@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +22,17 @@ from belvedere.data import Dataset
 from belvedere.data.labels import Relabelled
 from belvedere.errors import InputError
 
+HOW_SEEN = ("flip", "max_skipped", "crops", "scale", "seed")
+"""Keys of data on disk that say nothing of which samples they are."""
+
 
 def make_task(config: TrainConfig) -> Task:
     """Return the task a config asks for; raises ``InputError`` for an unknown one, bad keys or missing data."""
     if config.task not in TASKS:
         raise InputError(f"config task {config.task!r}: choose from {', '.join(TASKS)}")
     task = TASKS[config.task](config)
-    if config.evaluate_every and _filled(config.data | config.held_out) == _filled(config.data):
-        raise InputError("config held_out: those are the samples of data: name others, by another path, split or seed")
+    if config.evaluate_every and _which(config.data | config.held_out) == _which(config.data):
+        raise InputError("config held_out: those are the samples of data: name others, such as held_out.path=FOLDER")
     if config.finetune is not None:
         task = replace(task, began_with=begin(config.task, task.model, config.finetune))
     if config.evaluate_every and task.held_out is None:
@@ -44,10 +48,15 @@ def make_task(config: TrainConfig) -> Task:
     return task
 
 
-def _filled(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's ``data``, or what is held out of it, with the defaults of its kind."""
+def _which(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells the samples of a config's ``data``, or of what is held out of it: all keys, defaults too, but
+    beside a path, which is resolved, not ``HOW_SEEN``."""
     defaults = inspect.signature(dataset_class(data["kind"])).parameters
-    return {**{name: parameter.default for name, parameter in defaults.items()}, **data}
+    filled = {**{name: parameter.default for name, parameter in defaults.items()}, **data}
+    if "path" not in data:
+        return filled
+    filled["path"] = str(Path(data["path"]).resolve()) if isinstance(data["path"], str | Path) else data["path"]
+    return {name: value for name, value in filled.items() if name not in HOW_SEEN}
 
 
 def _held_out(config: TrainConfig, seen: Dataset) -> Dataset:

@@ -9,6 +9,7 @@ resumed run continues bit for bit and another number of processes sees the same 
 
 import argparse
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -70,6 +71,7 @@ class Trainer:
         """Take up the state in a checkpoint; None: begin."""
         if start is not None:
             all_check(partial(self.steps.state.load, start))
+        self.steps.state.keep_or_forget_best(self.config.patience)
         self.writer.begin(start)
 
     def run(self, stop: StopRequest) -> int:
@@ -78,6 +80,7 @@ class Trainer:
         Samples that cannot be had raise ``Agreed`` on every process, when the state is saved.
         """
         progress = self.progress
+        self._look_if_due()
         last = progress.step if progress.tired(self.config.patience) else self.config.steps
         steps = range(progress.step, last)
         pin = self.device.type == "cuda" and self.config.workers > 0
@@ -85,7 +88,6 @@ class Trainer:
         feed, window = Feed(loader, len(self.steps.parts)), Window(self.config, self.device)
         feed.draw()
         self._require_batch(feed)
-        self._look_if_due()
         self.task.model.train()
         for step in steps:
             began = time.perf_counter()
@@ -178,7 +180,7 @@ class Trainer:
         """Look, save, write the model, draw; return the exit code. A look or a sheet that fails costs no model."""
         trouble = None
         try:
-            if self.config.evaluate_every and self.progress.looked != self.progress.step:
+            if self.config.evaluate_every and self.progress.looked != self.progress.step and not self._ended_early:
                 self.evaluate()
         except Agreed as error:
             self.writer.event(f"not looked at: {error}")
@@ -188,7 +190,7 @@ class Trainer:
             self.steps.state.restore_best()
             self.writer.event(f"the model is that of step {self.progress.best_step}, which had the lowest loss")
         if unfit := self._unfit():
-            self.writer.event(f"no model written: {unfit}; lower optimizer.lr, or go on from an earlier checkpoint")
+            self.writer.event(f"no model written: {unfit}")
             return 1
         export = partial(self.task.export, self.steps.state.ema.whole(), self.folder.model, self._card())
         self.writer.write("model", export, final=True)
@@ -204,20 +206,22 @@ class Trainer:
         return self.steps.state.best is not None and self.progress.tired(self.config.patience)
 
     def _unfit(self) -> str | None:
-        """Return why the averaged weights are no model; None where they are one."""
-        if self.progress.bad_steps and not self._ended_early:
-            return "the last step was not finite"
+        """Return why the averaged weights are no model, and the mend; None where they are one."""
         weights = (weight for weight in local(self.steps.state.ema.state().values()) if weight.is_floating_point())
-        dtype = getattr(torch, self.config.export.dtype)
-        finite = all(weight.to(dtype).isfinite().all() for weight in weights)
-        return first_trouble(None if finite else f"averaged weights are not finite in {self.config.export.dtype}")
+        name = self.config.export.dtype
+        finite = all(weight.to(getattr(torch, name)).isfinite().all() for weight in weights)
+        mend = "give the same command with export.dtype=bfloat16, or begin again with a lower optimizer.lr"
+        return first_trouble(None if finite else f"the averaged weights are not finite in {name}: {mend}")
 
     def _held_out(self) -> dict[str, Any]:
         """Return the step and the loss of the look at the weights of the model, where there was one."""
         progress = self.progress
+        step, loss = progress.looked, progress.held_out
         if self._ended_early:
-            return {"held_out_step": progress.best_step, "held_out_loss": progress.best}
-        return {"held_out_step": progress.looked, "held_out_loss": progress.held_out} if progress.looked else {}
+            step, loss = progress.best_step, progress.best
+        if not step:
+            return {}
+        return {"held_out_step": step, "held_out_loss": loss if loss is not None and math.isfinite(loss) else None}
 
     def _card(self) -> dict[str, Any]:
         progress = self.progress
@@ -250,8 +254,8 @@ def train(
     ``resume``: "auto" continues from the newest good checkpoint of ``out`` if there is one, "never" refuses a folder
     that has some, a path names a checkpoint or another run. ``check`` only overfits one batch. ``overrides`` are
     ``key.path=value``. Exit code 0: finished, or stopped by SIGTERM or SIGUSR1 after saving; 130: stopped by Ctrl-C
-    after saving; 1: too many steps in a row, or the last, were not finite, or the check failed. What can be known to be
-    wrong before the first step raises ``InputError``.
+    after saving; 1: too many steps in a row were not finite, or the average is not, or the check failed. What can be
+    known to be wrong before the first step raises ``InputError``.
     """
     config = load_config(name_or_path, overrides)
     command = " ".join(["belvedere train", str(name_or_path), *overrides])

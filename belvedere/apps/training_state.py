@@ -94,6 +94,13 @@ class RunState:
     best: dict[str, Tensor] | None = None
     """The average at the look that found the lowest loss, where it is kept."""
 
+    def keep_or_forget_best(self, patience: int) -> None:
+        """Begin with what a run with so much patience keeps: nothing without it, and no lowest loss without weights."""
+        if not patience:
+            self.best = None
+        elif self.best is None:
+            self.progress.best, self.progress.looks = None, 0
+
     def keep_best(self) -> None:
         """Keep a copy of the average as it is."""
         self.best = {name: value.clone() for name, value in self.ema.state().items()}

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 Progress = Callable[[float, int], None]
 """Called with (pictures done, pictures in all); the first is a fraction while a batch is under way."""
 
-MANY = 1000
-"""Pictures of a request that are sure to fill a network call."""
-
 Preview = Callable[[list[int], "Callable[[], list[Image.Image]]"], None]
 """Called after every step with the numbers of the pictures under way and what shows how they look by then; a call of
 that costs a decoding when the model makes latents."""
@@ -88,9 +85,11 @@ class Job:
     @cached_property
     def full_room(self) -> int:
         """The room of a call that fills the device."""
+        import torch
+
         from belvedere.generation import rooms
 
-        return rooms.full(self.pipeline.network.device)
+        return rooms.full(torch.device(self.request.device))
 
 
 @dataclass(frozen=True)
@@ -148,14 +147,6 @@ def prepare(request: GenerateRequest, *, download: bool = True, model: Model | N
     return Job(used, pipeline, digest, labels, names, record.this_machine(device), concepts)
 
 
-def _room(job: Job) -> int:
-    """Return the room of the calls that make a request's pictures."""
-    if job.request.count > MANY:
-        return job.full_room
-    room: int = job.pipeline.room_for([job.size(index) for index in range(job.request.count)])
-    return room
-
-
 def generate(request: GenerateRequest, *, progress: Progress | None = None) -> Iterator[Picture]:
     """Yield the pictures of a request with their records, in order; the model is loaded at the first."""
     yield from run(prepare(request), range(request.count), progress=progress)
@@ -171,6 +162,15 @@ def run(
         images = _batch(chosen, part.start, len(indices), progress, preview)
         for (_, index), image in zip(chosen, images, strict=True):
             yield Picture(image, job.record(index, record.pixel_digest(image)))
+
+
+def _room(job: Job) -> int:
+    """Return the room of the calls that suits a request."""
+    from belvedere.generation import rooms
+
+    if job.full_room == 1:
+        return 1
+    return rooms.chosen(job.pipeline, [job.size(index) for index in range(job.request.count)])
 
 
 def run_call(chosen: Sequence[tuple[Job, int]], *, progress: Progress | None = None) -> list[Picture]:
@@ -273,8 +273,6 @@ def _with_sampling(request: GenerateRequest, pipeline: Any) -> GenerateRequest:
         cosine_power_weight(0.0, used.guidance, request.guidance_power)  # refuses guidance below 1
     if (request.guidance_channels or 0) > (channels := pipeline.network.config.get("channels", 0)):
         raise InputError(f"guidance channels {request.guidance_channels}: model {request.model} has only {channels}")
-    if request.guidance_interval == (0, 1):
-        used = replace(used, guidance_interval=None)  # so that a picture has one origin
     return used if request.solver is None else _with_solver(used, request, pipeline, known["solver"].default)
 
 

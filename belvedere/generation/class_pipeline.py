@@ -12,7 +12,6 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from belvedere.errors import InputError
-from belvedere.generation import rooms
 from belvedere.kernels.graphs import Graphs
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -68,10 +67,6 @@ class ClassPipeline(DiffusionPipeline):
         ``room``: see ``rooms``; by default that of a call that fills the device.
         """
         raise NotImplementedError
-
-    def room_for(self, sizes: Sequence[tuple[int, int]], room: int | None = None) -> int:
-        """Return the room of the calls for pictures of ``sizes``: the one asked for, or the one that suits them."""
-        return rooms.choose(self.split, sizes, self.network.device) if room is None else rooms.check(room)
 
     def class_ids(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
         """Return the ids of classes given by id or name; an unknown one raises ``InputError``."""

@@ -151,7 +151,7 @@ class FiTv2Pipeline(ClassPipeline):
         ids, config = self.class_ids(class_labels), self.config
         pixels = self._sizes(len(ids), height, width, sizes)
         grids = [self.grid(size) for size in pixels]
-        capacity = self.capacity(self.room_for(pixels, room))
+        capacity = self.capacity(rooms.chosen(self, pixels, room))
         names = each(self.network.config.extrapolation if extrapolation is None else extrapolation, len(ids))
         weight = config.default_guidance if guidance_scale is None else float(guidance_scale)
         plan = Plan(

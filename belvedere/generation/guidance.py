@@ -10,6 +10,9 @@ from torch import Tensor
 
 from belvedere.errors import InputError
 
+ROUNDING = 1e-6
+"""By which the time of a step may miss the end of an interval that it is meant to be."""
+
 
 def combine(conditional: Tensor, unconditional: Tensor, weight: Tensor | float, channels: int | None = None) -> Tensor:
     """Return ``unconditional + weight * (conditional - unconditional)``, (..., c); weight 1 is the conditional.
@@ -34,6 +37,12 @@ def check_interval(interval: Any) -> tuple[float, float]:
     if len(pair) != 2 or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
         raise InputError(f"guidance interval {interval!r:.80}: two numbers with 0 <= first <= second <= 1")
     return float(pair[0]), float(pair[1])
+
+
+def guides(interval: tuple[float, float], share: float) -> bool:
+    """Return whether there is guidance at this share of the way; ends belong to it, whatever rounding made of them."""
+    low, high = interval
+    return low - ROUNDING <= share <= high + ROUNDING
 
 
 def published_weight(scale: float) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from belvedere.generation.fitv2 import FiTv2, Layout
-from belvedere.generation.guidance import check_interval, combine, cosine_power_weight
+from belvedere.generation.guidance import check_interval, combine, cosine_power_weight, guides
 from belvedere.generation.tokens import offsets_of
 from belvedere.kernels.graphs import Graphs
 
@@ -39,7 +39,7 @@ class Guidance:
     def at(self, t: float) -> float:
         """Return the weight at time ``t``; past 1, where the published dopri5 asks too, it is that at 1."""
         t = min(t, 1.0)
-        if not self.interval[0] <= t <= self.interval[1]:
+        if not guides(self.interval, t):
             return 1.0
         return self.weight if self.power is None else cosine_power_weight(t, self.weight, self.power)
 

@@ -23,7 +23,7 @@ from belvedere.generation.class_pipeline import (
     with_spares,
 )
 from belvedere.generation.dimr import DiMR
-from belvedere.generation.guidance import check_interval, cosine_power_weight, guide
+from belvedere.generation.guidance import check_interval, cosine_power_weight, guide, guides
 from belvedere.generation.samplers import (
     Denoiser,
     PredictionType,
@@ -59,8 +59,7 @@ class Plan:
 
     def weight(self, t: float) -> float:
         """Return the weight of the guidance at time t, from 1, noise, to 0, data."""
-        low, high = self.guidance_interval
-        if not low <= 1 - t <= high:
+        if not guides(self.guidance_interval, 1 - t):
             return 1.0
         if self.guidance_power is None:
             return self.guidance
@@ -187,7 +186,7 @@ class DiMRPipeline(ClassPipeline):
         numbers = {"guidance_scale": guidance_scale, "guidance_power": guidance_power}
         check_arguments(output_type, num_inference_steps=num_inference_steps, **numbers)
         ids, config = self.class_ids(class_labels), self.config
-        count = self.micro_batch(self.room_for([self.default_size] * len(ids), room))
+        count = self.micro_batch(rooms.chosen(self, [self.default_size] * len(ids), room))
         plan = Plan(
             steps=config.default_steps if num_inference_steps is None else int(num_inference_steps),
             guidance=config.default_guidance if guidance_scale is None else float(guidance_scale),

@@ -112,10 +112,6 @@ class PromptPipeline:
             parts += [range(i, min(i + count, alike[-1] + 1)) for i in range(alike[0], alike[-1] + 1, count)]
         return parts
 
-    def room_for(self, sizes: Sequence[tuple[int, int]], room: int | None = None) -> int:
-        """Return the room of the calls for pictures of ``sizes``: the one asked for, or the one that suits them."""
-        return rooms.choose(self.split, sizes, self.network.device) if room is None else rooms.check(room)
-
     def __call__(
         self,
         numbers: Sequence[int],
@@ -135,7 +131,7 @@ class PromptPipeline:
         take their place. ``room``: of the call, see ``rooms``.
         """
         (height, width), count = sizes[0], len(numbers)
-        padding = self.together((height, width), self.room_for(sizes, room)) - count
+        padding = self.together((height, width), rooms.chosen(self, [sizes[0]] * count, room)) - count
         prompts = [self.prompts[i] for i in numbers]
         options: dict[str, Any] = {
             "height": height,

@@ -6,7 +6,8 @@ the call's room: always 1 there. A GPU needs ``FULL`` times as much to be filled
 wait as long as for dozens; so a request of few pictures has calls of a smaller room, and its pictures tell it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -16,8 +17,16 @@ FULL = 32
 """Room of a call that fills a GPU."""
 
 Size = tuple[int, int]
-Split = Callable[[Sequence[Size], int], list[range]]
-"""Return which neighbouring pictures of the (height, width) given share a call of so much room."""
+
+
+class Pipeline(Protocol):
+    """What cuts a request into network calls."""
+
+    @property
+    def network(self) -> Any: ...
+
+    def split(self, sizes: Sequence[Size], room: int | None = None) -> list[range]:
+        """Return which neighbouring pictures of ``sizes``, (height, width), share a call of a ``room``."""
 
 
 def full(device: torch.device) -> int:
@@ -25,17 +34,22 @@ def full(device: torch.device) -> int:
     return 1 if device.type == "cpu" else FULL
 
 
-def choose(split: Split, sizes: Sequence[Size], device: torch.device) -> int:
-    """Return the room for a request of pictures of ``sizes``: the smallest power of two that takes no further call."""
-    room, most = 1, full(device)
-    calls = len(split(sizes, most))
-    while room < most and len(split(sizes, room)) > calls:
-        room *= 2
+def chosen(pipeline: Pipeline, sizes: Sequence[Size], room: int | None = None) -> int:
+    """Return the room of the calls for pictures of ``sizes``: the one asked for, or the one that suits them.
+
+    That is the smallest power of two that takes no further call. Raises ``InputError`` for a room that no call has.
+    """
+    if room is None:
+        return _smallest(pipeline, sizes, full(pipeline.network.device))
+    if isinstance(room, bool) or not isinstance(room, int) or not 1 <= room <= FULL:
+        raise InputError(f"room {room!r:.80}: must be a whole number from 1 to {FULL}")
     return room
 
 
-def check(room: int) -> int:
-    """Return ``room``; ``InputError`` for one that no call has."""
-    if isinstance(room, bool) or not isinstance(room, int) or not 1 <= room <= FULL:
-        raise InputError(f"room {room!r:.80}: must be a whole number from 1 to {FULL}")
+def _smallest(pipeline: Pipeline, sizes: Sequence[Size], most: int) -> int:
+    room = 1
+    if most > 1:
+        calls = len(pipeline.split(sizes, most))
+        while room < most and len(pipeline.split(sizes, room)) > calls:
+            room *= 2
     return room

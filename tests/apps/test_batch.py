@@ -515,29 +515,58 @@ def _fill_disk(folder: Path, pack: str, last: bool, image: Image.Image) -> None:
         writer.close()
 
 
-def test_when_all_fails_the_batch_stops(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_all_fails_the_batch_stops(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"model": str(tiny_model), "steps": steps} for steps in range(1, 6)]
     fails = failing(monkeypatch, lambda requests: True)
     with pytest.raises(InputError, match="3 calls in a row failed, the last with: RuntimeError: out of memory"):
-        run(jobs, tmp_path)
+        run(write_jobs(tmp_path / "jobs.jsonl", *asked), tmp_path / "out")
     assert len(fails) == 3
 
 
 def test_a_model_that_is_gone_holds_up_no_other(
-    tiny_model: Path, tiny_fitv2: Path, tmp_path: Path, every_look: None
+    tiny_model: Path, tiny_fitv2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_look: None
 ) -> None:
     (tmp_path / "a").symlink_to(tiny_model)
     (tmp_path / "b").symlink_to(tiny_fitv2)
-    names = ("a1", "a2", "a3", "a4", "b1", "b2")
+    names = ("a1", "a2", "a3", "a4", "b1", "b2", "b3")
     asked = [{"model": str(tmp_path / name[0]), "steps": int(name[1]), "name": name} for name in names]
     path, out = write_jobs(tmp_path / "jobs.jsonl", *asked), tmp_path / "out"
     run(path, out, stop_after(0))
     (tmp_path / "a").unlink()
-    for _ in range(2):
-        with pytest.raises(InputError, match="3 calls in a row failed, the last with: no model"):
+    with monkeypatch.context() as patch:
+        failing(patch, lambda requests: requests[0].steps == 1)  # of b the first, which is one in a row of b alone
+        with pytest.raises(InputError, match="/a: 3 calls in a row failed, the last with: no model"):
             run(path, out)
-        assert list(content(out)) == ["b1.png", "b2.png"]
+        assert list(content(out)) == ["b2.png", "b3.png"]
+    assert run(path, out).counts.failed == 4
+    assert list(content(out)) == ["b1.png", "b2.png", "b3.png"]
     (tmp_path / "a").symlink_to(tiny_model)
     assert run(path, out).made == 4
+
+
+def test_what_fails_for_ever_does_not_hold_up_what_failed_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_look: None
+) -> None:
+    asked = [{"model": str(tiny_model), "steps": steps, "name": f"p{steps}"} for steps in range(1, 7)]
+    path, out = write_jobs(tmp_path / "jobs.jsonl", *asked), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        failing(patch, lambda requests: True)
+        for _ in range(2):
+            with pytest.raises(InputError, match="3 calls in a row failed"):
+                run(path, out)
+    failing(monkeypatch, lambda requests: requests[0].steps <= 3)
+    assert run(path, out).counts.failed == 3
+    assert list(content(out)) == ["p4.png", "p5.png", "p6.png"]
+
+
+def test_the_last_lines_to_come_are_made_too(tiny_model: Path, tmp_path: Path) -> None:
+    """They come while a changed file is planned."""
+    one, two, three = ({"model": str(tiny_model), "steps": 1, "name": name} for name in ("one", "two", "three"))
+    path, out = write_jobs(tmp_path / "jobs.jsonl", one), tmp_path / "out"
+    run(path, out)
+    write_jobs(path, one, two)
+    run(path, out, Watch(note=lambda line: line.startswith("loading") and write_jobs(path, one, two, three)))
+    assert list(content(out)) == ["one.png", "three.png", "two.png"]
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[list[GenerateRequest]], bool]) -> list[int]:

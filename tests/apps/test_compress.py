@@ -202,7 +202,8 @@ def test_folders_keep_the_places_of_their_pictures(command: Command, model: Path
     (tree / "link").symlink_to(elsewhere)
     (tree / "notes.txt").write_text("no picture")
     out, again = tmp_path / "out", tmp_path / "again"
-    done = command("compress", tree, elsewhere / "g.png", "--out", out, "--model", model, "--json")
+    twice = tree / "b" / "d.JPG"
+    done = command("compress", tree, elsewhere / "g.png", twice, "--out", out, "--model", model, "--json")
     files = [out / name for name in ("b/d.bvd", "c.bvd", "g.bvd")]
     assert [facts["file"] for facts in json.loads(done.out)["done"]] == [str(path) for path in files]
     done = command("decompress", out, "--out", again, "--model", model, "--json")

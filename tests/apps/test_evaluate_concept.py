@@ -97,10 +97,18 @@ def test_dino_sees_class_tokens_of_normalised_pixels(tmp_path: Path, kind: str) 
 
 
 @pytest.mark.parametrize(
-    ("size", "edge"), [({"shortest_edge": 37}, 37), (40, 40), ({"height": 32, "width": 32}, 32), (None, 32)]
+    ("told", "edge"),
+    [
+        ({"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 37}}, 37),
+        ({"crop_size": 32, "size": 40}, 40),
+        ({"crop_size": {"height": 32, "width": 32}, "size": {"height": 32, "width": 32}}, 32),
+        ({"crop_size": {"height": 32, "width": 32}}, 32),
+        ({"crop_size": None, "size": None}, 32),
+        ({"size": {"shortest_edge": 20}}, 32),
+    ],
+    ids=str,
 )
-def test_pictures_are_scaled_and_cut_as_a_folder_says(tmp_path: Path, size: object, edge: int) -> None:
-    told = {"crop_size": {"height": 32, "width": 32}} | ({} if size is None else {"size": size})
+def test_pictures_are_scaled_and_cut_as_a_folder_says(tmp_path: Path, told: dict[str, object], edge: int) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
     picture = Image.effect_noise((150, 91), 90).convert("RGB")
     scaled = picture.resize((150 * edge // 91, edge), Image.Resampling.BICUBIC)

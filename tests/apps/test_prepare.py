@@ -1,6 +1,7 @@
 """Latents computed beforehand: what they hold, and that stopping, killing and sharing the work change nothing."""
 
 import io
+import json
 import os
 import random
 import subprocess
@@ -295,6 +296,16 @@ def test_other_and_bad_parameters_are_refused(
     with pytest.raises(InputError, match=message):
         make(pictures, tmp_path / "out", vae, **options)
     assert content(tmp_path / "out") == before
+
+
+def test_a_folder_from_before_there_were_squares_is_told(pictures: Path, vae: Path, tmp_path: Path) -> None:
+    make(pictures, tmp_path / "out", vae)
+    manifest = tmp_path / "out" / "prepare.json"
+    manifest.write_text(
+        json.dumps({key: value for key, value in json.loads(manifest.read_text()).items() if key != "crops"})
+    )
+    with pytest.raises(InputError, match="out was made without the squares of larger pictures: choose another --out"):
+        make(pictures, tmp_path / "out", vae)
 
 
 def test_other_pictures_and_autoencoders_are_refused(

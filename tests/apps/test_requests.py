@@ -38,6 +38,12 @@ def test_json_round_trip(request: GenerateRequest) -> None:
     assert request.to_json().isascii()
 
 
+def test_an_interval_is_written_in_one_way() -> None:
+    texts = [GenerateRequest.from_dict({"guidance_interval": value}).to_json() for value in ([0, 0.5], [0.0, 0.5])]
+    assert texts[0] == texts[1]
+    assert GenerateRequest.from_dict({"guidance_interval": [0, 1]}) == GenerateRequest()
+
+
 def test_a_request_without_them_is_written_as_before_there_were_solvers() -> None:
     written = (
         '{"model": "dimr-toybox", "classes": ["car", 3], "count": 2, "seed": 7, "steps": 25, "guidance": 2.0, '

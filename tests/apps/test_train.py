@@ -153,23 +153,26 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: 
     ] * 2
 
 
-@pytest.mark.parametrize(
-    ("from_step", "weight", "reason"),
-    [(9, 1.0, "the last step was not finite"), (20, 1e5, "averaged weights are not finite in float16")],
-)
-def test_a_run_that_ends_broken_writes_no_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int, weight: float, reason: str
-) -> None:
+def test_a_run_that_ends_broken_writes_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def act(step: int, model: Any) -> float:
-        model.stages[0].embed.bias.data.fill_(weight)
-        return math.nan if step >= from_step else 1.0
+        model.stages[0].embed.bias.data.fill_(1e5)
+        return 1.0
 
     disturb(monkeypatch, act)
     config = write_config(tmp_path, sheet_every=0, export={"dtype": "float16"})
     for _ in range(2):
         assert train(config, out=tmp_path / "run") == 1
-        assert events(tmp_path / "run")[-1].startswith(f"no model written: {reason}; lower optimizer.lr")
+        assert events(tmp_path / "run")[-1].startswith(
+            "no model written: the averaged weights are not finite in float16"
+        )
         assert not (tmp_path / "run/model").exists()
+    assert train(config, out=tmp_path / "run", overrides=["export.dtype=bfloat16"]) == 0
+
+
+def test_a_last_step_that_is_skipped_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disturb(monkeypatch, lambda step, model: math.nan if step >= 9 else 1.0)
+    assert train(write_config(tmp_path, sheet_every=0), out=tmp_path / "run") == 0
+    assert (tmp_path / "run/model").exists()
 
 
 def test_too_many_bad_steps_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,6 +413,29 @@ def test_a_run_that_ends_early_ends_with_its_best_weights(tmp_path: Path, monkey
         card = json.loads((tmp_path / "run/model/card.json").read_text())
         assert (card["steps"], card["held_out_step"], card["held_out_loss"]) == (12, 4, found[4])
         assert train(config, out=tmp_path / "run") == 0
+
+
+def test_patience_that_comes_later_counts_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path, steps=40, save_every=4, keep=3, **HELD_OUT, patience=2)
+
+    def act(step: int, model: Any) -> float:
+        if step >= 4:  # worse with every step
+            for weight in model.parameters():
+                weight.data.mul_(1.5)
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return 1.0
+
+    disturb(monkeypatch, act)
+    assert train(config, out=tmp_path / "run", overrides=["patience=0"]) == 0
+    assert train(config, out=tmp_path / "run") == 0
+    found = dict(looks(tmp_path / "run"))
+    assert list(found) == [4, 8, 12, 16, 20]
+    card = json.loads((tmp_path / "run/model/card.json").read_text())
+    assert (card["held_out_step"], card["held_out_loss"]) == (12, found[12])
+    best = {name: value for name, value in tensors(tmp_path / "run", 12).items() if name.startswith("ema")}
+    made = belvedere.load(tmp_path / "run/model").network.state_dict()
+    assert_same({f"ema: {name}": value for name, value in made.items()}, best)
 
 
 def test_a_run_that_still_learns_goes_on(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from belvedere.apps.sharding import Part
 from belvedere.apps.train import main, train
 from belvedere.apps.training_log import TrainingLog
 from belvedere.apps.training_state import Progress, RunState, checkpoints, verify
+from belvedere.errors import InputError
 from tests.apps.training_helpers import MODEL, assert_same, events, looks, rows, tensors, write_config
 from tests.apps.training_processes import start_two, words
 
@@ -84,6 +85,14 @@ def test_a_batch_that_the_second_process_cannot_make_ends_both(tmp_path: Path) -
     assert "error: " not in words(run, 1).read_text()
     (saved,) = checkpoints(run / "checkpoints")
     assert saved.name == "step-00000005" and verify(saved) is None
+
+
+def test_held_out_samples_that_are_those_of_the_data_are_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    for same in ({"path": f"{tmp_path}/pictures/../pictures/"}, {"flip": True}):
+        config = write_folder_config(tmp_path, tmp_path / "pictures", evaluate_every=3, held_out=same)
+        with pytest.raises(InputError, match="those are the samples of data"):
+            train(config, out=tmp_path / "run")
 
 
 def test_held_out_samples_that_cannot_be_had_end_the_run_when_it_has_saved(

@@ -88,13 +88,15 @@ def test_few_pictures_tell_the_room_of_their_calls_on_a_gpu_and_are_made_again_i
         return real(self, *labels, **options)
 
     monkeypatch.setattr(FiTv2Pipeline, "__call__", call)
-    monkeypatch.setattr(work, "MANY", 20)
-    few, many = replace(mixed, count=5), replace(mixed, count=21)
+    few, many = replace(mixed, count=5), replace(mixed, count=300, sizes=SIZES[:3])
     made, full = next(work.generate(few)), next(work.generate(many))
     assert asked == [2, rooms.FULL] and (made.record.room, full.record.room) == (2, 0)
     for picture, room in ((made, 2), (full, rooms.FULL)):
         assert work.regenerate(written(picture, tmp_path)).differences == () and asked[-1] == room
     job = work.prepare(few)
+    with monkeypatch.context() as patch:
+        patch.setattr(FiTv2, "device", property(lambda self: pytest.fail("walked through for a record")))
+        assert job.record(0).room == 0
     assert [picture.record.room for picture in work.run_call([(job, 0)])] == [0] and asked[-1] == rooms.FULL
     monkeypatch.setattr(rooms, "full", lambda device: 1)
     work.regenerate(written(made, tmp_path))

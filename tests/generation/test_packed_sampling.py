@@ -80,6 +80,7 @@ def test_split_keeps_the_order_and_fills_no_call_beyond_its_capacity(lengths: li
 
 def test_guidance_is_constant_inside_its_interval() -> None:
     guidance = Guidance(3.0, interval=(0.2, 0.6))
+    assert [guidance.at(t) for t in (1 - 20 / 25, 1 - 10 / 25)] == [3, 3]  # 0.19999999999999996 and 0.6
     assert [guidance.at(t) for t in (0.0, 0.19, 0.2, 0.4, 0.6, 0.61, 1.0)] == [1, 1, 3, 3, 3, 1, 1]
     assert [Guidance(1.5).at(t) for t in (0.0, 1.0)] == [1.5, 1.5]
 

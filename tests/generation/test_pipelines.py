@@ -173,6 +173,8 @@ def test_guidance_acts_within_its_interval_alone() -> None:
     whole = of()
     assert rows == [2, 2, 2, 2] and torch.equal(of(0.0, 1.0), whole)
     assert not torch.equal(of(0.2, 0.6), whole) and rows == [1, 2, 2, 1]
+    of(0.25, 0.5)
+    assert rows == [1, 2, 2, 1]
     assert torch.equal(of(0.9, 1.0), of(guidance=1.0)) and rows == [1, 1, 1, 1]
     with pytest.raises(InputError, match="guidance interval"):
         of(0.6, 0.2)

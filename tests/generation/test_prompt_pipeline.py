@@ -66,9 +66,12 @@ def test_few_pictures_have_small_calls_on_a_gpu_alone(monkeypatch: pytest.Monkey
     pipeline.network.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     for device, count, expected in (("cpu", 1, 2), ("cuda", 1, 2), ("cuda", 3, 4), ("cuda", 5, 8)):
         monkeypatch.setattr(rooms, "full", lambda _, device=device: rooms.FULL if device == "cuda" else 1)
-        rows.clear()
-        pictures(pipeline, range(count))
-        assert set(rows) == {2 * expected}  # guided
+        for sizes in (1, count):
+            rows.clear()
+            seeds = [generator("image", i) for i in range(count)]
+            options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0, "generator": seeds}
+            assert len(pipeline([0] * count, sizes=[(16, 16)] * sizes, **options).images) == count
+            assert set(rows) == {2 * expected}  # guided
 
 
 def encodings(pipeline: PromptPipeline, indices: range, monkeypatch: pytest.MonkeyPatch) -> int:

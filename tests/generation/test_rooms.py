@@ -1,5 +1,6 @@
 """How much a network call holds: the least that takes no further call on a GPU, always the same on a CPU."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,14 @@ PER_CALL = 8
 """Tokens of a call on a CPU, here."""
 
 
-def split(sizes: Any, room: int) -> list[range]:
-    return packed_sampling.split([high * wide for high, wide in sizes], room * PER_CALL)
+class Packed:
+    """Cuts as FiTv2's pipeline does."""
+
+    def __init__(self, device: torch.device):
+        self.network = SimpleNamespace(device=device)
+
+    def split(self, sizes: Any, room: int | None = None) -> list[range]:
+        return packed_sampling.split([high * wide for high, wide in sizes], (room or 1) * PER_CALL)
 
 
 @pytest.mark.parametrize(
@@ -36,18 +43,20 @@ def split(sizes: Any, room: int) -> list[range]:
     ],
 )
 def test_a_gpu_has_the_smallest_room_that_takes_no_further_call(sizes: Any, room: int) -> None:
-    assert rooms.choose(split, sizes, GPU) == room
-    assert rooms.choose(split, sizes, CPU) == 1
+    assert rooms.chosen(Packed(GPU), sizes) == room
+    assert rooms.chosen(Packed(CPU), sizes) == 1
+    assert rooms.chosen(Packed(CPU), sizes, 4) == 4
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), max_size=40))
 def test_no_smaller_room_would_do(sizes: Any) -> None:
-    room, calls = rooms.choose(split, sizes, GPU), len(split(sizes, rooms.FULL))
-    assert len(split(sizes, room)) <= calls
-    assert room == 1 or len(split(sizes, room // 2)) > calls
+    pipeline = Packed(GPU)
+    room, calls = rooms.chosen(pipeline, sizes), len(pipeline.split(sizes, rooms.FULL))
+    assert len(pipeline.split(sizes, room)) <= calls
+    assert room == 1 or len(pipeline.split(sizes, room // 2)) > calls
 
 
 @pytest.mark.parametrize("room", [0, 33, -1, 2.0, True, "2"])
 def test_a_room_that_no_call_has_is_refused(room: Any) -> None:
     with pytest.raises(InputError, match="must be a whole number from 1 to 32"):
-        rooms.check(room)
+        rooms.chosen(Packed(CPU), [(1, 1)], room)
