@@ -388,54 +388,56 @@ def test_a_run_that_brings_nothing_better_ends(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model" / "card.json").read_bytes() == weights
 
 
-def test_a_run_that_ends_early_ends_with_its_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = write_config(tmp_path, steps=40, save_every=4, keep=3, **HELD_OUT, patience=2)
+@pytest.fixture
+def worsening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a run with patience whose weights get worse from step 4 on, and which is stopped once, at step 10."""
+    stopped = tmp_path / "stopped"
 
     def act(step: int, model: Any) -> float:
-        if step >= 4:  # worse with every step
+        if step >= 4:
             for weight in model.parameters():
                 weight.data.mul_(1.5)
-        if step == 9 and not (tmp_path / "stopped").exists():
-            (tmp_path / "stopped").touch()
+        if step == 9 and not stopped.exists():
+            stopped.touch()
             os.kill(os.getpid(), signal.SIGUSR1)
         return 1.0
 
     disturb(monkeypatch, act)
-    assert train(config, out=tmp_path / "run") == 0
+    return write_config(tmp_path, steps=40, save_every=4, keep=3, **HELD_OUT, patience=2)
+
+
+def averages(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return the averaged weights in a checkpoint."""
+    return {name: value for name, value in tensors(run, step).items() if name.startswith("ema")}
+
+
+def exported(run: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's model by the names they have in checkpoints."""
+    return {f"ema: {name}": value for name, value in belvedere.load(run / "model").network.state_dict().items()}
+
+
+def test_a_run_that_ends_early_ends_with_its_best_weights(worsening: Path, tmp_path: Path) -> None:
+    assert train(worsening, out=tmp_path / "run") == 0
     assert [path.name for path in checkpoints(tmp_path / "run/checkpoints")][-1] == "step-00000010"
-    best = {name: value for name, value in tensors(tmp_path / "run", 4).items() if name.startswith("ema")}
-    assert train(config, out=tmp_path / "run", overrides=["keep=1"]) == 0
+    best = averages(tmp_path / "run", 4)
+    assert train(worsening, out=tmp_path / "run", overrides=["keep=1"]) == 0
     found = dict(looks(tmp_path / "run"))
     assert list(found) == [4, 8, 12] and found[4] < min(found[8], found[12])
     for _ in range(2):
-        made = belvedere.load(tmp_path / "run/model").network.state_dict()
-        assert_same({f"ema: {name}": value for name, value in made.items()}, best)
+        assert_same(exported(tmp_path / "run"), best)
         card = json.loads((tmp_path / "run/model/card.json").read_text())
         assert (card["steps"], card["held_out_step"], card["held_out_loss"]) == (12, 4, found[4])
-        assert train(config, out=tmp_path / "run") == 0
+        assert train(worsening, out=tmp_path / "run") == 0
 
 
-def test_patience_that_comes_later_counts_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = write_config(tmp_path, steps=40, save_every=4, keep=3, **HELD_OUT, patience=2)
-
-    def act(step: int, model: Any) -> float:
-        if step >= 4:  # worse with every step
-            for weight in model.parameters():
-                weight.data.mul_(1.5)
-        if step == 9:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return 1.0
-
-    disturb(monkeypatch, act)
-    assert train(config, out=tmp_path / "run", overrides=["patience=0"]) == 0
-    assert train(config, out=tmp_path / "run") == 0
+def test_patience_that_comes_later_counts_from_there(worsening: Path, tmp_path: Path) -> None:
+    assert train(worsening, out=tmp_path / "run", overrides=["patience=0"]) == 0
+    assert train(worsening, out=tmp_path / "run") == 0
     found = dict(looks(tmp_path / "run"))
     assert list(found) == [4, 8, 12, 16, 20]
     card = json.loads((tmp_path / "run/model/card.json").read_text())
     assert (card["held_out_step"], card["held_out_loss"]) == (12, found[12])
-    best = {name: value for name, value in tensors(tmp_path / "run", 12).items() if name.startswith("ema")}
-    made = belvedere.load(tmp_path / "run/model").network.state_dict()
-    assert_same({f"ema: {name}": value for name, value in made.items()}, best)
+    assert_same(exported(tmp_path / "run"), averages(tmp_path / "run", 12))
 
 
 def test_a_run_that_still_learns_goes_on(tmp_path: Path) -> None:

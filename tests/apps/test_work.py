@@ -96,7 +96,7 @@ def test_few_pictures_tell_the_room_of_their_calls_on_a_gpu_and_are_made_again_i
     job = work.prepare(few)
     with monkeypatch.context() as patch:
         patch.setattr(FiTv2, "device", property(lambda self: pytest.fail("walked through for a record")))
-        assert job.record(0).room == 0
+        assert replace(job, room=2).record(0).room == 2
     assert [picture.record.room for picture in work.run_call([(job, 0)])] == [0] and asked[-1] == rooms.FULL
     monkeypatch.setattr(rooms, "full", lambda device: 1)
     work.regenerate(written(made, tmp_path))
