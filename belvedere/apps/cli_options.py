@@ -47,8 +47,8 @@ GuidanceInterval = Annotated[
     str | None,
     typer.Option(
         metavar="LOW,HIGH",
-        help="Guide between these shares of the way from noise, 0, to the picture, 1, alone; elsewhere a step takes "
-        "half the time. Default: 0,1.",
+        help="Guide between these shares of the way from noise, 0, to the picture, 1, alone; elsewhere a step is "
+        "half the work. Default: 0,1.",
     ),
 ]
 Prompt = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="For a model of text; several take turns.")]
